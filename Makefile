@@ -1,0 +1,74 @@
+# Two commands for a newcomer, as root on Debian 12: `make demo` and `make test`.
+# Each installs what it needs first; a second time that takes no time.
+
+PYTHON := /usr/bin/python3
+VENV := .venv
+SYSTEM_PACKAGES := python3-bpfcc python3-venv libbpf1 linux-libc-dev gcc libc6-dev clang-format iproute2 util-linux iptables nftables ipset
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: setup ## set up, then run the main job: a small cluster of namespaces, balanced live
+	@$(VENV)/bin/lbproxy demo
+
+.PHONY: test
+test: setup ## set up, then lint and run the whole test suite
+	@$(MAKE) --no-print-directory lint
+	@LBPROXY_REQUIRE_ROOT=1 $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: contract
+contract: setup ## hold every scenario of the contract lab against a model of kube-proxy (about 6 minutes)
+	@LBPROXY_REQUIRE_ROOT=1 LBPROXY_CONTRACT=all $(VENV)/bin/python -m pytest tests/lab/contract $(PYTEST_ARGS)
+
+.PHONY: fuzz
+fuzz: setup ## a million drawn frames through the packet programs and a reference of them (FUZZ_ARGS="--seed 1")
+	@$(VENV)/bin/python -m tests.packets.fuzz $(FUZZ_ARGS)
+
+.PHONY: lint
+lint: setup ## types, style, layering, C formatting
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+	clang-format --dry-run --Werror $$(find bpf lbproxy/lab benchmarks -name '*.[ch]' -not -path 'bpf/headers/*' -not -path '*/build/*')
+
+.PHONY: format
+format: setup ## rewrite Python and C in the house style
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	clang-format -i $$(find bpf lbproxy/lab benchmarks -name '*.[ch]' -not -path 'bpf/headers/*' -not -path '*/build/*')
+
+.PHONY: bench
+bench: setup ## measure on this machine (about 7 minutes, as root, best with nothing else running)
+	@$(VENV)/bin/python -m benchmarks.run quick
+
+.PHONY: report
+report: setup ## write the newest measurement into README.md and docs/benchmarks.md
+	@$(VENV)/bin/python -m benchmarks.report
+
+.PHONY: setup
+setup: $(VENV)/.done ## install what is needed: Debian packages, .venv
+
+$(VENV)/.done: pyproject.toml requirements.lock Makefile
+	@missing=$$(for p in $(SYSTEM_PACKAGES); do dpkg-query -W -f='$${Status}\n' $$p 2>/dev/null | grep -q 'install ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+		echo "setup: installing $$missing" && \
+		apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+	@echo "setup: Python packages into $(VENV)"
+	@$(PYTHON) -m venv --system-site-packages $(VENV)
+	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c requirements.lock -e '.[test,lint]'
+	@touch $@
+
+.PHONY: lock
+lock: setup ## write the versions that are installed now into requirements.lock
+	@{ echo '# Versions that the suite passes with; `make lock` writes them.'; \
+	$(VENV)/bin/python -m pip freeze -q --local --exclude-editable --disable-pip-version-check; } > requirements.lock
+	@touch $(VENV)/.done
+
+.PHONY: clean
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmarks/build

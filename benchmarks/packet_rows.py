@@ -1,0 +1,121 @@
+"""The figures of single packets as tables: a line a program and kind of packet, a column a protocol. Pure."""
+
+import collections.abc
+import dataclasses
+
+from benchmarks import packets, results, stats, targets
+
+_COLUMNS = tuple((family, protocol) for protocol in ("TCP", "UDP") for family in (4, 6))
+# What README.md shows: the others are in docs/benchmarks.md.
+_HEADLINES = (
+    ("tc_from_outside", packets.HERE),
+    ("tc_from_outside", packets.STRANGER),
+    ("tc_to_any", packets.LEAVES),
+    ("xdp_from_outside", packets.ELSEWHERE),
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Line:
+    """One line: what one program does with one kind of packet."""
+
+    program: str
+    what: str
+    flows: int
+    found: dict[tuple[int, str], stats.Summary]  # by family and protocol
+
+    @property
+    def target(self) -> targets.Target | None:
+        """What design.md asks of it."""
+        if self.what.startswith("established") and self.what != packets.STALE and "left" not in self.what:
+            return targets.PACKET if self.flows == 1 else targets.PACKET_OF_MANY
+        return targets.PACKET_NEW if packets.NO_STATE in self.what else None
+
+    @property
+    def worst(self) -> float:
+        """The greatest of the medians."""
+        return max(each.median for each in self.found.values())
+
+
+def lines(found: results.Results) -> list[Line]:
+    """Return every line of a run; the floors come first."""
+    samples: dict[tuple[str, str, int], dict[tuple[int, str], list[float]]] = {}
+    for each in found.packets:
+        place = samples.setdefault((each.program, each.what, each.flows), {})
+        place.setdefault((each.family, each.protocol), []).extend(each.ns)
+    listed = [
+        Line(*key, {column: stats.summary(ns) for column, ns in of.items()}) for key, of in samples.items()
+    ]
+    return sorted(listed, key=lambda line: not _is_floor(line))
+
+
+def headlines(found: results.Results) -> list[Line]:
+    """Return the lines for README.md."""
+    return [
+        line
+        for line in lines(found)
+        if _is_floor(line)
+        or (line.program, line.what) in _HEADLINES
+        or (line.flows == 0 and line.program.startswith("tc"))
+    ]
+
+
+def table(listed: collections.abc.Iterable[Line]) -> str:
+    """Render lines as Markdown: medians in ns, quartiles behind them."""
+    head = [f"IPv{family} {protocol}" for family, protocol in _COLUMNS]
+    text = [
+        f"| program | packet | flows | target | {' | '.join(head)} | |",
+        f"|---|---|---|---|{'---|' * len(head)}---|",
+    ]
+    for line in listed:
+        cells = [_cell(line.found.get(column)) for column in _COLUMNS]
+        program = _FLOORS.get(line.program, f"`{line.program}`")
+        text.append(
+            f"| {program} | {line.what} | {_flows(line)} | {line.target or ''} | "
+            f"{' | '.join(cells)} | {_verdict(line)} |"
+        )
+    return "\n".join(text)
+
+
+_FLOORS = {"tc": "tc", "xdp": "XDP"}
+
+
+def _is_floor(line: Line) -> bool:
+    return line.what in (packets.NOTHING, packets.NOTHING_SINGLY)
+
+
+def _flows(line: Line) -> str:
+    if _is_floor(line):
+        return ""
+    return {0: "each new", 1: "1", packets.FLOWS: "64k"}.get(line.flows, str(line.flows))
+
+
+def _cell(seen: stats.Summary | None) -> str:
+    return "" if seen is None else f"**{seen.median:.0f}** ({seen.low:.0f} – {seen.high:.0f})"
+
+
+def _verdict(line: Line) -> str:
+    if line.target is None:
+        return ""
+    missed = line.target.missed_by(line.worst)
+    return f"missed by {missed:.0f} ns" if missed else "met"
+
+
+def ports(found: collections.abc.Iterable[results.Ports]) -> str:
+    """Render how new flows fare as ports run out, as Markdown."""
+    text = []
+    for each in found:
+        text += [
+            f"IPv{each.family}, {each.ports:,} ports of one address towards one address of a backend: the "
+            f"first new flow was refused when {each.reached:,} were open.",
+            "",
+            "| ports taken | ns for a new flow | quartiles | refused |",
+            "|---|---|---|---|",
+        ]
+        for share, rounds in each.filled.items():
+            ns = stats.summary([one.ns for one in rounds])
+            refused = stats.summary([one.refused for one in rounds]).median
+            text.append(
+                f"| {float(share):.0%} | {ns.median:,.0f} | {ns.low:,.0f} – {ns.high:,.0f} | {refused:.1%} |"
+            )
+    return "\n".join(text)

@@ -1,0 +1,106 @@
+"""Measure lbproxy on this machine: packets, connections, programming latency, start, memory, CPU.
+
+Builds a node of network namespaces with a stand-in for the API server, runs the
+real agent in it, and takes everything down again, also when interrupted. Nothing
+outside those namespaces and a cgroup of its own is touched. Needs root, and a
+machine that does nothing else meanwhile: whether two runs of the same thing agree
+is measured too, and reported.
+
+Writes one JSON document with every sample; `python -m benchmarks.report` makes the
+tables in README.md and docs/benchmarks.md from it. Exits with 1 where connections
+failed that should not have, and when interrupted: what there is then is written,
+marked as incomplete.
+"""
+
+import argparse
+import contextlib
+import datetime
+import os
+import pathlib
+import signal
+import sys
+import time
+import types
+import typing
+
+from benchmarks import machine, process, profiles, progress, report, results, rows, stage
+from lbproxy import errors
+
+_BUSY_LOAD = 0.5
+_PARTS = ("packets", "cluster")
+
+
+def main() -> int:
+    """Run, and return the exit status."""
+    flags = _flags()
+    profile = profiles.PROFILES[flags.profile]
+    parts = (flags.only,) if flags.only else _PARTS
+    signal.signal(signal.SIGTERM, _interrupt)
+    load_before = os.getloadavg()[0]
+    if load_before > _BUSY_LOAD:
+        print(
+            f"warning: this machine is busy (load {load_before:.1f}): figures will scatter", file=sys.stderr
+        )
+    cpu = max(os.sched_getaffinity(0))
+    found = results.Results(
+        profile=profile.name,
+        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        machine=machine.machine(),
+        software=machine.software(),
+        settings={"cpu_of_clients_and_servers": cpu, "endpoints_per_service": 4},
+    )
+    steal_s, total_s = process.steal_and_total_s()
+    began_s = time.monotonic()
+    path: pathlib.Path = flags.out or results.DIRECTORY / f"{profile.name}.json"
+    try:
+        with contextlib.ExitStack() as stack:
+            of_packets = stack.enter_context(contextlib.ExitStack())
+            listed = profiles.packet_steps(profile, cpu, found, of_packets) if "packets" in parts else []
+            if "cluster" in parts:
+                at = stack.enter_context(stage.Stage(cpu))
+                listed += profiles.steps(profile, at, found)
+            progress.run(listed)
+        found.complete = True
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+    except errors.LbproxyError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+    finally:
+        found.took_s = round(time.monotonic() - began_s, 1)
+        after = process.steal_and_total_s()
+        found.noise = results.Noise(load_before, (after[0] - steal_s) / max(1e-9, after[1] - total_s))
+        results.write(found, path)
+    print(report.page(found))
+    print(f"written to {path}", file=sys.stderr)
+    return 0 if found.complete and not rows.failures(found) else 1
+
+
+def _flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "profile",
+        nargs="?",
+        default="quick",
+        choices=profiles.PROFILES,
+        help="quick: 1, 1,000 and 10,000 services, about 7 minutes (the default); full: also 100, 5,000 and "
+        "30,000, more rounds, all traffic at all sizes; smoke: shows that all of it works, in two minutes",
+    )
+    parser.add_argument(
+        "--only", choices=_PARTS, help="packets: single ones, through the programs; cluster: all the rest"
+    )
+    parser.add_argument(
+        "--out", type=pathlib.Path, metavar="FILE", help="default: benchmarks/results/PROFILE.json"
+    )
+    return parser.parse_args()
+
+
+def _interrupt(_number: int, _frame: types.FrameType | None) -> typing.NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
+ *
+ * The rows of flows: found, kept up to date, and moved once their client has shown
+ * that it is there.
+ *
+ * A row that has been idle for too long is as if it were not there, whether the
+ * agent has removed it yet or not. Both rows of a pair carry the same state and
+ * time, so that traffic in one direction keeps the other alive too.
+ */
+#ifndef LB_FLOW_H
+#define LB_FLOW_H
+
+#include "counters.h"
+#include "packet.h"
+
+#define LB_EEXIST 17
+#define LB_AF_INET 2
+#define LB_AF_INET6 10
+
+/* Rows that a SYN flood may occupy before new flows go to flows_new. */
+#define LB_MOST_UNASSURED (LB_ROWS_FLOWS / 2)
+
+static __always_inline __u32 tick_now(void)
+{
+	return bpf_ktime_get_coarse_ns() >> LB_TICK_SHIFT;
+}
+
+static __always_inline struct settings *settings_get(void)
+{
+	__u32 first = 0;
+
+	return settings.lookup(&first);
+}
+
+static __always_inline __u32 flow_timeout(const struct settings *set, __u8 proto, __u32 state)
+{
+	if (proto == LB_IPPROTO_TCP) {
+		if ((state & LB_FLOW_RESET) ||
+		    (state & (LB_FLOW_FIN | LB_FLOW_PEER_FIN)) == (LB_FLOW_FIN | LB_FLOW_PEER_FIN))
+			return set->tcp_closed_ticks;
+		if (state & (LB_FLOW_FIN | LB_FLOW_PEER_FIN))
+			return set->tcp_half_closed_ticks;
+		return state & LB_FLOW_ASSURED ? set->tcp_established_ticks : set->tcp_new_ticks;
+	}
+	if (proto == LB_IPPROTO_UDP)
+		return state & LB_FLOW_ASSURED ? set->udp_stream_ticks : set->udp_new_ticks;
+	return state & LB_FLOW_ASSURED ? set->sctp_established_ticks : set->sctp_new_ticks;
+}
+
+static __always_inline bool flow_is_closed(__u32 state)
+{
+	return (state & LB_FLOW_RESET) ||
+	       (state & (LB_FLOW_FIN | LB_FLOW_PEER_FIN)) == (LB_FLOW_FIN | LB_FLOW_PEER_FIN);
+}
+
+/* Whether flows_new has ever been needed: until then nobody looks there. */
+static __always_inline bool flows_new_is_used(void)
+{
+	__u32 reason = LB_COUNTER_FLOWS_FULL;
+	__u64 *count = counters.lookup(&reason);
+
+	return count && *count;
+}
+
+static __always_inline struct flow *flow_row(struct flow_key *key)
+{
+	struct flow *row = flows.lookup(key);
+
+	if (!row && flows_new_is_used())
+		row = flows_new.lookup(key);
+	return row;
+}
+
+static __always_inline bool flow_is_live(const struct flow *row, __u8 proto, __u32 now)
+{
+	struct settings *set = settings_get();
+
+	/* Signed: another CPU may have seen a packet when our clock was read already. */
+	return set && (__s32)(now - row->seen) <= (__s32)flow_timeout(set, proto, row->state);
+}
+
+static __always_inline struct flow *flow_find(struct flow_key *key, __u32 now)
+{
+	struct flow *row = flow_row(key);
+
+	return row && flow_is_live(row, key->proto, now) ? row : NULL;
+}
+
+/* The key of the row for the other direction. */
+static __always_inline void flow_partner(const struct flow_key *key, const struct flow *to,
+					 struct flow_key *partner)
+{
+	address_copy(partner->src, to->dst);
+	address_copy(partner->dst, to->src);
+	partner->sport = to->dport;
+	partner->dport = to->sport;
+	partner->proto = key->proto;
+	partner->stage = !key->stage;
+	partner->pad[0] = 0;
+	partner->pad[1] = 0;
+}
+
+/* Whether packets that follow a row are answered by those with this key. */
+static __always_inline bool flow_leads_back(const struct flow *row, const struct flow_key *key)
+{
+	return row->sport == key->dport && row->dport == key->sport &&
+	       address_equal(row->src, key->dst) && address_equal(row->dst, key->src);
+}
+
+static __always_inline void unassured_add(__s64 rows)
+{
+	__u32 first = 0;
+	__u64 *count = unassured.lookup(&first);
+
+	if (count)
+		__sync_fetch_and_add(count, rows);
+}
+
+static __always_inline bool flows_are_flooded(void)
+{
+	__u32 first = 0;
+	__u64 *count = unassured.lookup(&first);
+
+	return count && (__s64)*count >= LB_MOST_UNASSURED;
+}
+
+/* Keeps a row; false where there is no room even in flows_new or, if it is to be a
+ * fresh one, where the key has a row already.
+ */
+static __always_inline bool flow_put(struct flow_key *key, struct flow *row, bool fresh)
+{
+	struct flow *had = fresh ? NULL : flows.lookup(key);
+	/* Where there is a row in flows already, one in flows_new would not be seen. */
+	bool counted = had && !(had->state & LB_FLOW_ASSURED);
+	long failed;
+
+	if (had || !flows_are_flooded()) {
+		failed = fresh ? flows.insert(key, row) : flows.update(key, row);
+		if (!failed && !counted)
+			unassured_add(1);
+		/* A key has one row: it must not come to light when this one goes. */
+		if (!failed && !fresh && flows_new_is_used())
+			flows_new.delete(key);
+		if (!failed || (fresh && failed == -LB_EEXIST))
+			return !failed;
+	}
+	counter_bump(LB_COUNTER_FLOWS_FULL);
+	return !(fresh ? flows_new.insert(key, row) : flows_new.update(key, row));
+}
+
+/* Removes a row, if there is one. */
+static __always_inline void flow_forget(struct flow_key *key)
+{
+	struct flow *row = flows.lookup(key);
+
+	if (row && !(row->state & LB_FLOW_ASSURED))
+		unassured_add(-1);
+	if (row)
+		flows.delete(key);
+	else if (flows_new_is_used())
+		flows_new.delete(key);
+}
+
+static __always_inline bool flow_leads_to(const struct flow *row, const struct flow *to)
+{
+	return row->sport == to->sport && row->dport == to->dport &&
+	       address_equal(row->src, to->src) && address_equal(row->dst, to->dst);
+}
+
+/* Whether a row may be kept that is another flow's now, if `has` is not NULL: that flow
+ * is over, or is this one.
+ */
+static __always_inline bool flow_may_take(const struct flow_key *key, const struct flow *has,
+					  const struct flow *row, __u32 now)
+{
+	return !has || !flow_is_live(has, key->proto, now) || flow_is_closed(has->state) ||
+	       flow_leads_to(has, row);
+}
+
+/* Keeps a row unless its key is another flow's. */
+static __always_inline bool flow_claim(struct flow_key *key, struct flow *row, __u32 now)
+{
+	struct flow *has = flow_row(key);
+
+	return flow_may_take(key, has, row, now) && flow_put(key, row, !has);
+}
+
+/* Moves a row whose client has answered out of flows_new, which would forget it in the
+ * end. While flows is full it stays there, and is tried again with every tick.
+ */
+static __always_inline void flow_settle(struct flow_key *key, struct flow *row, bool first)
+{
+	struct flow settled;
+
+	if (first && flows.lookup(key)) {
+		unassured_add(-1);
+		return;
+	}
+	/* It has been where it belongs, or is no more. */
+	if (!first && (!flows_new_is_used() || flows_new.lookup(key) != row))
+		return;
+	settled = *row;
+	/* Another CPU may have moved it meanwhile. */
+	if (!flows.insert(key, &settled))
+		flows_new.delete(key);
+}
+
+/* Takes note of a packet of a flow, in both rows of the pair. */
+static __always_inline void flow_track(struct flow_key *key, struct flow *row, __u8 tcp_flags,
+				       __u32 now)
+{
+	__u32 state = row->state, was = state, mirrored;
+	struct flow_key partner_key;
+	struct flow *partner;
+	bool assured = false;
+
+	if (!(state & LB_FLOW_ORIGINAL)) {
+		state |= LB_FLOW_REPLIED;
+	} else if ((state & (LB_FLOW_REPLIED | LB_FLOW_ASSURED)) == LB_FLOW_REPLIED &&
+		   (key->proto != LB_IPPROTO_TCP ||
+		    (tcp_flags & (LB_TCP_SYN | LB_TCP_ACK)) == LB_TCP_ACK)) {
+		state |= LB_FLOW_ASSURED;
+		assured = true;
+	}
+	if (key->proto == LB_IPPROTO_TCP) {
+		if (tcp_flags & LB_TCP_FIN)
+			state |= LB_FLOW_FIN;
+		if (tcp_flags & LB_TCP_RST)
+			state |= LB_FLOW_RESET;
+	}
+	if (state == was && row->seen == now)
+		return;
+
+	row->state = state;
+	row->seen = now;
+	flow_partner(key, row, &partner_key);
+	if (state & LB_FLOW_ASSURED)
+		flow_settle(key, row, assured);
+	partner = flow_row(&partner_key);
+	/* It may be another flow's by now, if this one is closed. */
+	if (!partner || !flow_leads_back(partner, key))
+		return;
+	mirrored = state & (LB_FLOW_REPLIED | LB_FLOW_ASSURED | LB_FLOW_RESET);
+	if (state & LB_FLOW_FIN)
+		mirrored |= LB_FLOW_PEER_FIN;
+	if (state & LB_FLOW_PEER_FIN)
+		mirrored |= LB_FLOW_FIN;
+	partner->state = (partner->state & LB_FLOW_ORIGINAL) | mirrored;
+	partner->seen = now;
+	if (state & LB_FLOW_ASSURED)
+		flow_settle(&partner_key, partner, assured);
+}
+
+#endif

@@ -1,0 +1,5 @@
+#ifndef LB_SHIM_KCONFIG_H
+#define LB_SHIM_KCONFIG_H
+#define CONFIG_BPF_SYSCALL 1
+#define CONFIG_64BIT 1
+#endif

@@ -1,0 +1,401 @@
+"""`lbproxy run`: sets everything up, runs it as one group of tasks, and leaves the kernel serving.
+
+Whatever ends this process, nothing is taken down: programs, links and maps are
+pinned, and the next agent adopts them. `lbproxy cleanup` is what removes them.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import dataclasses
+import gc
+import json
+import logging
+import os
+import pathlib
+import signal
+import sys
+import time
+import typing
+
+from lbproxy import (
+    config,
+    controller,
+    errors,
+    flow_table,
+    health_checks,
+    metrics,
+    netns_addresses,
+    node_watch,
+    packet_path,
+    stale_sockets,
+    web,
+)
+from lbproxy.core import events, model, tables
+from lbproxy.kernel import bpffs, datapath, features, maps, node
+
+if typing.TYPE_CHECKING:
+    # kubernetes_asyncio is not loaded for --manifests.
+    from lbproxy.kube import client, reports
+
+_log = logging.getLogger(__name__)
+
+_HOOK_CHECK_S: typing.Final = 30.0
+_CONFIG_CHECK_S: typing.Final = 1.0
+_GC_ALLOCATIONS: typing.Final = 100_000
+_OOM_SCORE: typing.Final = pathlib.Path("/proc/self/oom_score_adj")
+_STOP_SIGNALS: typing.Final = (signal.SIGTERM, signal.SIGINT)
+
+
+class _Stop(Exception):  # noqa: N818 - how a task group is told to end
+    """The agent is to end, with this exit status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def run(settings: config.Config) -> int:
+    """Serve this node until told to stop; returns the exit status."""
+    # Nothing that an event leaves behind is cyclic: seldom is often enough.
+    gc.set_threshold(_GC_ALLOCATIONS)
+    if settings.manifests is None:
+        from lbproxy.kube import credentials  # noqa: PLC0415 - not loaded for --manifests
+
+        # First of all: a start that fails must leave nothing, not even a mount.
+        credentials.check(str(settings.kubeconfig or ""), settings.master)
+    with _alone(settings) as cgroup:
+        return asyncio.run(_serve(settings, cgroup))
+
+
+def init_only(settings: config.Config) -> int:
+    """Mount, load and attach what `run` needs, and leave it to an agent with fewer rights; returns 0.
+
+    An agent that finds it only opens it: mounting a bpffs needs CAP_SYS_ADMIN, which it then does
+    without. Until it fills the tables every socket is left alone.
+    """
+    with _alone(settings) as cgroup:
+        outcome = _set_up(datapath.Datapath(settings.bpffs), settings, cgroup)
+        if outcome.identity.refused:
+            _log.warning("%s", packet_path.refusal(outcome.identity.refused))
+    return 0
+
+
+@contextlib.contextmanager
+def _alone(settings: config.Config) -> typing.Iterator[pathlib.Path]:
+    """Check what is needed and keep other agents off; yields the cgroup to attach to."""
+    _log_to_stderr(settings)
+    for line in (*settings.warnings, *settings.ignored):
+        _log.warning("%s", line)
+    features.check_capabilities()
+    features.check()
+    cgroup = bpffs.cgroup(settings.cgroup)
+    bpffs.ensure(settings.bpffs)
+    lock = bpffs.lock(settings.bpffs)
+    try:
+        # After all that can end the start: where it ends, one line says why.
+        _set_oom_score(settings.oom_score_adj)
+        yield cgroup
+    finally:
+        os.close(lock)
+
+
+def _set_oom_score(score: int) -> None:
+    """Say how soon the kernel may end this process for want of memory (CO-8)."""
+    try:
+        _OOM_SCORE.write_text(str(score))
+    except OSError as error:
+        _log.info("cannot set oom_score_adj to %d: %s", score, error.strerror)
+
+
+def _set_up(path: datapath.Datapath, settings: config.Config, cgroup: pathlib.Path) -> datapath.Outcome:
+    started_s = time.monotonic()
+    outcome = path.ensure(cgroup, dataclasses.asdict(settings.map_rows))
+    for note in outcome.notes:
+        _log.warning("%s", note)
+    _log.info(
+        "datapath %s fingerprint=%s cgroup=%s took=%.0fms",
+        outcome.how,
+        outcome.identity.fingerprint,
+        cgroup,
+        (time.monotonic() - started_s) * 1e3,
+    )
+    return outcome
+
+
+async def _serve(settings: config.Config, cgroup: pathlib.Path) -> int:
+    agent = _Agent(settings, cgroup)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            await agent.start(tasks)
+    except BaseExceptionGroup as group:
+        # Whatever is neither a stop nor an expected failure is a bug: it shows as it is.
+        if (stop := _first(group, _Stop)) is not None:
+            return stop.status
+        if (failure := _first(group, errors.LbproxyError)) is not None:
+            raise failure from None
+        raise
+    return 0
+
+
+_Kind = typing.TypeVar("_Kind", bound=BaseException)
+
+
+def _first(group: BaseExceptionGroup[typing.Any], kind: type[_Kind]) -> _Kind | None:
+    """The first failure of a kind; None where the group also holds another."""
+    wanted, others = group.split(kind)
+    found: BaseException | None = wanted if others is None else None
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return typing.cast(_Kind | None, found)
+
+
+class _Agent:
+    """The parts, and the tasks that join them."""
+
+    def __init__(self, settings: config.Config, cgroup: pathlib.Path) -> None:
+        self._settings = settings
+        self._cgroup = cgroup
+        self._datapath = datapath.Datapath(settings.bpffs)
+        self._telemetry = metrics.Metrics()
+        self._health_checks = health_checks.HealthChecks(settings, self._health_check_failed)
+        self._node_watch = node_watch.NodeWatch(settings, both_families=node_watch.has_both_families())
+        self._controller: controller.Controller | None = None
+        self._backlog: list[typing.Sequence[events.Event]] = []
+        self._reports: reports.Reports | None = None
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Start every task. The sources begin to list while the programs are being compiled."""
+        loop = asyncio.get_running_loop()
+        told = asyncio.Event()
+        for number in _STOP_SIGNALS:
+            loop.add_signal_handler(number, told.set)
+        tasks.create_task(self._stop_when(told))
+        started_s = time.monotonic()
+        tasks.create_task(self._node_watch.run())
+        sources = await self._sources(tasks)
+        outcome = await asyncio.to_thread(_set_up, self._datapath, self._settings, self._cgroup)
+        kernel = maps.BpfMaps(str(self._datapath.maps_dir))
+        sockets = stale_sockets.StaleSockets(kernel, self._telemetry)
+        packets = packet_path.PacketPath(
+            self._settings, self._datapath, kernel, self._devices_report, outcome.identity.refused
+        )
+        spaces = netns_addresses.NetnsAddresses(kernel)
+
+        def wrote(writes: typing.Sequence[tables.Write]) -> None:
+            sockets.wrote(writes)
+            spaces.wrote(writes)
+
+        try:
+            self._controller = control = controller.Controller(
+                self._settings,
+                kernel,
+                kernel.capacity(),
+                self._telemetry,
+                self._report,
+                self._passed,
+                wrote,
+                packets.node_known,
+            )
+        except OSError as error:
+            raise errors.AgentError(f"cannot read the datapath's tables: {error}") from error
+        flows = flow_table.FlowTable(kernel)
+        self._telemetry.attach(
+            controller=control,
+            kernel=kernel,
+            sources=sources,
+            flow_table=flows,
+            fingerprint=outcome.identity.fingerprint,
+            start=outcome.how,
+            max_series=self._settings.metrics_max_series,
+        )
+        control.awaits_devices = True
+        for batch in self._backlog:
+            control.emit(batch)
+        self._backlog.clear()
+        cookie = node.netns_cookie()
+        tasks.create_task(node.watch_addresses(lambda found: control.node_changed(found, cookie)))
+        tasks.create_task(control.run())
+        tasks.create_task(self._health_checks.run())
+        tasks.create_task(flows.run())
+        tasks.create_task(sockets.run(control.ready))
+        tasks.create_task(spaces.run(control.ready))
+        tasks.create_task(self._watch_hooks())
+        tasks.create_task(packets.run())
+        tasks.create_task(_when(packets.settled, control.devices_served))
+        tasks.create_task(self._announce(control, started_s))
+        fatal = self._reports.cannot_serve if self._reports is not None else None
+        tasks.create_task(web.serve(self._settings, control, self._telemetry, fatal))
+        if self._settings.config_file is not None:
+            tasks.create_task(self._watch_config(self._settings.config_file))
+
+    async def _sources(self, tasks: asyncio.TaskGroup) -> list[typing.Any]:
+        """Start whatever tells us of the cluster."""
+        if self._settings.manifests is not None:
+            from lbproxy.kube import manifests  # noqa: PLC0415 - YAML is loaded only where it is read
+
+            files = manifests.Manifests(self._settings.manifests, self._emit)
+            tasks.create_task(files.run())
+            return [files]
+        from lbproxy.kube import client, reflector, reports  # noqa: PLC0415 - see above
+
+        kubeconfig = self._settings.kubeconfig
+        connected = await client.connect(
+            str(kubeconfig) if kubeconfig else "", self._settings.master, observed=self._telemetry.requested
+        )
+        _log.info("API server %s", connected.host)
+        if self._settings.events:
+            self._reports = reports.Reports(connected, self._settings.node_name)
+            self._reports.started()
+            tasks.create_task(self._reports.run())
+        watched = [
+            reflector.services(),
+            reflector.endpoint_slices(),
+            reflector.node(self._settings.node_name),
+        ]
+        reflectors = [reflector.Reflector(connected, one, self._emit) for one in watched]
+        for one in reflectors:
+            tasks.create_task(one.run())
+        tasks.create_task(_closing(connected))
+        return reflectors
+
+    def _emit(self, batch: typing.Sequence[events.Event]) -> None:
+        self._node_watch.take(batch)
+        if self._controller is None:
+            self._backlog.append(batch)
+        else:
+            self._controller.emit(batch)
+
+    def _report(self, rejected: events.Rejected) -> None:
+        if self._reports is not None:
+            self._reports.rejected(rejected)
+
+    def _passed(self, control: controller.Controller, names: list[model.ServiceName]) -> None:
+        state = control.reconciler.state
+        self._health_checks.passed(state, names, control.node_facts, control.health)
+
+    def _health_check_failed(self, service: model.ServiceName, port: int, why: str) -> None:
+        if self._reports is not None:
+            self._reports.health_check_failed(service, port, why)
+
+    def _devices_report(self, reasons: typing.Sequence[str]) -> None:
+        if self._controller is not None:
+            self._controller.device_problems = reasons
+
+    async def _announce(self, control: controller.Controller, started_s: float) -> None:
+        await control.ready.wait()
+        _log.info(
+            "ready: services=%d frontends=%d after=%.0fms",
+            len(control.reconciler.ledger.services()),
+            control.reconciler.ledger.claims.places,
+            (time.monotonic() - started_s) * 1e3,
+        )
+        _settle_memory()
+        await asyncio.to_thread(_tell_leftovers)
+
+    async def _watch_hooks(self) -> None:
+        """Put back hooks that something else has taken away (SYNC-5).
+
+        Raises AgentError where what they would run is gone too: the next start makes it anew.
+        """
+        while True:
+            await asyncio.sleep(_HOOK_CHECK_S)
+            try:
+                lost = self._datapath.verify(self._cgroup)
+            except OSError as error:
+                _log.error("%s", self._datapath.problem or f"cannot verify the hooks: {error}")
+            else:
+                if lost:
+                    _log.error("put back hooks that were taken away: %s", ", ".join(lost))
+            if self._controller is not None:
+                self._controller.datapath_problem = self._datapath.problem
+
+    async def _watch_config(self, path: pathlib.Path) -> None:
+        """End when the configuration changes, to be started again with the new one (CLI-2)."""
+        first = _stamp(path)
+        while True:
+            await asyncio.sleep(_CONFIG_CHECK_S)
+            if _stamp(path) != first:
+                _log.warning("%s has changed: ending, to be started again with it", path)
+                await self._stop(1)
+
+    async def _stop_when(self, told: asyncio.Event) -> typing.NoReturn:
+        await told.wait()
+        await self._stop(0)
+
+    async def _stop(self, status: int) -> typing.NoReturn:
+        _log.info("stopping; the datapath goes on serving")
+        raise _Stop(status)
+
+
+def _tell_leftovers() -> None:
+    """Say what kube-proxy has left (CLI-6); that it is to go is for somebody else to decide."""
+    from lbproxy import leftovers  # noqa: PLC0415 - needed once
+
+    if found := leftovers.present():
+        _log.warning(
+            "kube-proxy's rules are still in force beside ours: %s; once it no longer runs here, remove "
+            "them with: lbproxy cleanup --kube-proxy",
+            ", ".join(found),
+        )
+
+
+async def _when(happened: asyncio.Event, then: typing.Callable[[], None]) -> None:
+    await happened.wait()
+    then()
+
+
+def _settle_memory() -> None:
+    """Give back what only the first lists needed, and spare the collector what stays."""
+    gc.collect()
+    gc.freeze()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+async def _closing(connected: "client.Client") -> None:
+    """Close the connections when the group ends."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        with contextlib.suppress(Exception):
+            await connected.close()
+
+
+def _stamp(path: pathlib.Path) -> tuple[int, int, int] | None:
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns, status.st_size
+    return None
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            said["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(said)
+
+
+def _log_to_stderr(settings: config.Config) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    if settings.log_format is config.LogFormat.JSON:
+        handler.setFormatter(_JsonLines())
+    else:
+        handler.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s", "%H:%M:%S")
+        )
+    # At their own debug level these two say more than everything else together.
+    for library in ("pyroute2", "asyncio"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    logging.basicConfig(
+        level=logging.DEBUG if settings.log_level >= 2 else logging.INFO, handlers=[handler], force=True
+    )

@@ -1,0 +1,90 @@
+"""`lbproxy cleanup`: leave no trace in the kernel, and with --kube-proxy none of kube-proxy either.
+
+Removing the pins detaches programs and frees maps.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+
+from lbproxy import errors, leftovers, output
+from lbproxy.kernel import bpffs, bytecode, datapath, hooks, inspection
+
+_FOLDERS = ("links", "programs", "maps")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Remove what is pinned under `args.bpffs`, and on demand what kube-proxy left (CLI-5).
+
+    Raises AgentError where an agent runs on it, unless kube-proxy's is to be removed.
+    """
+    root: pathlib.Path = args.bpffs
+    output.write(_remove(root, beside_agent=args.kube_proxy))
+    return _remove_kube_proxys() if args.kube_proxy else 0
+
+
+def _remove_kube_proxys() -> int:
+    done = leftovers.Cleanup()
+    done.all()
+    for what in done.removed:
+        output.write(f"removed what kube-proxy left: {what}")
+    if not (done.removed or done.failed):
+        output.write("nothing to remove: kube-proxy has left nothing")
+    for what in done.failed:
+        print(f"lbproxy: error: {what}", file=sys.stderr)
+    return 1 if done.failed else 0
+
+
+def _remove(root: pathlib.Path, *, beside_agent: bool) -> str:
+    try:
+        if not _is_there(root):
+            return f"nothing to remove: there is nothing at {root}"
+        if not bpffs.is_bpffs(root):
+            return f"nothing to remove: {root} holds no lbproxy datapath"
+        agent = inspection.agent(root)
+        if agent.running and beside_agent:
+            # Taking over from kube-proxy: the agent serves while the old rules go.
+            return f"left alone: an lbproxy agent runs on {root}"
+        if agent.running:
+            pid = f" (pid {agent.pid})" if agent.pid else ""
+            raise errors.AgentError(f"an lbproxy agent{pid} runs on {root}: stop it first")
+        lock = bpffs.lock(root)
+        try:
+            strange = sorted(path.name for path in root.iterdir() if not _ours(path))
+            if strange:
+                raise errors.AgentError(
+                    f"{root} holds what is not lbproxy's, such as {strange[0]}: left alone"
+                )
+            counts = _counts(root)
+            bpffs.remove(root)
+            bytecode.forget()
+        finally:
+            os.close(lock)
+    except PermissionError as error:
+        why = f"{error.strerror}: lbproxy must be root"
+        raise errors.AgentError(f"may not look at what is in {root}: {why}") from error
+    except OSError as error:
+        raise errors.AgentError(f"cannot remove {root}: {error.strerror}") from error
+    return f"removed {root}: {', '.join(counts) or 'no pins in it'}"
+
+
+def _is_there(root: pathlib.Path) -> bool:
+    """Whether there is anything at a path. Raises PermissionError where one may not look into it."""
+    try:
+        os.scandir(root).close()
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        return True
+    return True
+
+
+def _ours(path: pathlib.Path) -> bool:
+    # A bpffs shows iterators of its own, such as maps.debug, in its root.
+    return path.name.removeprefix(hooks.NEW) in datapath.NAMES or path.name.endswith(".debug")
+
+
+def _counts(root: pathlib.Path) -> list[str]:
+    found = ((name, sum(1 for path in (root / name).rglob("*") if not path.is_dir())) for name in _FOLDERS)
+    return [f"{count} {name}" for name, count in found if count]

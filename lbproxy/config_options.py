@@ -1,0 +1,274 @@
+"""Every setting of the agent, written down once.
+
+The command line, the reading and writing of configuration files, validation and
+docs/configuration.md are all made from `OPTIONS`; kube-proxy's own settings are
+in `config_kube_proxy`. Defaults are written as the flag would be.
+"""
+
+import dataclasses
+import enum
+import typing
+
+from lbproxy import config
+from lbproxy import config_types as types
+from lbproxy.core import model
+
+BLOCKS = ("iptables", "ipvs", "nftables")
+
+
+class Group(enum.StrEnum):
+    """A heading in the help and the documentation."""
+
+    COMMON = "Commonly used"
+    DATAPATH = "Datapath"
+    SERVING = "Health, metrics and logs"
+    ONCE = "Instead of running"
+    KUBE_PROXY = "As kube-proxy has them"
+    WITHOUT_EFFECT = "Accepted from kube-proxy, without effect"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One setting: how it is given, what it means, and whether it does anything here."""
+
+    flags: tuple[str, ...] = ()  # the first is its name; none: only in files
+    kube_fields: tuple[str, ...] = ()  # paths in KubeProxyConfiguration; of several blocks, the mode's counts
+    own_field: str = ""  # path in LbproxyConfiguration
+    type: types.ValueType[typing.Any] = types.TEXT
+    default: str = ""
+    metavar: str = ""  # what help calls the value, where the type's own word says less
+    group: Group
+    help: str = ""
+    no_effect: str = ""  # why it does nothing here; empty: it is honoured
+    ignored_with_config: bool = False  # the flag yields to --config, as kube-proxy's does (CLI-1)
+    zero_is_unset: bool = False  # a zero in a file means the default (CFG-1)
+
+    @property
+    def name(self) -> str:
+        """What names the option in the table of settings."""
+        return self.flags[0] if self.flags else (self.own_field or self.kube_fields[0])
+
+    @property
+    def value_word(self) -> str:
+        """What help calls the value."""
+        return self.metavar or self.type.metavar
+
+
+OWN_OPTIONS = (
+    Option(
+        flags=("--config",),
+        type=types.PATH,
+        metavar="FILE",
+        group=Group.COMMON,
+        help="a KubeProxyConfiguration as in kube-proxy's ConfigMap, a LbproxyConfiguration, or both",
+    ),
+    Option(
+        flags=("--manifests",),
+        own_field="manifests",
+        type=types.PATH,
+        group=Group.COMMON,
+        help="a file or folder of Services, EndpointSlices and Nodes to follow instead of an API server",
+    ),
+    Option(
+        flags=("--kubeconfig",),
+        kube_fields=("clientConnection.kubeconfig",),
+        type=types.PATH,
+        metavar="FILE",
+        group=Group.COMMON,
+        help="how to reach the API server; without it and --master: as a pod in the cluster",
+        ignored_with_config=True,
+    ),
+    Option(
+        flags=("--master",),
+        type=types.NAME,
+        metavar="URL",
+        group=Group.COMMON,
+        help="URL of the API server; replaces the one in the kubeconfig",
+    ),
+    Option(
+        flags=("--node-name", "--hostname-override"),
+        kube_fields=("hostnameOverride",),
+        type=types.NAME,
+        group=Group.COMMON,
+        help="this node's name; the flag comes before the file, then the host name; trimmed and lower-cased",
+    ),
+    Option(
+        flags=("--node-ip",),
+        own_field="nodeIPs",
+        type=types.IPS,
+        group=Group.COMMON,
+        help="an address of this node, instead of those of its Node object",
+    ),
+    Option(
+        flags=("--algorithm",),
+        own_field="algorithm",
+        type=types.named({"random": model.Algorithm.RANDOM, "maglev": model.Algorithm.MAGLEV}),
+        default="random",
+        group=Group.COMMON,
+        help="how a backend is chosen where the Service does not say",
+    ),
+    Option(
+        flags=("--cgroup",),
+        own_field="cgroup",
+        type=types.PATH,
+        group=Group.DATAPATH,
+        help="the cgroup (v2) whose processes are served; default: the root of the cgroup2 mount",
+    ),
+    Option(
+        flags=("--bpffs",),
+        own_field="bpffs",
+        type=types.PATH,
+        default=str(config.BPFFS),
+        group=Group.DATAPATH,
+        help="where programs and maps are pinned; a bpffs is mounted if there is none",
+    ),
+    Option(
+        flags=("--map-rows",),
+        own_field="maps",
+        type=types.MAP_ROWS,
+        group=Group.DATAPATH,
+        help="room in one of the maps, e.g. frontends=500000; there are "
+        + ", ".join(config.MapRows.__annotations__),
+    ),
+    Option(
+        flags=("--packet-path",),
+        own_field="packetPath",
+        type=types.BOOL,
+        default="true",
+        group=Group.DATAPATH,
+        help="attach to the devices of this network namespace; false: serve the sockets of the cgroup only",
+    ),
+    Option(
+        flags=("--device",),
+        own_field="devices",
+        type=types.NAMES,
+        metavar="DEV",
+        group=Group.DATAPATH,
+        help="an uplink that traffic from outside comes in on; "
+        "default: those with a default route or an address of the node",
+    ),
+    Option(
+        flags=("--pod-device",),
+        own_field="podDevices",
+        type=types.NAMES,
+        metavar="PATTERN",
+        group=Group.DATAPATH,
+        help="pattern of pod-facing devices to serve packet by packet",
+    ),
+    Option(
+        flags=("--xdp",),
+        own_field="xdp",
+        type=types.choice(config.Xdp),
+        default="off",
+        group=Group.DATAPATH,
+        help="serve uplinks by XDP where their driver can, and by tc; off: by tc only",
+    ),
+    Option(
+        flags=("--mode",),
+        own_field="mode",
+        type=types.choice(model.PacketMode),
+        default="snat",
+        group=Group.DATAPATH,
+        help="how packets from outside reach backends on other nodes, where the Service does not say",
+    ),
+    Option(
+        flags=("--masquerade-ports",),
+        own_field="masqueradePorts",
+        type=types.PORT_RANGE,
+        group=Group.DATAPATH,
+        help="ports for masqueraded flows; default: the most in a row that are no sockets' or NodePorts",
+    ),
+    Option(
+        flags=("--keep-client-address",),
+        own_field="keepClientAddress",
+        type=types.BOOL,
+        default="false",
+        group=Group.DATAPATH,
+        help="pods of this node see their client's address under Cluster policy too; kube-proxy masquerades",
+    ),
+    Option(
+        flags=("--healthz-bind-address",),
+        kube_fields=("healthzBindAddress",),
+        type=types.LISTEN,
+        default=str(config.HEALTHZ),
+        group=Group.SERVING,
+        help='serve /healthz and /livez here; "" disables; default with an IPv6 --bind-address: [::]:10256',
+        ignored_with_config=True,
+    ),
+    Option(
+        flags=("--metrics-bind-address",),
+        kube_fields=("metricsBindAddress",),
+        type=types.LISTEN,
+        default=str(config.METRICS),
+        group=Group.SERVING,
+        help='serve /metrics here; "" disables; default with an IPv6 --bind-address: [::1]:10249',
+        ignored_with_config=True,
+    ),
+    Option(
+        own_field="healthz",
+        type=types.BOOL,
+        default="true",
+        group=Group.SERVING,
+        help='false disables /healthz, for which a file has no other way: "" means the default there',
+    ),
+    Option(
+        own_field="metrics",
+        type=types.BOOL,
+        default="true",
+        group=Group.SERVING,
+        help="false disables /metrics, likewise",
+    ),
+    Option(
+        flags=("--metrics-max-series",),
+        own_field="metricsMaxSeries",
+        type=types.integer(0),
+        default="10000",
+        group=Group.SERVING,
+        help="how many per-backend series /metrics shows at most",
+    ),
+    Option(
+        flags=("--events",),
+        own_field="events",
+        type=types.BOOL,
+        default="true",
+        group=Group.SERVING,
+        help="write Kubernetes Events",
+    ),
+    Option(
+        flags=("-v", "--v"),
+        kube_fields=("logging.verbosity",),
+        type=types.integer(0, 100),
+        default="0",
+        group=Group.SERVING,
+        help="log level: 0 what an operator wants to know, 2 each change, 4 each map write",
+    ),
+    Option(
+        flags=("--logging-format", "--log-format"),
+        kube_fields=("logging.format",),
+        type=types.choice(config.LogFormat),
+        default="text",
+        group=Group.SERVING,
+        help="how log lines look",
+    ),
+    Option(
+        flags=("--write-config-to",),
+        type=types.PATH,
+        metavar="FILE",
+        group=Group.ONCE,
+        help="write the settings in effect to a file and exit",
+    ),
+    Option(
+        flags=("--cleanup",),
+        type=types.BOOL,
+        default="false",
+        group=Group.ONCE,
+        help="the same as `lbproxy cleanup --kube-proxy`, and exit",
+    ),
+    Option(
+        flags=("--init-only",),
+        type=types.BOOL,
+        default="false",
+        group=Group.ONCE,
+        help="mount the bpffs, load and attach the programs, and exit: an agent that starts next finds them",
+    ),
+)

@@ -1,0 +1,303 @@
+"""Joins the three parts: what `kube` reads goes through `core` into `kernel`.
+
+The only module that knows all of them. One task reads events, one makes passes;
+they meet at an asyncio.Event. The kernel serves whatever this process does: when
+a write fails, the tables are read back and the whole is planned again.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+import typing
+
+from lbproxy import config, local_node, metrics, node_watch, rejections, shortfalls
+from lbproxy.core import events, healthz, ledger, model, node_rows, plan, reconcile, restoring, tables
+from lbproxy.kernel import maps
+
+_log = logging.getLogger(__name__)
+
+# The first pause is as long as the quarantine that a ledger loses when it is restored.
+_RETRY_S: typing.Final = (ledger.RECYCLE_AFTER_S, 30.0)
+_DRIFT_S: typing.Final = 1800.0
+_STARVED_RETRY_S: typing.Final = 10.0
+_NODE_WAIT_S: typing.Final = 30.0  # NODE-5
+_LOG_WRITES: typing.Final = 4
+
+
+Wrote = typing.Callable[[typing.Sequence[tables.Write]], None]
+Passed = typing.Callable[["Controller", list[model.ServiceName]], None]
+
+
+class Controller:
+    """Takes events, makes passes, and knows how healthy that is."""
+
+    def __init__(
+        self,
+        settings: config.Config,
+        kernel: maps.Maps,
+        capacity: ledger.Capacity,
+        telemetry: metrics.Metrics,
+        report: rejections.Report = lambda _rejected: None,
+        passed: Passed = lambda _controller, _names: None,
+        wrote: Wrote = lambda _writes: None,
+        node_known: local_node.Known = lambda _addresses: None,
+        clock: typing.Callable[[], float] = time.monotonic,
+        wall_clock: typing.Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._kernel = kernel
+        self._capacity = capacity
+        self._passed = passed
+        self._wrote = wrote
+        self._telemetry = telemetry
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._started_s = wall_clock()
+        self._drift_due_s = clock() + _DRIFT_S
+        self._starved_due_s: float | None = None
+        self._shortfalls = shortfalls.Shortfalls()
+        self.datapath_problem = ""  # a hook that is gone and can not be put back
+        self.device_problems: typing.Sequence[str] = ()  # what keeps the packet path from devices
+        self._node_due_s: float | None = None
+        self._astray = False  # the ledger may no longer be what the kernel holds
+        self._wake = asyncio.Event()
+        self._node = local_node.LocalNode(settings, kernel, clock, node_known)
+        self._rejections = rejections.Rejections(telemetry, report)
+        self.ready = asyncio.Event()  # the first full state is in the kernel, and served
+        self._complete = False
+        self.awaits_devices = False  # whether somebody is still to say `devices_served`
+        self.health = healthz.ProxyHealth(settings.sync_period_s)
+        self.reconciler = reconcile.Reconciler(
+            settings.node_name,
+            plan.Defaults(settings.algorithm, settings.mode, settings.external_ips),
+            self._restored(),
+            local_node.identity(settings),
+        )
+
+    # --- what comes in ---
+
+    def emit(self, batch: typing.Sequence[events.Event]) -> None:
+        """Take events from a source; they are applied with the next pass."""
+        changed = False
+        for event in batch:
+            self._rejections.take(event)
+            touched = self.reconciler.take(event)
+            changed |= touched
+            match event:
+                case events.Upsert(kind, name) | events.Delete(kind, name) if touched:
+                    self._telemetry.changed(kind)
+                    _log.debug("%s %s %s", type(event).__name__.lower(), kind, name)
+                case events.Synced(kind):
+                    _log.log(
+                        logging.DEBUG if self.ready.is_set() else logging.INFO, "list complete kind=%s", kind
+                    )
+                    changed = True
+        if changed:
+            self.health.queued(self._clock())
+            self._telemetry.queued(self._wall_clock())
+        self._wake.set()
+
+    def node_changed(self, local: tuple[bytes, ...], host_netns: int) -> None:
+        """Take this node's own addresses."""
+        self._node.found(local, host_netns)
+        self._wake.set()
+
+    # --- what goes out ---
+
+    async def run(self) -> typing.NoReturn:
+        """Make passes whenever there is something to do."""
+        pause_s = _RETRY_S[0]
+        while True:
+            try:
+                if self._astray:
+                    await self._read_back()
+                self._wait_for_node()
+                self._write_node()
+                names = await self._passes()
+            except (maps.MapWriteError, OSError) as error:
+                what = "write" if isinstance(error, maps.MapWriteError) else "read the kernel's tables:"
+                _log.error("cannot %s %s; all tables are read back in %.1f s", what, error, pause_s)
+                self._telemetry.sync_failed()
+                self.reconciler.forget_triggers()
+                self._astray = True
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _RETRY_S[1])
+                continue
+            pause_s = _RETRY_S[0]
+            self._passed(self, names)
+            await self._wait()
+
+    async def _read_back(self) -> None:
+        """Go on from what the kernel really holds.
+
+        In a thread: at 10,000 services it takes half a second, in which events keep
+        coming. They only fold into the state; the ledger is this task's alone.
+        """
+        known = await asyncio.to_thread(self._restored)
+        self._astray = False
+        self._node.forget()
+        self.reconciler.start_over(known)
+
+    def _wait_for_node(self) -> None:
+        """Bound how long the first pass waits for the Node (NODE-5)."""
+        if not self.reconciler.awaits_node:
+            self._node_due_s = None
+            return
+        now_s = self._clock()
+        if self._node_due_s is None:
+            self._node_due_s = now_s + _NODE_WAIT_S
+        elif now_s >= self._node_due_s:
+            self._node_due_s = None
+            _log.error(
+                "Node %s cannot be read: going on without its zone and addresses", self._settings.node_name
+            )
+            self.reconciler.go_on_without_node()
+
+    async def _passes(self) -> list[model.ServiceName]:
+        """Plan and write until nothing is left, giving way to other tasks in between; returns what was."""
+        started_s = self._clock()
+        names: list[model.ServiceName] = []
+        written = 0
+        triggers: list[reconcile.Trigger] = []
+        if freed := self.reconciler.ledger.expire(started_s):
+            self._apply(freed)
+            self.reconciler.retry_starved()
+        while self.reconciler.pending:
+            done = self.reconciler.next_pass(self._clock())
+            self._apply(done.writes)
+            names += done.names
+            written += len(done.writes)
+            triggers += done.triggers
+            if not done.complete:
+                await asyncio.sleep(0)
+        if names or (self.reconciler.listed and not self.ready.is_set()):
+            self._finished(started_s, len(names), written, triggers)
+        elif self.reconciler.listed:
+            # What was queued turned out to change nothing here, as a relist usually does.
+            self.health.synced(self._clock())
+        return names
+
+    def _finished(
+        self, started_s: float, services: int, written: int, triggers: list[reconcile.Trigger]
+    ) -> None:
+        took_s = self._clock() - started_s
+        now_s = self._wall_clock()
+        ages = [
+            (trigger.family, now_s - trigger.time_s)
+            for trigger in triggers
+            if trigger.time_s >= self._started_s
+        ]
+        self._telemetry.synced(took_s, now_s, ages)
+        # Also where a table is full: a restart would not make it larger, and the others are served.
+        self.health.synced(self._clock())
+        self._shortfalls.look(self.reconciler)
+        level = logging.INFO if not self.ready.is_set() else logging.DEBUG
+        if services or written:
+            _log.log(level, "reconciled services=%d writes=%d took=%.1fms", services, written, took_s * 1e3)
+        if not self.ready.is_set():
+            # NodePorts are part of the first full state, and the Node may have come in with this pass.
+            self._write_node()
+            self._complete = self._node.written
+            self._be_ready()
+
+    def devices_served(self) -> None:
+        """Take note that packets are served too, or can not be: until then nothing is ready."""
+        self.awaits_devices = False
+        self._be_ready()
+
+    def _be_ready(self) -> None:
+        if self._complete and not self.awaits_devices:
+            self.ready.set()
+
+    def _apply(self, writes: typing.Sequence[tables.Write]) -> None:
+        if self._settings.log_level >= _LOG_WRITES:
+            for write in writes:
+                _log.debug("%s %s %s", type(write).__name__.lower(), write.table, write.key.hex())
+        self._kernel.apply(writes)
+        self._wrote(writes)
+
+    def _write_node(self) -> None:
+        self._node.write(self.reconciler.state.node, settled=self.reconciler.listed)
+
+    async def _wait(self) -> None:
+        """Sleep until an event arrives, or until something falls due."""
+        passed_s = self._clock()
+        quarantined_s = self.reconciler.ledger.next_due_s
+        if not self.reconciler.starved:
+            self._starved_due_s = None
+        elif self._starved_due_s is None:
+            self._starved_due_s = passed_s + _STARVED_RETRY_S
+        # Drift is looked for when nothing is in quarantine: a restored ledger does not know of that.
+        rest_s = self._drift_due_s if quarantined_s is None else quarantined_s
+        others_s = (self._starved_due_s, self._node_due_s, self._node.due_s)
+        due_s = min([rest_s, *(one for one in others_s if one is not None)])
+        # Not wait_for: it loses a cancellation that comes together with an event.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, due_s - passed_s)):
+                await self._wake.wait()
+        self._wake.clear()
+        self._look_again()
+        if self.ready.is_set():
+            # SYNC-2: so long between the end of one pass and the start of the next.
+            await asyncio.sleep(max(0.0, passed_s + self._settings.min_sync_period_s - self._clock()))
+
+    def _look_again(self) -> None:
+        """Now and then plan again what found no room, and everything against what the kernel really holds."""
+        now_s = self._clock()
+        if self._starved_due_s is not None and now_s >= self._starved_due_s:
+            self._starved_due_s = None
+            self.reconciler.retry_starved()
+        if now_s >= self._drift_due_s and self.reconciler.ledger.next_due_s is None:
+            self._drift_due_s = now_s + _DRIFT_S
+            self._astray = True
+
+    def _restored(self) -> ledger.Ledger:
+        return restoring.restore(self._capacity, self._kernel.dump(), self._clock())
+
+    # --- what others ask ---
+
+    @property
+    def rejected(self) -> dict[rejections.Key, str]:
+        """The objects that can not be understood as they are now, and why."""
+        return self._rejections.reasons
+
+    @property
+    def reasons(self) -> list[str]:
+        """What is not as it should be, one line each."""
+        reasons = [*self._shortfalls.reasons(self.reconciler), *self._node.reasons]
+        if self.datapath_problem:
+            reasons.append(self.datapath_problem)
+        reasons += self.device_problems
+        if self.reconciler.awaits_node:
+            reasons.append(self._node_unread)
+        if not self.ready.is_set():
+            reasons.append("the first full state is not in the kernel yet")
+        return reasons
+
+    @property
+    def node_facts(self) -> node_rows.NodeFacts | None:
+        """What the kernel was told of this node; None where it was not yet."""
+        return self._node.facts
+
+    @property
+    def node_problem(self) -> str:
+        """Why load balancers may not use this node (HZ-2); manifests need not have a Node."""
+        state, name = self.reconciler.state, self._settings.node_name
+        if state.node is None:
+            if self._settings.manifests is not None:
+                return ""
+            return node_watch.no_such_node(name) if state.without_node else self._node_unread
+        if state.node.eligible:
+            return ""
+        why = "being deleted" if state.node.deleting else "marked for removal by the autoscaler"
+        return f"Node {name} is {why}"
+
+    @property
+    def _node_unread(self) -> str:
+        return f"Node {self._settings.node_name} has not been read yet"
+
+    @property
+    def algorithm(self) -> model.Algorithm:
+        """How backends are chosen where a Service does not say."""
+        return self._settings.algorithm

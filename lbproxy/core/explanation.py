@@ -1,0 +1,114 @@
+"""What the kernel would do with a connection: the steps of the programs, taken over the same rows.
+
+Sockets of this node are served when they connect (bpf/sock_lb.c), everyone else
+packet by packet (bpf/open.h).
+"""
+
+import typing
+
+import msgspec
+
+from lbproxy import abi
+from lbproxy.core import classification, inventory, model, packet_walk, tables, walk
+
+
+class Explanation(msgspec.Struct, frozen=True, rename={"source": "from", "destination": "to"}):
+    """The steps, and what they come to. `service` is empty where the address is none of a Service."""
+
+    source: str
+    destination: str
+    verdict: str
+    reason: str
+    service: str
+    steps: tuple[walk.Step, ...]
+    backends: tuple[walk.Choice, ...]
+
+
+_NETNS_KEY: typing.Final = abi.LAYOUTS["netns_key"]
+
+
+def explain(
+    rows: inventory.Rows, hooks: walk.Hooks, source: str, target: walk.Target, now_s: int
+) -> Explanation:
+    """Follow a connection from `source` (a `Client` or an address) to `target`.
+
+    `now_s` is the monotonic clock, which the kernel measures session affinity with.
+    Raises ValueError where `source` is neither.
+    """
+    way = walk.Walk(rows, hooks, target, now_s)
+    sender = classification.classify(way, source)
+    try:
+        if sender.here and (target.protocol is not model.Protocol.SCTP or sender.kind is walk.Client.NODE):
+            reason = _through_socket(way, sender)
+        else:
+            reason = packet_walk.through(way, sender)
+    except walk.End as end:
+        verdict, reason = end.verdict, end.reason
+    else:
+        verdict = walk.Verdict.BALANCED
+    return Explanation(source, str(target), verdict, reason, way.service, tuple(way.steps), way.choices)
+
+
+def _through_socket(way: walk.Walk, sender: walk.Sender) -> str:
+    """Take every step of a socket that connects; raises End at the one that decides against a backend."""
+    _hook(way)
+    frontend = way.find_frontend(sender)
+    sender = _as_it_counts(way, sender)
+    frontend = way.for_client(frontend, sender)
+    way.admit(frontend, sender)
+    way.usable(frontend, "no backend is usable: connect() fails with ECONNREFUSED")
+    of_node = sender.kind is walk.Client.NODE
+    client = _cookie(way.node_ports.host_netns) if of_node else None
+    who = "the node" if of_node else "a pod"
+    if not way.remembered(frontend, client, True, who):
+        way.draw(frontend, "the socket")
+    if way.target.protocol is model.Protocol.UDP:
+        way.say(
+            "socket",
+            "an unconnected socket that has sent here before stays with its backend while that serves",
+        )
+    return "the socket is connected to a backend"
+
+
+def _hook(way: walk.Walk) -> None:
+    protocol = way.target.protocol
+    if protocol is model.Protocol.SCTP:
+        raise way.ending(
+            "hook",
+            "no program sees the node's own SCTP sockets",
+            walk.Verdict.UNTOUCHED,
+            "the node's own sockets are translated if they are TCP or UDP",
+        )
+    version = way.target.address.version
+    names = [f"connect{version}"] + [f"sendmsg{version}"] * (protocol is model.Protocol.UDP)
+    broken = [name for name in names if name in way.hooks.broken]
+    if broken:
+        raise way.ending(
+            "hook",
+            f"{' and '.join(broken)} not attached",
+            walk.Verdict.UNTOUCHED,
+            "no program sees this connection: see `lbproxy status`",
+        )
+    way.say("hook", f"{' and '.join(names)} attached to {way.hooks.cgroup}")
+
+
+def _as_it_counts(way: walk.Walk, sender: walk.Sender) -> walk.Sender:
+    """What a socket's owner is to a service: a pod that nothing tells is a client outside (ETP-6)."""
+    if sender.kind is walk.Client.NODE:
+        if sender.address is not None:
+            return sender
+        family = way.target.family
+        key = _NETNS_KEY.pack(way.node_ports.host_netns, family.value)
+        return sender._replace(address=way.rows.row(tables.Table.NETNS_ADDRESSES, key))
+    if way.settings.flags & tables.Setting.PODS_BY_DEVICE:
+        return sender
+    network = classification.pod_network(way.settings, way.target.family)
+    if network is None or (sender.address is not None and sender.address not in network):
+        return sender._replace(kind=walk.Client.OUTSIDE)
+    return sender
+
+
+def _cookie(netns: int) -> bytes:
+    """A client that is a network namespace, as session affinity knows it."""
+    halves = (netns & 0xFFFFFFFF, netns >> 32)
+    return b"".join(half.to_bytes(4, tables.BYTE_ORDER) for half in halves).ljust(16, b"\0")

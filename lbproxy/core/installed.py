@@ -1,0 +1,177 @@
+"""What one service port has in the kernel, kept small: a node holds tens of thousands of these."""
+
+import hashlib
+import typing
+
+import msgspec
+
+from lbproxy.core import model, plan, pools, tables
+
+_IDENTITY_SIZE = 18  # a backend's address and port, the head of its row
+_ID_SIZE = 4
+_BACKEND_ENTRY = _ID_SIZE + tables.BACKEND_SIZE
+_FRONTEND_ENTRY = tables.FRONTEND_KEY_SIZE + tables.FRONTEND_SIZE
+_NAMES_SIZE = 192  # of a service_meta row: the part that its port key decides
+
+
+class SlotTable(msgspec.Struct, frozen=True, gc=False):
+    """A slot table in the kernel; equal digests mean equal slots."""
+
+    set: int
+    start: int
+    blocks: int
+    slot_count: int
+    digest: bytes
+
+    @property
+    def extent(self) -> pools.Extent:
+        """The blocks it occupies."""
+        return pools.Extent(self.start, self.blocks)
+
+
+class Installed(msgspec.Struct, frozen=True, gc=False):
+    """A service port's id and its rows, packed one after the other.
+
+    `earlier` are the tables that DSR frontends drew from before, by set.
+    """
+
+    id: int
+    traits: bytes
+    packed_frontends: bytes
+    packed_backends: bytes
+    tables: tuple[SlotTable, ...]
+    earlier: tuple[SlotTable, ...] = ()
+    ranges: tuple[bytes, ...] = ()  # keys of source_ranges
+
+    @property
+    def frontends(self) -> dict[bytes, bytes]:
+        """Frontend rows by key."""
+        packed, at = self.packed_frontends, tables.FRONTEND_KEY_SIZE
+        return {
+            packed[i : i + at]: packed[i + at : i + _FRONTEND_ENTRY]
+            for i in range(0, len(packed), _FRONTEND_ENTRY)
+        }
+
+    @property
+    def backends(self) -> dict[int, bytes]:
+        """Backend rows by id, in the order that slot indexes count."""
+        packed = self.packed_backends
+        return {
+            int.from_bytes(packed[i : i + _ID_SIZE], "little"): packed[i + _ID_SIZE : i + _BACKEND_ENTRY]
+            for i in range(0, len(packed), _BACKEND_ENTRY)
+        }
+
+    @property
+    def backend_ids(self) -> dict[bytes, int]:
+        """Backend ids by identity."""
+        return {identity(row): number for number, row in self.backends.items()}
+
+    @property
+    def backend_count(self) -> int:
+        """How many backends it has, usable or not."""
+        return len(self.packed_backends) // _BACKEND_ENTRY
+
+    @property
+    def extents(self) -> set[pools.Extent]:
+        """Every block that must not be used for anything else."""
+        return {table.extent for table in (*self.tables, *self.earlier)}
+
+    @property
+    def tunnel_ends(self) -> set[bytes]:
+        """Keys of tunnel_ends: its backends of this node, if it has a DSR frontend."""
+        flags = (tables.frontend(row).flags for row in self.frontends.values())
+        if not any(one & tables.FrontendFlag.DSR for one in flags):
+            return set()
+        rows = map(tables.backend, self.backends.values())
+        return {
+            tables.TunnelEndKey(self.id, row.addr, row.port, row.proto).pack()
+            for row in rows
+            if row.sets & tables.BackendSet.HERE
+        }
+
+    def table(self, bit: int) -> SlotTable | None:
+        """Its table for a set, if that set has any backend."""
+        return next((table for table in self.tables if table.set == bit), None)
+
+    def is_dsr(self, bit: int) -> bool:
+        """Whether a DSR frontend draws from a set."""
+        rows = map(tables.frontend, self.frontends.values())
+        return any(row.sets == bit and row.flags & tables.FrontendFlag.DSR for row in rows)
+
+
+def make(
+    number: int,
+    traits: bytes,
+    frontends: typing.Mapping[bytes, bytes],
+    backends: typing.Mapping[int, bytes],
+    slot_tables: typing.Iterable[SlotTable],
+    earlier: typing.Iterable[SlotTable] = (),
+    ranges: typing.Iterable[bytes] = (),
+) -> Installed:
+    """Pack the rows of a service port."""
+    return Installed(
+        number,
+        traits,
+        b"".join(key + row for key, row in frontends.items()),
+        b"".join(n.to_bytes(_ID_SIZE, "little") + row for n, row in backends.items()),
+        tuple(slot_tables),
+        tuple(earlier),
+        tuple(ranges),
+    )
+
+
+def range_key(service: int, one: model.SourceRange) -> bytes:
+    """The key of a source range; the trie compares all of it from the first bit on."""
+    return tables.SourceRangeKey(32 + one.prefix_length, service.to_bytes(4, "big"), one.base).pack()
+
+
+def identity(row: bytes) -> bytes:
+    """What makes a backend the same one within its service port: address and port."""
+    return row[:_IDENTITY_SIZE]
+
+
+def blocks(ids: typing.Sequence[int]) -> bytes:
+    """Backend ids as whole slot blocks; unused slots of the last one are 0."""
+    packed = b"".join(map(tables.row_key, ids))
+    return packed + bytes(-len(packed) % tables.BLOCK_SIZE)
+
+
+def digest(packed: bytes, slot_count: int) -> bytes:
+    """What two equal slot tables have in common."""
+    return hashlib.blake2b(packed[: slot_count * _ID_SIZE], digest_size=8).digest()
+
+
+def meta(port: plan.PortPlan) -> bytes:
+    """The row that names a service port."""
+    policies = tables.Policy(0)
+    if port.internal_local:
+        policies |= tables.Policy.INTERNAL_LOCAL
+    if port.external_local:
+        policies |= tables.Policy.EXTERNAL_LOCAL
+    key = port.key
+    return tables.ServiceMeta(
+        key.service.namespace.encode(),
+        key.service.name.encode(),
+        key.port_name.encode(),
+        port.affinity_s,
+        key.protocol,
+        port.algorithm,
+        key.family,
+        policies,
+    ).pack()
+
+
+def traits(meta_row: bytes) -> bytes:
+    """The part of that row which can change."""
+    return meta_row[_NAMES_SIZE:]
+
+
+def port_key(meta_row: bytes) -> model.PortKey:
+    """The service port that a row names. Raises ValueError where it names none."""
+    row = tables.service_meta(meta_row)
+    return model.PortKey(
+        model.ServiceName(tables.text(row.namespace), tables.text(row.name)),
+        tables.text(row.port_name),
+        model.Protocol(row.proto),
+        model.Family(row.family),
+    )

@@ -1,0 +1,537 @@
+"""What the kernel's tables hold, and the writes that take a service to its plan.
+
+A connection may be opened between any two writes. So what is pointed at is
+written first and the pointer last: names, source ranges, backends, slots, then the
+frontend row that leads to them, which a hash map replaces atomically; of a pair
+the one for clients outside before the one that refers to it. A new choice of
+backends always goes to a fresh extent of slots. What is no longer pointed at
+keeps its row for RECYCLE_AFTER_S, because a program on another CPU may just have
+followed the old pointer; only then is it cleared and its id given out again.
+
+The slots that a DSR frontend drew from until its last change stay, for its flows
+have no other record on a node that did not see them begin: `earlier_slots` leads
+to them.
+
+The ledger assumes that the writes it returned are made. Where one failed, its
+owner throws it away and restores a new one from a dump of the kernel.
+"""
+
+import collections
+import typing
+
+from lbproxy import abi
+from lbproxy.core import claims, installed, model, plan, pools, tables
+
+# Programs run for microseconds, under RCU; a second is for ever to them.
+RECYCLE_AFTER_S: typing.Final = 1.0
+_NO_BACKEND_STATS: typing.Final = bytes(abi.LAYOUTS["backend_stats"].size)
+_NO_SERVICE_STATS: typing.Final = bytes(abi.LAYOUTS["service_stats"].size)
+
+
+class Capacity(typing.NamedTuple):
+    """How many rows each table has."""
+
+    frontends: int
+    slots: int
+    backends: int
+    services: int
+    localities: int
+    source_ranges: int
+    tunnel_ends: int
+    earlier_slots: int
+
+
+class Change(typing.NamedTuple):
+    """What one step wants: writes in order, and which service ports had to stay as they were, and why."""
+
+    writes: list[tables.Write]
+    refused: dict[model.PortKey, pools.Exhausted]
+
+
+class Dump(typing.NamedTuple):
+    """What restoring needs of the kernel; `slots` reads so many blocks from a first one on."""
+
+    frontends: typing.Mapping[bytes, bytes]
+    services: typing.Mapping[bytes, bytes]
+    localities: typing.Mapping[bytes, bytes]
+    backends: typing.Mapping[int, bytes]  # every row that is not FREE
+    slots: typing.Callable[[int, int], bytes]
+    source_ranges: typing.Mapping[bytes, bytes]
+    tunnel_ends: typing.Mapping[bytes, bytes]
+    earlier_slots: typing.Mapping[bytes, bytes]
+
+
+class _Retired(typing.NamedTuple):
+    """Something that may be used again from `due_s` on."""
+
+    due_s: float
+    backend: int = 0
+    service: int = 0
+    extent: pools.Extent | None = None
+
+
+class _Writes:
+    """Writes by phase, so that many services share one batch of each."""
+
+    def __init__(self) -> None:
+        self.names: list[tables.Write] = []
+        self.ranges: list[tables.Write] = []
+        self.backends: list[tables.Write] = []
+        self.slots: list[tables.Write] = []
+        self.earlier: list[tables.Write] = []
+        self.frontends: list[tables.Write] = []
+        self.frontends_gone: dict[bytes, None] = {}  # a set that keeps its order; nobody claims these
+        self.ranges_gone: list[tables.Write] = []
+        self.earlier_gone: list[tables.Write] = []
+        self.retired: list[tables.Write] = []
+        self.names_gone: list[tables.Write] = []
+
+    def in_order(self) -> list[tables.Write]:
+        """Pointed at before pointing, and the other way round for what goes."""
+        gone = [tables.Delete(tables.Table.FRONTENDS, key) for key in self.frontends_gone]
+        return [
+            *self.names,
+            *self.ranges,
+            *self.backends,
+            *self.slots,
+            *self.earlier,
+            *sorted(self.frontends, key=_is_for_outside, reverse=True),
+            *sorted(gone, key=_is_for_outside),
+            *self.ranges_gone,
+            *self.earlier_gone,
+            *self.retired,
+            *self.names_gone,
+        ]
+
+
+def _is_for_outside(write: tables.Write) -> bool:
+    return claims.is_for_outside(write.key)
+
+
+class Ledger:
+    """Ids, extents and rows in use; the module's docstring says which order it keeps."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self.capacity = capacity
+        self.service_ids = pools.IdPool(tables.Table.SERVICES, capacity.services)
+        self.backend_ids = pools.IdPool(tables.Table.BACKENDS, capacity.backends)
+        self.locality_ids = pools.IdPool(tables.Table.LOCALITIES, capacity.localities)
+        self.extents = pools.ExtentPool(tables.Table.SLOTS, capacity.slots)
+        self.installed: dict[model.PortKey, installed.Installed] = {}
+        self._ports: dict[model.ServiceName, tuple[model.PortKey, ...]] = {}
+        self._localities: dict[tuple[str, str], int] = {}
+        self.claims = claims.Claims()
+        self.range_rows = 0
+        self.end_rows = 0
+        self.earlier_rows = 0
+        self._unwritten: list[tables.Write] = []
+        self._of_nobody: list[installed.Installed] = []
+        self._quarantine: collections.deque[_Retired] = collections.deque()
+
+    @property
+    def next_due_s(self) -> float | None:
+        """When `expire` next has something to do."""
+        return self._quarantine[0].due_s if self._quarantine else None
+
+    def services(self) -> typing.KeysView[model.ServiceName]:
+        """The Services that have something in the kernel."""
+        return self._ports.keys()
+
+    def change(
+        self, wanted: typing.Mapping[model.ServiceName, typing.Sequence[plan.PortPlan]], now_s: float
+    ) -> Change:
+        """The writes that take these services to their plans; an empty plan removes a service.
+
+        A service port for which a table has no room left keeps what it has.
+        """
+        out = _Writes()
+        refused: dict[model.PortKey, pools.Exhausted] = {}
+        for found in self._of_nobody:
+            out.frontends_gone.update(dict.fromkeys(found.frontends))
+            self._discard(found, out, now_s)
+        self._of_nobody = []
+        for name, ports in wanted.items():
+            keep = {port.key for port in ports}
+            for key in self._ports.get(name, ()):
+                if key not in keep:
+                    self._remove(key, out, now_s)
+        for name, ports in wanted.items():
+            for port in ports:
+                try:
+                    self._install(port, out, now_s)
+                except pools.Exhausted as full:
+                    refused[port.key] = full
+            kept = tuple(port.key for port in ports if port.key in self.installed)
+            self._ports.pop(name, None)
+            if kept:
+                self._ports[name] = kept
+        out.names += self._unwritten
+        self._unwritten = []
+        for write in out.ranges_gone:
+            if write.table is tables.Table.SOURCE_RANGES:
+                self.range_rows -= 1
+            else:
+                self.end_rows -= 1
+        self.earlier_rows -= len(out.earlier_gone)
+        return Change(out.in_order(), refused)
+
+    def expire(self, now_s: float) -> list[tables.Write]:
+        """Clear and free what has been in quarantine long enough."""
+        rows: list[tables.Write] = []
+        stats: list[tables.Write] = []
+        while self._quarantine and self._quarantine[0].due_s <= now_s:
+            retired = self._quarantine.popleft()
+            if retired.backend:
+                key = tables.row_key(retired.backend)
+                rows.append(tables.Put(tables.Table.BACKENDS, key, tables.NO_BACKEND))
+                stats.append(tables.Put(tables.Table.BACKEND_STATS, key, _NO_BACKEND_STATS))
+                self.backend_ids.give_back(retired.backend)
+            if retired.service:
+                key = tables.row_key(retired.service)
+                rows.append(tables.Put(tables.Table.SERVICE_STATS, key, _NO_SERVICE_STATS))
+                self.service_ids.give_back(retired.service)
+            if retired.extent is not None:
+                self.extents.give_back(retired.extent)
+        # The row that is not yet FREE is what tells a successor that its statistics are to be cleared.
+        return stats + rows
+
+    # --- one service port ---
+
+    def _install(self, port: plan.PortPlan, out: _Writes, now_s: float) -> None:
+        have = self.installed.get(port.key)
+        taken = _Taken(self)
+        try:
+            number = have.id if have else taken.service()
+            rows = self._backend_rows(port, number, have, taken)
+            slot_tables, slot_writes = self._slot_tables(port, list(rows), have, taken)
+            frontends = self._frontend_rows(port, number, slot_tables)
+            ranges = [installed.range_key(number, one) for one in port.source_ranges]
+            new_ranges = [key for key in ranges if have is None or key not in have.ranges]
+            ends = installed.make(number, b"", frontends, rows, ()).tunnel_ends
+            new_ends = ends - have.tunnel_ends if have else ends
+            self._check_room(frontends, out)
+            self._check_range_room(len(new_ranges))
+            self._check_end_room(len(new_ends))
+        except pools.Exhausted:
+            taken.undo()
+            raise
+
+        earlier = self._earlier(port, have, slot_tables)
+        meta = installed.meta(port)
+        traits = installed.traits(meta)
+        want = installed.make(number, traits, frontends, rows, slot_tables.values(), earlier, ranges)
+        if have is None or have.traits != want.traits:
+            out.names.append(tables.Put(tables.Table.SERVICES, tables.row_key(number), meta))
+        out.ranges += [tables.Put(tables.Table.SOURCE_RANGES, key, tables.ALLOWED) for key in new_ranges]
+        self.range_rows += len(new_ranges)
+        out.ranges += [tables.Put(tables.Table.TUNNEL_ENDS, key, tables.OPEN) for key in sorted(new_ends)]
+        self.end_rows += len(new_ends)
+        old_rows = have.backends if have else {}
+        out.backends += [
+            tables.Put(tables.Table.BACKENDS, tables.row_key(n), row)
+            for n, row in rows.items()
+            if old_rows.get(n) != row
+        ]
+        out.slots += slot_writes
+        self._write_earlier(have, want, out)
+        # Anew, not in place: a key that was restored is a copy of what the state holds anyway.
+        self.installed.pop(port.key, None)
+        self.installed[port.key] = want
+        self._write_frontends(port.key, frontends, have.frontends if have else {}, out)
+        if have is not None:
+            self._retire(have, want, out, now_s)
+
+    def _backend_rows(
+        self, port: plan.PortPlan, service: int, have: installed.Installed | None, taken: "_Taken"
+    ) -> dict[int, bytes]:
+        ids = have.backend_ids if have else {}
+        rows: dict[int, bytes] = {}
+        for backend in port.backends:
+            port_be = backend.port.to_bytes(2, "big")
+            number = ids.get(backend.address + port_be) or taken.backend()
+            rows[number] = tables.Backend(
+                backend.address,
+                port_be,
+                port.key.protocol,
+                backend.state,
+                service,
+                self._locality(backend.node_name, backend.zone),
+                backend.weight,
+                backend.sets,
+            ).pack()
+        return rows
+
+    def _slot_tables(
+        self, port: plan.PortPlan, ids: list[int], have: installed.Installed | None, taken: "_Taken"
+    ) -> tuple[dict[int, installed.SlotTable], list[tables.Write]]:
+        """A table for each set that a frontend draws from and that has backends; the writes for new ones."""
+        made: dict[int, installed.SlotTable] = {}
+        writes: list[tables.Write] = []
+        for bit in sorted({int(frontend.set) for frontend in port.frontends}):
+            chosen = [ids[index] for index in plan.slots(port, tables.BackendSet(bit))]
+            if not chosen:
+                continue
+            packed = installed.blocks(chosen)
+            digest = installed.digest(packed, len(chosen))
+            old = have.table(bit) if have else None
+            if old is not None and (old.digest, old.slot_count) == (digest, len(chosen)):
+                made[bit] = old
+                continue
+            extent = taken.extent(len(packed) // tables.BLOCK_SIZE)
+            made[bit] = installed.SlotTable(bit, extent.start, extent.blocks, len(chosen), digest)
+            for block in range(extent.blocks):
+                row = packed[block * tables.BLOCK_SIZE : (block + 1) * tables.BLOCK_SIZE]
+                writes.append(tables.Put(tables.Table.SLOTS, tables.row_key(extent.start + block), row))
+        return made, writes
+
+    def _frontend_rows(
+        self, port: plan.PortPlan, service: int, made: dict[int, installed.SlotTable]
+    ) -> dict[bytes, bytes]:
+        rows: dict[bytes, bytes] = {}
+        for frontend in port.frontends:
+            table = made.get(int(frontend.set))
+            flags = 0
+            if port.algorithm == model.Algorithm.MAGLEV:
+                flags |= tables.FrontendFlag.MAGLEV
+            if frontend.drop:
+                flags |= tables.FrontendFlag.DROP
+            if frontend.external_local:
+                flags |= tables.FrontendFlag.EXTERNAL_LOCAL
+            if frontend.restricted:
+                flags |= tables.FrontendFlag.SOURCE_RANGES
+            if frontend.dsr:
+                flags |= tables.FrontendFlag.DSR | tables.FrontendFlag.MAGLEV
+            node_port = frontend.kind == tables.FrontendKind.NODE_PORT
+            scope = tables.SCOPE_NODE_PORT if node_port else tables.SCOPE_ADDRESS
+            key = tables.FrontendKey(
+                frontend.address,
+                frontend.port.to_bytes(2, "big"),
+                port.key.protocol,
+                scope | tables.SCOPE_OUTSIDE if frontend.outside else scope,
+            ).pack()
+            row = tables.Frontend(
+                service,
+                table.start if table else 0,
+                table.slot_count if table else 0,
+                port.affinity_s,
+                flags,
+                int(frontend.set),
+                frontend.kind,
+            ).pack()
+            # One address may be external and load balancer IP at once: the first kind stands for both.
+            rows.setdefault(key, row)
+        return rows
+
+    def _check_room(self, frontends: typing.Iterable[bytes], out: _Writes) -> None:
+        more = sum(1 for key in frontends if key not in self.claims and key not in out.frontends_gone)
+        # What goes with this change keeps its row until what comes has been written.
+        if more and len(self.claims) + len(out.frontends_gone) + more > self.capacity.frontends:
+            raise pools.Exhausted(tables.Table.FRONTENDS, self.capacity.frontends)
+
+    def _check_range_room(self, more: int) -> None:
+        # Here too: what goes with this change goes last.
+        if more and self.range_rows + more > self.capacity.source_ranges:
+            raise pools.Exhausted(tables.Table.SOURCE_RANGES, self.capacity.source_ranges)
+
+    def _check_end_room(self, more: int) -> None:
+        if more and self.end_rows + more > self.capacity.tunnel_ends:
+            raise pools.Exhausted(tables.Table.TUNNEL_ENDS, self.capacity.tunnel_ends)
+
+    # --- what DSR frontends drew from before ---
+
+    def _earlier(
+        self,
+        port: plan.PortPlan,
+        have: installed.Installed | None,
+        made: dict[int, installed.SlotTable],
+    ) -> list[installed.SlotTable]:
+        """The table before the last change of each set that DSR frontends draw from.
+
+        Where the table has no room for another row there is none: it only matters to
+        flows that come to another node than before.
+        """
+        if have is None:
+            return []
+        room = self.capacity.earlier_slots - self.earlier_rows
+        kept = []
+        for bit in sorted({int(frontend.set) for frontend in port.frontends if frontend.dsr}):
+            known = next((table for table in have.earlier if table.set == bit), None)
+            before = have.table(bit)
+            if before is None or before == made.get(bit) or not have.is_dsr(bit):
+                before = known
+            if before is None or before == made.get(bit):
+                continue
+            if known is None:
+                if room < 1:
+                    continue
+                room -= 1
+            kept.append(before)
+        return kept
+
+    def _write_earlier(
+        self, have: installed.Installed | None, want: installed.Installed, out: _Writes
+    ) -> None:
+        known = {table.set: table for table in have.earlier} if have else {}
+        for table in want.earlier:
+            if known.get(table.set) != table:
+                key = tables.EarlierKey(want.id, table.set).pack()
+                row = tables.Earlier(table.start, table.slot_count).pack()
+                out.earlier.append(tables.Put(tables.Table.EARLIER_SLOTS, key, row))
+                self.earlier_rows += table.set not in known
+
+    # --- frontends: two services may claim the same one ---
+
+    def _write_frontends(
+        self, port: model.PortKey, want: dict[bytes, bytes], have: dict[bytes, bytes], out: _Writes
+    ) -> None:
+        for key, row in want.items():
+            had = self.claims.owner(key) == port
+            out.frontends_gone.pop(key, None)
+            if self.claims.claim(key, port) and not (had and have.get(key) == row):
+                out.frontends.append(tables.Put(tables.Table.FRONTENDS, key, row))
+        for key in have.keys() - want.keys():
+            self._release(key, port, out)
+
+    def _release(self, key: bytes, port: model.PortKey, out: _Writes) -> None:
+        """Give up a frontend to the next one that claims it; without one it goes."""
+        had, heir = self.claims.release(key, port)
+        if had and heir is not None:
+            row = self.installed[heir].frontends[key]
+            out.frontends.append(tables.Put(tables.Table.FRONTENDS, key, row))
+        elif had:
+            out.frontends_gone[key] = None
+
+    # --- going ---
+
+    def _retire(
+        self, have: installed.Installed, want: installed.Installed, out: _Writes, now_s: float
+    ) -> None:
+        """Mark what the new version no longer uses; its rows stay readable for now."""
+        due_s = now_s + RECYCLE_AFTER_S
+        kept = want.backends
+        for number, row in have.backends.items():
+            if number in kept:
+                continue
+            out.retired.append(_draining(number, row))
+            self._quarantine.append(_Retired(due_s, backend=number))
+        for extent in sorted(have.extents - want.extents):
+            self._quarantine.append(_Retired(due_s, extent=extent))
+        out.ranges_gone += [
+            tables.Delete(tables.Table.SOURCE_RANGES, key) for key in have.ranges if key not in want.ranges
+        ]
+        ends_gone = sorted(have.tunnel_ends - want.tunnel_ends)
+        out.ranges_gone += [tables.Delete(tables.Table.TUNNEL_ENDS, key) for key in ends_gone]
+        sets = {table.set for table in want.earlier}
+        out.earlier_gone += [
+            tables.Delete(tables.Table.EARLIER_SLOTS, tables.EarlierKey(have.id, table.set).pack())
+            for table in have.earlier
+            if table.set not in sets
+        ]
+
+    def _remove(self, key: model.PortKey, out: _Writes, now_s: float) -> None:
+        have = self.installed.pop(key)
+        for frontend in have.frontends:
+            self._release(frontend, key, out)
+        self._discard(have, out, now_s)
+
+    def _discard(self, have: installed.Installed, out: _Writes, now_s: float) -> None:
+        """Retire everything that a service port had but its frontends."""
+        self._retire(have, installed.make(have.id, b"", {}, {}, ()), out, now_s)
+        out.names_gone.append(tables.Delete(tables.Table.SERVICES, tables.row_key(have.id)))
+        self._quarantine.append(_Retired(now_s + RECYCLE_AFTER_S, service=have.id))
+
+    # --- localities ---
+
+    def _locality(self, node: str, zone: str) -> int:
+        """The id that stands for a node and zone.
+
+        Where the table is full they stay unnamed: the names only serve people's eyes.
+        """
+        if not node and not zone:
+            return 0
+        number = self._localities.get((node, zone), 0)
+        if number:
+            return number
+        try:
+            number = self.locality_ids.take()
+        except pools.Exhausted:
+            return 0
+        self._localities[node, zone] = number
+        row = tables.Locality(node.encode(), zone.encode()).pack()
+        self._unwritten.append(tables.Put(tables.Table.LOCALITIES, tables.row_key(number), row))
+        return number
+
+    # --- starting over from what the kernel holds ---
+
+    def adopt(self, key: model.PortKey, found: installed.Installed) -> None:
+        """Take a service port as the kernel has it."""
+        self.installed[key] = found
+        self._ports[key.service] = (*self._ports.get(key.service, ()), key)
+        for frontend in found.frontends:
+            self.claims.claim(frontend, key)
+        self._count(found)
+
+    def adopt_locality(self, number: int, node: str, zone: str) -> None:
+        """Take a named locality as the kernel has it."""
+        self._localities[node, zone] = number
+
+    def adopt_of_nobody(self, found: installed.Installed) -> None:
+        """Take what no service port has a claim to: it stays as it is until the next change removes it."""
+        self._of_nobody.append(found)
+        self._count(found)
+
+    def adopt_unused(self, table: tables.Table, keys: typing.Iterable[bytes]) -> None:
+        """Remove these rows with the next change, before their ids are given out again."""
+        self._unwritten += [tables.Delete(table, key) for key in keys]
+
+    def adopt_missing(self, table: tables.Table, rows: typing.Mapping[bytes, bytes]) -> None:
+        """Write these rows with the next change: whoever was killed did not come to it."""
+        self._unwritten += [tables.Put(table, key, row) for key, row in rows.items()]
+
+    def adopt_draining(self, number: int, now_s: float) -> None:
+        """Take a backend row that nothing leads to any more; it is cleared in due time."""
+        self._quarantine.append(_Retired(now_s + RECYCLE_AFTER_S, backend=number))
+
+    def _count(self, found: installed.Installed) -> None:
+        self.range_rows += len(found.ranges)
+        self.end_rows += len(found.tunnel_ends)
+        self.earlier_rows += len(found.earlier)
+
+
+def _draining(number: int, row: bytes) -> tables.Write:
+    marked = tables.backend(row)._replace(state=tables.BackendState.DRAINING, sets=0).pack()
+    return tables.Put(tables.Table.BACKENDS, tables.row_key(number), marked)
+
+
+class _Taken:
+    """What an attempt has taken from the pools, so that it can be given back if it fails."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._services: list[int] = []
+        self._backends: list[int] = []
+        self._extents: list[pools.Extent] = []
+
+    def service(self) -> int:
+        """A service id."""
+        self._services.append(self._ledger.service_ids.take())
+        return self._services[-1]
+
+    def backend(self) -> int:
+        """A backend id."""
+        self._backends.append(self._ledger.backend_ids.take())
+        return self._backends[-1]
+
+    def extent(self, blocks: int) -> pools.Extent:
+        """An extent of slots."""
+        self._extents.append(self._ledger.extents.take(blocks))
+        return self._extents[-1]
+
+    def undo(self) -> None:
+        """Give everything back: none of it has been written."""
+        for number in self._services:
+            self._ledger.service_ids.give_back(number)
+        for number in self._backends:
+            self._ledger.backend_ids.give_back(number)
+        for extent in self._extents:
+            self._ledger.extents.give_back(extent)

@@ -1,0 +1,108 @@
+"""What of a node's packet filter is kube-proxy's, and how to take that away and nothing else.
+
+The kubelet's chains stay: KUBE-IPTABLES-HINT, KUBE-KUBELET-CANARY, KUBE-MARK-DROP, and
+KUBE-FIREWALL, which both have (CO-1). So does a chain that somebody else's rules use.
+"""
+
+import re
+import shlex
+import typing
+from collections.abc import Iterable, Iterator
+
+# In every iptables mode, in a table with next to nothing else in it: there it is looked for.
+CANARY: typing.Final = "KUBE-PROXY-CANARY"
+CANARY_TABLE: typing.Final = "mangle"
+NFT_TABLES: typing.Final = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
+IPVS_DEVICE: typing.Final = "kube-ipvs0"
+
+_CHAIN: typing.Final = re.compile(
+    r"KUBE-(?:(?:SVC|SVL|SEP|FW|EXT|XLB)-[A-Z2-7]{16}"
+    r"|SERVICES|EXTERNAL-SERVICES|NODEPORTS|POSTROUTING|MARK-MASQ|FORWARD|PROXY-FIREWALL|PROXY-CANARY"
+    r"|LOAD-BALANCER|NODE-PORT|SOURCE-RANGES-FIREWALL|IPVS-FILTER|IPVS-OUT-FILTER)"
+)
+_IPSET: typing.Final = re.compile(
+    r"KUBE-(?:6-)?(?:LOOP-BACK|CLUSTER-IP|EXTERNAL-IP|EXTERNAL-IP-LOCAL|LOAD-BALANCER|IPVS-IPS"
+    r"|LOAD-BALANCER-(?:LOCAL|FW|SOURCE-IP|SOURCE-CIDR)|NODE-PORT-(?:LOCAL-)?(?:TCP|UDP|SCTP-HASH)"
+    r"|HEALTH-CHECK-NODE-PORT)"
+)
+
+
+class Removal(typing.NamedTuple):
+    """Input for `iptables-restore --noflush`, empty where nothing is to go, and what it removes."""
+
+    script: str
+    chains: int
+    jumps: int
+
+
+class _Rule(typing.NamedTuple):
+    chain: str
+    text: str
+    target: str
+
+
+def removal(saved: str) -> Removal:
+    """Say how to remove kube-proxy's chains from what `iptables-save` printed."""
+    script: list[str] = []
+    chains = jumps = 0
+    for table, lines in _tables(saved):
+        own, deleted = _of_kube_proxy(lines)
+        if not own:
+            continue
+        chains, jumps = chains + len(own), jumps + len(deleted)
+        script += [f"*{table}", *(f":{chain} - [0:0]" for chain in own)]
+        script += [f"-D {rule.chain} {rule.text}" for rule in deleted]
+        script += [*(f"-X {chain}" for chain in own), "COMMIT"]
+    return Removal("".join(f"{line}\n" for line in script), chains, jumps)
+
+
+def ipsets(names: str) -> list[str]:
+    """Choose kube-proxy's sets from what `ipset list -n` printed."""
+    return [name for name in names.split() if _IPSET.fullmatch(name)]
+
+
+def nft_tables(listed: str) -> list[tuple[str, str]]:
+    """Choose kube-proxy's tables from what `nft list tables` printed."""
+    found = {tuple(line.split()[1:3]) for line in listed.splitlines() if line.startswith("table ")}
+    return [table for table in NFT_TABLES if table in found]
+
+
+def _tables(saved: str) -> Iterator[tuple[str, list[str]]]:
+    table, lines = "", list[str]()
+    for line in saved.splitlines():
+        if line.startswith("*"):
+            table, lines = line[1:], []
+        elif line == "COMMIT":
+            yield table, lines
+        else:
+            lines.append(line)
+
+
+def _of_kube_proxy(lines: Iterable[str]) -> tuple[list[str], list[_Rule]]:
+    """The chains of a table that are to go, and rules of its built-in chains that lead to them."""
+    own: dict[str, None] = {}
+    built_in = set()
+    rules = []
+    for line in lines:
+        if line.startswith(":"):
+            chain, policy = line[1:].split()[:2]
+            if _CHAIN.fullmatch(chain):
+                own[chain] = None
+            elif policy != "-":
+                built_in.add(chain)
+        elif line.startswith("-A ") and " KUBE-" in line:
+            chain, text = line[3:].split(" ", 1)
+            rules.append(_Rule(chain, text, _target(text)))
+    # A chain that others need goes on doing for them what it did.
+    needed = [rule.target for rule in rules if rule.chain not in built_in and rule.chain not in own]
+    while needed:
+        kept = needed.pop()
+        if kept in own:
+            del own[kept]
+            needed += [rule.target for rule in rules if rule.chain == kept]
+    return list(own), [rule for rule in rules if rule.chain in built_in and rule.target in own]
+
+
+def _target(rule: str) -> str:
+    words = shlex.split(rule)
+    return next((words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-j", "-g")), "")

@@ -1,0 +1,262 @@
+"""What the read-side commands print of the inventory: field names and their order are a contract.
+
+Addresses are text and enumerations are the words that people know; everything is
+in an order of its own, so that two listings of one state are equal byte by byte.
+"""
+
+import collections
+import typing
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from lbproxy.core import addresses, inventory, model, tables
+
+LOOPBACK: typing.Final = "127.0.0.1"
+
+
+class Frontend(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where clients dial. A NodePort has its family's zero address and the `addresses` that serve it."""
+
+    ip: str
+    port: int
+    type: str
+    addresses: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Backend(msgspec.Struct, frozen=True):
+    """Who answers; `connections` since it became a backend.
+
+    `usable`: the ClusterIP may choose it now. Where a service port does not have its ClusterIP, any frontend.
+    """
+
+    ip: str
+    port: int
+    node: str
+    zone: str
+    state: str
+    weight: int
+    connections: int
+    usable: bool
+
+
+class SessionAffinity(msgspec.Struct, frozen=True):
+    """`type` is None or ClientIP, as in a Service; `timeout_s` is 0 for None."""
+
+    type: str
+    timeout_s: int
+
+
+class ServicePort(msgspec.Struct, frozen=True):
+    """One service port of one family.
+
+    `source_ranges` are who may use its load balancer IPs; empty: everyone. `mode` is how
+    packets to its other addresses than the ClusterIP reach backends on other nodes.
+    """
+
+    namespace: str
+    name: str
+    port_name: str
+    protocol: str
+    family: str
+    algorithm: str
+    frontends: tuple[Frontend, ...]
+    backends: tuple[Backend, ...]
+    session_affinity: SessionAffinity
+    internal_traffic_policy: str
+    external_traffic_policy: str
+    connections: int
+    refused: int
+    source_ranges: tuple[str, ...]
+    mode: str
+
+
+class BackendOfService(msgspec.Struct, frozen=True):
+    """A backend by itself. `sets` are the traffic policies it may be used under now: Cluster, Local.
+
+    The service fields are empty where the service port has gone before it.
+    """
+
+    ip: str
+    port: int
+    protocol: str
+    namespace: str
+    name: str
+    port_name: str
+    state: str
+    sets: tuple[str, ...]
+    node: str
+    zone: str
+    weight: int
+    connections: int
+
+
+class Filter(typing.NamedTuple):
+    """Which Services to show; None is every one."""
+
+    namespace: str | None = None
+    name: str | None = None
+
+    def takes(self, service: model.ServiceName | None) -> bool:
+        """Whether it is one of these."""
+        if service is None:
+            return self == Filter()
+        return self.namespace in (None, service.namespace) and self.name in (None, service.name)
+
+
+EVERYTHING: typing.Final = Filter()
+
+
+def services(
+    found: inventory.Inventory, node_ports: inventory.NodePorts, wanted: Filter = EVERYTHING
+) -> list[ServicePort]:
+    """The service ports; of their backends those that a listing of endpoints would still have."""
+    served_on = {
+        family: tuple(
+            addresses.text(address)
+            for address in node_ports.addresses
+            if addresses.family_of(address) is family
+        )
+        for family in model.Family
+    }
+    if node_ports.loopback:
+        served_on[model.Family.IPV4] += (LOOPBACK,)
+    return [_service(port, served_on) for port in found.ports if wanted.takes(port.key.service)]
+
+
+def backends(found: inventory.Inventory, wanted: Filter = EVERYTHING) -> list[BackendOfService]:
+    """Every backend of every service port, also those that are on their way out."""
+    listed = [
+        _backend_of(port.key, backend)
+        for port in found.ports
+        if wanted.takes(port.key.service)
+        for backend in port.backends
+    ]
+    if wanted.takes(None):
+        listed += [_backend_of(None, backend) for backend in found.orphans]
+    return listed
+
+
+def backends_by_state(found: inventory.Inventory) -> dict[str, int]:
+    """How many backends are in each state."""
+    every = [*(backend for port in found.ports for backend in port.backends), *found.orphans]
+    count = collections.Counter(backend.state for backend in every)
+    return {state_name(state): count[state] for state in tables.BackendState if state}
+
+
+def warnings(found: inventory.Inventory) -> list[str]:
+    """A line for each way in which service ports are known but not served."""
+    lines = []
+    if homeless := [port.key for port in found.ports if not port.frontends]:
+        what = f"{_ports(len(homeless))} with no frontend, such as {homeless[0]}"
+        lines.append(f"{what}: another service has their address")
+    if sctp := [port.key for port in found.ports if port.key.protocol is model.Protocol.SCTP]:
+        lines.append(f"{_ports(len(sctp))} of SCTP, such as {sctp[0]}: {NO_SCTP}")
+    return lines
+
+
+NO_SCTP: typing.Final = "what the node's own processes send is not balanced"
+
+
+def _ports(count: int) -> str:
+    return f"{count} service port{'' if count == 1 else 's'}"
+
+
+def place(ip: str, port: int) -> str:
+    """An address and port as one word; an IPv6 address is in brackets."""
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+def state_name(state: tables.BackendState) -> str:
+    """What a state is called in listings."""
+    return state.name.lower()
+
+
+def set_names(bits: int) -> tuple[str, ...]:
+    """What backend sets are called in listings: by the traffic policy that draws from them."""
+    return tuple(name for member, name in _SET_NAMES if bits & member)
+
+
+_SET_NAMES: typing.Final = (
+    (tables.BackendSet.CLUSTER.value, "Cluster"),
+    (tables.BackendSet.LOCAL.value, "Local"),
+)
+
+
+def _service(port: inventory.ServicePort, served_on: dict[model.Family, tuple[str, ...]]) -> ServicePort:
+    key = port.key
+    affinity = SessionAffinity("ClientIP" if port.affinity_s else "None", port.affinity_s)
+    return ServicePort(
+        key.service.namespace,
+        key.service.name,
+        key.port_name,
+        key.protocol.name,
+        f"IPv{key.family.value}",
+        port.algorithm.name.lower(),
+        tuple(_frontend(frontend, served_on[key.family]) for frontend in port.frontends),
+        tuple(_known(port.backends, _drawn_from(port.frontends))),
+        affinity,
+        "Local" if port.internal_local else "Cluster",
+        "Local" if port.external_local else "Cluster",
+        port.connections,
+        port.refused,
+        tuple(map(str, port.source_ranges)),
+        (model.PacketMode.DSR if any(one.dsr for one in port.frontends) else model.PacketMode.SNAT).value,
+    )
+
+
+def _frontend(frontend: inventory.Frontend, served_on: tuple[str, ...]) -> Frontend:
+    node_port = frontend.kind is tables.FrontendKind.NODE_PORT
+    return Frontend(
+        addresses.text(frontend.address),
+        frontend.port,
+        frontend.kind.label,
+        served_on if node_port else msgspec.UNSET,
+    )
+
+
+def _drawn_from(frontends: Sequence[inventory.Frontend]) -> int:
+    """The backend sets that clients of a service port draw from: those of the ClusterIP if it has one."""
+    cluster_ips = [one for one in frontends if one.kind is tables.FrontendKind.CLUSTER_IP]
+    bits = 0
+    for frontend in cluster_ips or frontends:
+        bits |= frontend.set
+    return bits
+
+
+def _known(found: Iterable[inventory.Backend], drawn_from: int) -> Iterable[Backend]:
+    return (
+        Backend(
+            addresses.text(backend.address),
+            backend.port,
+            backend.node,
+            backend.zone,
+            state_name(backend.state),
+            backend.weight,
+            backend.connections,
+            bool(backend.sets & drawn_from),
+        )
+        for backend in found
+        if backend.state is not tables.BackendState.DRAINING
+    )
+
+
+def _backend_of(key: model.PortKey | None, backend: inventory.Backend) -> BackendOfService:
+    try:
+        protocol = model.Protocol(backend.protocol).name
+    except ValueError:
+        protocol = str(backend.protocol)
+    return BackendOfService(
+        addresses.text(backend.address),
+        backend.port,
+        protocol,
+        key.service.namespace if key else "",
+        key.service.name if key else "",
+        key.port_name if key else "",
+        state_name(backend.state),
+        set_names(backend.sets),
+        backend.node,
+        backend.zone,
+        backend.weight,
+        backend.connections,
+    )

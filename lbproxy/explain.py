@@ -1,0 +1,58 @@
+"""`lbproxy explain`: what the kernel would do with a connection now, step by step."""
+
+import argparse
+import contextlib
+import pathlib
+import time
+from collections.abc import Iterator
+
+from lbproxy import render
+from lbproxy.core import devices as roles
+from lbproxy.core import explanation, inventory, listing, walk
+from lbproxy.kernel import inspection
+
+
+def main(args: argparse.Namespace) -> int:
+    """Explain `args.source` to `args.destination`; 0 whatever the verdict. Raises AgentError."""
+    root: pathlib.Path = args.bpffs
+    with contextlib.closing(inspection.open_maps(root)) as rows:
+        identity = inspection.pinned(root)
+        broken = frozenset(hook.name for hook in inspection.hooks(root, identity) if not hook.attached)
+        netns = inventory.node_ports(rows).host_netns
+        devices = [one for one in inspection.attached_devices(root, netns) if not one.problem]
+        uplinks = tuple(_called(one) for one in devices if one.role is roles.Role.UPLINK)
+        others = tuple(_called(one) for one in devices if one.role is not roles.Role.UPLINK)
+        hooks = walk.Hooks(identity.cgroup, broken, uplinks, others)
+        target = walk.Target(*args.destination)
+        found = explanation.explain(rows, hooks, args.source, target, int(time.monotonic()))
+    render.show(found, args.output, lambda: _present(found))
+    return 0
+
+
+def _called(device: inspection.Device) -> str:
+    if device.name != str(device.ifindex):
+        return device.name
+    return f"number {device.ifindex} (seen from another network namespace)"
+
+
+_COLORS = {
+    walk.Verdict.BALANCED.value: render.Color.GOOD,
+    walk.Verdict.REFUSED.value: render.Color.BAD,
+    walk.Verdict.DROPPED.value: render.Color.BAD,
+    walk.Verdict.UNTOUCHED.value: render.Color.WARNING,
+}
+
+
+def _present(found: explanation.Explanation) -> Iterator[render.Table | str]:
+    steps: list[render.Row] = [(str(n), step.step, step.result) for n, step in enumerate(found.steps, 1)]
+    verdict = render.Cell(found.verdict, _COLORS[found.verdict])
+    yield render.Table(("STEP", "QUESTION", "ANSWER"), [*steps, ("=", verdict, found.reason)], prose=True)
+    if found.backends:
+        yield ""
+        yield render.Table(
+            ("BACKEND", "SHARE", "STATE", "NODE", "ZONE"),
+            [
+                (listing.place(b.ip, b.port), f"{b.percent:.2f}%", b.state, b.node, b.zone)
+                for b in found.backends
+            ],
+        )

@@ -1,0 +1,1 @@
+"""Writes the kernel: compile, load, pin, attach, and map rows."""

@@ -1,0 +1,315 @@
+"""The datapath on this node: adopted as it stands, made anew, or replaced atomically.
+
+Everything is pinned under one folder of a bpffs and outlives the agent:
+
+    generations/NUMBER/...              maps, programs on them, and what they are
+    links/NAME                          what holds each program at its hook
+    links/device_IFINDEX_NAME           likewise, at a device
+    current -> generations/NUMBER       replaced by rename: one step
+    maps, programs, identity            the current generation's, for readers
+
+Equal fingerprints: nothing is compiled, the agent takes over what runs. Otherwise
+the next generation is made beside the current one: maps that still fit are pinned
+in both, the contents of the others are copied. Then each link is switched to its
+new program in one step, what happened meanwhile is made up for, and `current` is
+pointed at the new generation.
+
+Where the kernel refuses a program of the packet path, the generation is made with
+those of the socket path alone, and its identity says why. Until something else is
+wanted it is adopted like any other.
+
+Whoever starts after a crash asks the kernel which programs the links hold. As
+long as all are the current generation's, another one was only being made and goes.
+Once any is another's, sockets are being recorded there: that upgrade is carried to
+its end first, whatever is wanted now, and is then the current one.
+"""
+
+import errno
+import os
+import pathlib
+import typing
+
+import msgspec
+
+from lbproxy import abi, errors
+from lbproxy.core import fill
+from lbproxy.kernel import (
+    carry,
+    device_links,
+    generation,
+    hooks,
+    identity,
+    libbpf,
+    loader,
+    programs,
+    source,
+)
+
+# A smaller table could not hold what is in use.
+_NEVER_SHRINK: typing.Final = (*fill.MUST_NOT_FILL, "earlier_slots")
+_SHOWN: typing.Final = ("maps", "programs", identity.PIN)
+NAMES: typing.Final = (*_SHOWN, "links", "generations", "current")
+
+
+class Outcome(typing.NamedTuple):
+    """What `ensure` did: `how` is 'created', 'adopted', 'relinked' or 'replaced'."""
+
+    how: str
+    identity: identity.Identity
+    notes: tuple[str, ...]
+
+
+class Datapath:
+    """The pins under one folder."""
+
+    def __init__(self, root: pathlib.Path) -> None:
+        self.root = root
+        self.maps_dir = root / "maps"
+        self.programs_dir = root / "programs"
+        self.links_dir = root / "links"
+        self._hooks = hooks.Hooks(self.links_dir)
+        self.device_links = device_links.DeviceLinks(self.links_dir)
+        self._generations_dir = root / "generations"
+        self._pointer = root / "current"
+        self.problem = ""  # what `verify` found and could not put right
+        self._fed: dict[str, int] = {}  # the maps that `ensure` handed out: names and the kernel's ids
+
+    def ensure(self, cgroup: pathlib.Path, wanted: typing.Mapping[str, int]) -> Outcome:
+        """Make these sizes and this version's programs run on `cgroup`. Raises AgentError."""
+        try:
+            return self._ensure(cgroup, wanted)
+        except OSError as error:
+            raise errors.AgentError(f"cannot set up the datapath in {self.root}: {error}") from error
+
+    def _ensure(self, cgroup: pathlib.Path, wanted: typing.Mapping[str, int]) -> Outcome:
+        self._lay_out()
+        finished = self._finish_interrupted(cgroup)
+        before = self._current()
+        self._remove_others(before)
+        known = before.identity() if before is not None else None
+        sizes, notes = _sizes(wanted, known)
+        if finished:
+            notes += ("an upgrade that had been interrupted was finished",)
+        fingerprint = source.fingerprint(programs.SOURCE, sizes)
+        target = identity.of_this_version(fingerprint, str(cgroup), sizes)
+
+        if before and known and known.fingerprint == fingerprint and before.is_whole():
+            how = finished or "adopted"
+            if self._hooks.missing(cgroup, before):
+                how = "relinked"
+                self._hooks.switch(cgroup, before)
+            if known.cgroup != target.cgroup:
+                known = msgspec.structs.replace(target, refused=known.refused)
+                identity.write(before.folder, known)
+            serving = before
+        else:
+            how = "created" if before is None else "replaced"
+            serving, known = self._make(target, before)
+            if known.refused and (lost := self.device_links.held()):
+                count = len({held.attachment.ifindex for held in lost})
+                notes += (f"what served {count} devices is detached: there is no successor",)
+            self._hand_over(before, serving, cgroup)
+            self._remove_others(serving)
+        self._remove_strangers(serving)
+        self._fed = _ids_of_this_version(serving)
+        return Outcome(how, known, notes)
+
+    def verify(self, cgroup: pathlib.Path) -> list[str]:
+        """Put back any hook that someone took away; returns the names of those.
+
+        Raises AgentError where the maps and programs themselves are gone: only the
+        next start can make them anew. Raises OSError where a hook can not be put back.
+        """
+        current = self._current()
+        if current is None or not current.is_whole() or _ids_of_this_version(current) != self._fed:
+            raise errors.AgentError(
+                f"what this agent pinned in {self.root} is gone or was exchanged: ending, to set it up again"
+            )
+        lost = self._lay_out()
+        unhooked = self._hooks.missing(cgroup, current)
+        try:
+            if unhooked:
+                self._hooks.switch(cgroup, current)
+        except OSError as error:
+            self.problem = f"hooks are missing and can not be put back: {', '.join(unhooked)}: {error}"
+            raise
+        self.problem = ""
+        return lost + unhooked
+
+    def attach(self, wanted: typing.Iterable[device_links.Attachment]) -> device_links.Applied:
+        """Have the current programs at these devices, and at no others. Raises OSError."""
+        current = self._current()
+        if current is None:
+            raise FileNotFoundError(errno.ENOENT, "the programs are gone")
+        return self.device_links.apply(wanted, current)
+
+    # --- generations ---
+
+    def _lay_out(self) -> list[str]:
+        """Create the folders, and what readers open; returns the names of what was missing."""
+        missing = []
+        for folder in (self._generations_dir, self.links_dir):
+            if not folder.is_dir():
+                folder.mkdir()
+                missing.append(folder.name)
+        for name in _SHOWN:
+            path, shown = self.root / name, f"{self._pointer.name}/{name}"
+            if path.is_symlink() and os.readlink(path) == shown:
+                continue
+            generation.remove(path)
+            path.symlink_to(shown)
+            missing.append(name)
+        return missing
+
+    def _current(self) -> generation.Generation | None:
+        """The generation that readers are shown; None where there is none or it can not be understood."""
+        if not self._pointer.is_symlink():
+            return None
+        current = generation.Generation(self.root / os.readlink(self._pointer))
+        return current if current.identity() is not None else None
+
+    def _make(
+        self, target: identity.Identity, before: generation.Generation | None
+    ) -> tuple[generation.Generation, identity.Identity]:
+        """Make a generation that nothing runs yet; of the one before it keeps the maps that fit.
+
+        Returns what it has become, too: it may lack the packet path.
+        """
+        numbers = [int(path.name) for path in self._generations_dir.iterdir() if path.name.isdecimal()]
+        made = generation.Generation(self._generations_dir / str(max(numbers, default=0) + 1))
+        made.make(target)
+        for spec in abi.MAPS.values():
+            if before is None or not _pin_again(spec, before, made, target):
+                generation.create(made.maps_dir, spec, abi.map_rows(spec, target.sizes))
+        generation.create(made.maps_dir, generation.TAILS, len(programs.TAILS))
+        pins = {name: str(made.maps_dir / name) for name in abi.MAPS}
+        refused = loader.compile_and_pin(
+            source.compose(programs.SOURCE, target.sizes, pins),
+            {program.name: str(made.programs_dir / program.name) for program in programs.of_this_kernel()},
+            (*programs.TAILS, *programs.PACKET),
+        )
+        if refused:
+            target = msgspec.structs.replace(target, refused=refused)
+            identity.write(made.folder, target)
+        return made, target
+
+    def _hand_over(
+        self,
+        old: generation.Generation | None,
+        new: generation.Generation,
+        cgroup: pathlib.Path,
+        *,
+        begun: bool = False,
+    ) -> None:
+        """Switch every hook to the new generation, contents first; `begun` by a process that was killed."""
+        if old is None:
+            self._switch(cgroup, new)
+        else:
+            with carry.Transfer(old, new) as transfer:
+                if not begun:
+                    transfer.begin()
+                self._switch(cgroup, new)
+                transfer.end()
+        fresh = self.root / (hooks.NEW + self._pointer.name)
+        generation.remove(fresh)
+        fresh.symlink_to(new.folder.relative_to(self.root))
+        fresh.rename(self._pointer)
+
+    def _switch(self, cgroup: pathlib.Path, wanted: generation.Generation) -> None:
+        # Flows that begin or end between the copy and the switch have to be made up for: these come first.
+        self.device_links.switch(wanted)
+        self._hooks.switch(cgroup, wanted)
+
+    def _finish_interrupted(self, cgroup: pathlib.Path) -> str:
+        """End what was interrupted after its first hook was switched; returns how, as `Outcome` has it."""
+        current = self._current()
+        running = self._hooks.running()
+        for folder in self._generations_dir.iterdir():
+            found = generation.Generation(folder)
+            if (
+                (current is None or folder != current.folder)
+                and running & {info.id for info in found.programs().values()}
+                and found.identity() is not None
+                and not found.strangers()
+            ):
+                self._hand_over(current, found, cgroup, begun=True)
+                return "created" if current is None else "replaced"
+        return ""
+
+    # --- leftovers ---
+
+    def _remove_others(self, current: generation.Generation | None) -> None:
+        """Remove every generation but one: none of their programs runs."""
+        for folder in self._generations_dir.iterdir():
+            if current is None or folder != current.folder:
+                generation.remove(folder)
+
+    def _remove_strangers(self, serving: generation.Generation) -> None:
+        """Remove what an interrupted or an earlier version left beside what is used now."""
+        names = {program.name for program in programs.of_this_kernel()}
+        devices = {held.attachment.pin for held in self.device_links.held()}
+        hooked = {program.name for program in programs.SOCKET}
+        for folder, known in (
+            (self.links_dir, hooked | devices),
+            (serving.programs_dir, names),
+            (serving.maps_dir, abi.MAPS.keys() | {abi.TAILS}),
+            (serving.folder, set(_SHOWN)),
+        ):
+            for path in folder.iterdir():
+                if path.name not in known:
+                    generation.remove(path)
+        generation.remove(self.root / (hooks.NEW + self._pointer.name))
+
+
+_NOT_SMALLER: typing.Final = (
+    "a table in use is not made smaller; run `lbproxy cleanup` first (it interrupts service) to make it so"
+)
+
+
+def _sizes(
+    wanted: typing.Mapping[str, int], before: identity.Identity | None
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    sizes = {name: wanted[name] for name in abi.row_names()}
+    notes = []
+    for name in _NEVER_SHRINK:
+        old = before.sizes.get(name, 0) if before is not None else 0
+        if old > sizes[name]:
+            notes.append(f"{name} keeps its {old} rows: {_NOT_SMALLER}")
+            sizes[name] = old
+    return sizes, tuple(notes)
+
+
+def _pin_again(
+    spec: abi.MapSpec, old: generation.Generation, new: generation.Generation, target: identity.Identity
+) -> bool:
+    """Pin a map of the old generation in the new one too, if there is one that fits."""
+    before, path = old.identity(), old.maps_dir / spec.name
+    if before is None or not path.exists() or not _same_layout(spec, before, target):
+        return False
+    with generation.opened(path) as fd:
+        if not _fits(spec, abi.map_rows(spec, target.sizes), libbpf.map_info(fd)):
+            return False
+        libbpf.obj_pin(fd, str(new.maps_dir / spec.name))
+        return True
+
+
+def _fits(spec: abi.MapSpec, rows: int, info: libbpf.MapInfo) -> bool:
+    return (info.type, info.key_size, info.value_size, info.max_entries, info.flags) == (
+        libbpf.MAP_TYPES[spec.type],
+        spec.key_size,
+        spec.value_size,
+        rows,
+        spec.flags,
+    )
+
+
+def _same_layout(spec: abi.MapSpec, before: identity.Identity, target: identity.Identity) -> bool:
+    return (
+        before.abi_version == target.abi_version
+        and all(before.structs.get(name) == target.structs.get(name) for name in (spec.key, spec.value))
+        and before.maps.get(spec.name) == target.maps.get(spec.name)
+    )
+
+
+def _ids_of_this_version(serving: generation.Generation) -> dict[str, int]:
+    return {name: number for name, number in serving.map_ids().items() if name in abi.MAPS}

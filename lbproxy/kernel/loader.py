@@ -1,0 +1,245 @@
+"""Compiles the programs in processes of their own, has the kernel verify them, and pins them.
+
+The only module that imports bcc: whoever does keeps its compiler in memory for
+ever. It runs itself as a child, hands it a job as JSON on standard input and reads
+bytecode back, which is kept: a start with the same sources and sizes needs no
+compiler at all.
+"""
+
+import concurrent.futures
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import pathlib
+import platform
+import re
+import signal
+import subprocess
+import sys
+import typing
+
+from lbproxy import abi, errors
+from lbproxy.kernel import bytecode, libbpf, programs
+
+_TIMEOUT_S = 120
+# Not about the program: it may load the next time.
+_NOT_NOW: typing.Final = (errno.EPERM, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
+_COMPLAINT_CHARS: typing.Final = 500
+_PR_SET_PDEATHSIG = 1
+_INTERESTING = re.compile(
+    r"error:|warning:|unknown func|invalid|R\d+ .*!|too large|permission", re.IGNORECASE
+)
+
+
+class Wanted(typing.NamedTuple):
+    """A program to load, and the absolute path to pin it at."""
+
+    function: str
+    type: int
+    hook: int
+    pin: str
+
+
+class Job(typing.TypedDict):
+    """What the child is to do: `programs` are `Wanted`, as lists; `part` is LB_PART.
+
+    It loads and pins them, or with `emit` answers with their bytecode: by function,
+    the code in base 64 and which of its instructions refer to which maps.
+    """
+
+    source: str
+    part: int
+    programs: typing.Sequence[Wanted]
+    emit: bool
+
+
+class _RefusedError(errors.AgentError):
+    """The kernel does not take `program`, and why; `for_good` if it will not at another time either."""
+
+    def __init__(self, program: programs.Program, error: libbpf.RefusedError) -> None:
+        self.program = program
+        self.why = _summary(error.log)[:_COMPLAINT_CHARS]
+        self.for_good = error.errno not in _NOT_NOW
+        super().__init__(f"cannot load the BPF programs: {self.why}")
+
+
+def compile_and_pin(
+    source: str, pins: dict[str, str], may_lack: typing.Iterable[programs.Program] = ()
+) -> str:
+    """Compile the datapath, load the programs that `pins` names and pin each at its path.
+
+    Where the kernel refuses one of `may_lack`, all the others are pinned; returns why,
+    and nothing where it takes all. Raises AgentError with the compiler's or the
+    verifier's first complaints.
+    """
+    known = {program.name: program for program in programs.PROGRAMS}
+    wanted = [known[name] for name in pins]
+    key = bytecode.key(source, [program.function for program in wanted], _cflags(0))
+    kept = bytecode.read(key)
+    if kept is not None:
+        # Whatever is wrong with that copy, the sources are here.
+        with contextlib.suppress(errors.AgentError, KeyError, ValueError):
+            _load_all(source, wanted, kept, pins)
+            return ""
+    made = _compile(source, wanted)
+    why = ""
+    try:
+        _load_all(source, wanted, made, pins)
+    except _RefusedError as error:
+        lacking = tuple(may_lack)
+        if error.program not in lacking or not error.for_good:
+            raise
+        why = f"{error.program.name}: {error.why}"
+        _load_all(source, [program for program in wanted if program not in lacking], made, pins)
+    bytecode.write(key, made)
+    return why
+
+
+def _load_all(
+    source: str,
+    wanted: typing.Sequence[programs.Program],
+    code: bytecode.Programs,
+    pins: typing.Mapping[str, str],
+) -> None:
+    """Have the kernel verify programs, put those that are called where they are called, and pin all."""
+    with contextlib.ExitStack() as stack:
+        maps: dict[str, int] = {}
+        for name, path in bytecode.pinned_maps(source).items():
+            maps[name] = libbpf.obj_get(path)
+            stack.callback(os.close, maps[name])
+        loaded: dict[programs.Program, int] = {}
+        for program in wanted:
+            loaded[program] = _load(program, bytecode.linked(code[program.function], maps))
+            stack.callback(os.close, loaded[program])
+        for number, program in enumerate(programs.TAILS):
+            if program in loaded:
+                libbpf.update(maps[abi.TAILS], _u32(number), _u32(loaded[program]))
+        for program, fd in loaded.items():
+            pathlib.Path(pins[program.name]).parent.mkdir(parents=True, exist_ok=True)
+            libbpf.obj_pin(fd, pins[program.name])
+
+
+def load(source: str, wanted: typing.Sequence[Wanted]) -> None:
+    """Compile any `source`, load these of its functions and pin each. Raises AgentError."""
+    _run(Job(source=source, part=1, programs=wanted, emit=False))
+
+
+def _u32(number: int) -> bytes:
+    return number.to_bytes(4, sys.byteorder)
+
+
+def _hook(program: programs.Program) -> int:
+    return program.attach_type if program.type != libbpf.PROG_TYPE_SCHED_CLS else 0
+
+
+def _compile(source: str, wanted: typing.Sequence[programs.Program]) -> bytecode.Programs:
+    """Compile both parts side by side: most of a first start is this."""
+    parts = (
+        [program for program in wanted if program not in programs.TAILS],
+        [program for program in wanted if program in programs.TAILS],
+    )
+    jobs = [
+        Job(
+            source=source,
+            part=number,
+            programs=[Wanted(one.function, one.type, _hook(one), "") for one in part],
+            emit=True,
+        )
+        for number, part in enumerate(parts, 1)
+        if part
+    ]
+    made: bytecode.Programs = {}
+    with concurrent.futures.ThreadPoolExecutor(len(parts)) as side_by_side:
+        for answer in side_by_side.map(_run, jobs):
+            made |= bytecode.decode(answer)
+    return made
+
+
+def _load(program: programs.Program, code: bytes) -> int:
+    """Have the kernel verify a program; returns its file descriptor."""
+    try:
+        return libbpf.prog_load(program.type, program.name, code, _hook(program))
+    except libbpf.RefusedError as error:
+        raise _RefusedError(program, error) from error
+
+
+def _run(job: Job) -> str:
+    """Run a child; returns what it answers."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lbproxy.kernel.loader", str(os.getpid())],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+        env={**os.environ, "BCC_KERNEL_SOURCE": str(abi.source_dir() / "headers")},
+    )
+    if done.returncode != 0:
+        raise errors.AgentError(f"cannot load the BPF programs: {_summary(done.stderr)}")
+    return done.stdout
+
+
+def _summary(stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    telling = [line for line in lines if _INTERESTING.search(line)][:3]
+    return "; ".join(telling or lines[-1:] or ["the loader ended without a word"])
+
+
+def _cflags(part: int) -> list[str]:
+    triplet = f"{platform.machine()}-linux-gnu"
+    return [
+        f"-DLB_PART={part}",
+        "-I/usr/include",
+        f"-I/usr/include/{triplet}",
+        # Describing types and lines to a debugger would take a quarter of the time.
+        "-g0",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        # What BCC's own helpers.h and its generated code trip over.
+        "-Wno-unused-parameter",
+        "-Wno-unused-function",
+        "-Wno-sign-compare",
+        "-Wno-macro-redefined",
+        "-Wno-ignored-attributes",
+        "-Wno-duplicate-decl-specifier",
+        "-Wno-address-of-packed-member",
+        "-Wno-compare-distinct-pointer-types",
+        "-Wno-gnu-variable-sized-type-not-at-end",
+        "-Wno-missing-field-initializers",
+    ]
+
+
+def _end_with(parent: int) -> None:
+    """Have this process killed when its parent ends: the next agent's pins must not meet ours."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the agent has ended")
+
+
+def _child() -> None:
+    _end_with(int(sys.argv[1]))
+    import bcc  # noqa: PLC0415 - see the module's docstring
+    import bcc.libbcc  # noqa: PLC0415
+
+    job: Job = json.load(sys.stdin)
+    module = bcc.BPF(text=job["source"].encode(), cflags=_cflags(job["part"]))
+    if job["emit"]:
+        maps = {module[name.encode()].map_fd: name for name in (*abi.MAPS, abi.TAILS)}
+        compiled = {
+            function: bytecode.unlinked(module.dump_func(function.encode()), maps)
+            for function, *_ in job["programs"]
+        }
+        print(bytecode.encode(compiled))
+        return
+    for function, kind, hook, path in job["programs"]:
+        loaded = module.load_func(function.encode(), kind, attach_type=hook)
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if bcc.libbcc.lib.bpf_obj_pin(loaded.fd, path.encode()) != 0:
+            sys.exit(f"pin {path}: failed")
+
+
+if __name__ == "__main__":
+    _child()

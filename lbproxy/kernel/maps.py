@@ -1,0 +1,212 @@
+"""The pinned maps: rows in, rows out.
+
+Rows are written in batches. The order of writes is kept: only neighbours of the
+same table are joined.
+"""
+
+import contextlib
+import itertools
+import os
+import typing
+
+from lbproxy import abi, errors
+from lbproxy.core import ledger, tables
+from lbproxy.kernel import libbpf
+
+
+class MapWriteError(errors.AgentError):
+    """Some rows could not be written; what the kernel holds must be read again."""
+
+
+class Maps(typing.Protocol):
+    """What the agent wants of the kernel's tables; `FakeMaps` keeps the same contract."""
+
+    def apply(self, writes: typing.Sequence[tables.Write]) -> None:
+        """Make the writes in order. Raises MapWriteError; some of them may then have been made."""
+        ...
+
+    def dump(self) -> ledger.Dump:
+        """What a ledger can be restored from. Raises OSError."""
+        ...
+
+    def rows(self, table: str) -> typing.Iterator[tuple[bytes, bytes]]:
+        """Every row that is in use: of an array, those that are not all zero. Raises OSError."""
+        ...
+
+    def row(self, table: str, key: bytes) -> bytes | None:
+        """One row, or None; of a trie the one of the longest prefix within the key's. Raises OSError."""
+        ...
+
+    def rows_of(self, table: str) -> int:
+        """How many rows a table can hold."""
+        ...
+
+    def batches(self, table: str, rows: int) -> typing.Iterator[tuple[bytes, bytes]]:
+        """The keys and the values of a hash table, joined, about so many rows at a time. Raises OSError."""
+        ...
+
+    def take(self, table: str, key: bytes, unless: typing.Callable[[bytes], bool]) -> bool:
+        """Remove a row of a hash table unless it is worth keeping as it is now. Raises OSError.
+
+        False where it stays, or there was none. One that a program writes meanwhile is not lost.
+        """
+        ...
+
+
+def dump(kernel: Maps) -> ledger.Dump:
+    """What a ledger can be restored from; slots are read when it asks for them."""
+
+    def slots(first: int, count: int) -> bytes:
+        keys = (tables.row_key(first + number) for number in range(count))
+        return b"".join(kernel.row(tables.Table.SLOTS, key) or b"" for key in keys)
+
+    return ledger.Dump(
+        dict(kernel.rows(tables.Table.FRONTENDS)),
+        dict(kernel.rows(tables.Table.SERVICES)),
+        dict(kernel.rows(tables.Table.LOCALITIES)),
+        {int.from_bytes(key, tables.BYTE_ORDER): row for key, row in kernel.rows(tables.Table.BACKENDS)},
+        slots,
+        dict(kernel.rows(tables.Table.SOURCE_RANGES)),
+        dict(kernel.rows(tables.Table.TUNNEL_ENDS)),
+        dict(kernel.rows(tables.Table.EARLIER_SLOTS)),
+    )
+
+
+def capacity(rows: typing.Mapping[str, int]) -> ledger.Capacity:
+    """The limits that the ledger has to keep, from the sizes of the maps."""
+    return ledger.Capacity(**{name: rows[name] for name in ledger.Capacity._fields})
+
+
+class _Map:
+    """A map behind a file descriptor."""
+
+    def __init__(self, name: str, fd: int) -> None:
+        self.name = name
+        self.fd = fd
+        self.info = libbpf.map_info(fd)
+
+    def put(self, keys: list[bytes], values: list[bytes]) -> None:
+        if len(keys) == 1:
+            libbpf.update(self.fd, keys[0], values[0])
+        else:
+            libbpf.update_batch(self.fd, b"".join(keys), b"".join(values), len(keys))
+
+    def delete(self, keys: list[bytes]) -> None:
+        for key in keys:
+            libbpf.delete(self.fd, key)
+
+    def rows(self) -> typing.Iterator[tuple[bytes, bytes]]:
+        return libbpf.dump(self.fd, self.info)
+
+    def row(self, key: bytes) -> bytes | None:
+        return libbpf.lookup(self.fd, key, self.info.value_size)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class _Array(_Map):
+    """An array: its rows are never gone, only zero; it is mapped only to be read as a whole."""
+
+    def delete(self, keys: list[bytes]) -> None:
+        self.put(keys, [bytes(self.info.value_size)] * len(keys))
+
+    def rows(self) -> typing.Iterator[tuple[bytes, bytes]]:
+        return libbpf.dump_array(self.fd, self.info)
+
+
+class _Trie(_Map):
+    """A longest-prefix trie, written row by row: not every kernel takes batches."""
+
+    def put(self, keys: list[bytes], values: list[bytes]) -> None:
+        for key, value in zip(keys, values, strict=True):
+            libbpf.update(self.fd, key, value)
+
+
+_KINDS: typing.Final = {"array": _Array, "lpm_trie": _Trie}
+
+
+class BpfMaps:
+    """The maps pinned in a folder of a bpffs."""
+
+    def __init__(self, folder: str) -> None:
+        """Open every pin. Raises AgentError where one is missing or of another shape."""
+        self._maps: dict[str, _Map] = {}
+        for spec in abi.MAPS.values():
+            try:
+                fd = libbpf.obj_get(f"{folder}/{spec.name}")
+            except OSError as error:
+                self.close()
+                raise errors.AgentError(f"no lbproxy datapath here: {error.strerror}") from error
+            found = libbpf.map_info(fd)
+            if (found.key_size, found.value_size) != (spec.key_size, spec.value_size):
+                os.close(fd)
+                self.close()
+                raise errors.AgentError(
+                    f"{folder}/{spec.name} has the layout of another lbproxy version: "
+                    "use that version's command, or let this version's agent take over"
+                )
+            self._maps[spec.name] = _KINDS.get(spec.type, _Map)(spec.name, fd)
+
+    def close(self) -> None:
+        """Let go of the maps; the pins stay."""
+        for opened in self._maps.values():
+            opened.close()
+        self._maps.clear()
+
+    def capacity(self) -> ledger.Capacity:
+        """The limits of these maps."""
+        return capacity({name: opened.info.max_entries for name, opened in self._maps.items()})
+
+    def rows_of(self, table: str) -> int:
+        """How many rows a map can hold."""
+        return self._maps[table].info.max_entries
+
+    def bytes_of(self, table: str) -> int:
+        """How much kernel memory a map occupies, as the kernel accounts for it."""
+        with open(f"/proc/self/fdinfo/{self._maps[table].fd}", encoding="ascii") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("memlock:"))
+
+    def apply(self, writes: typing.Sequence[tables.Write]) -> None:
+        """Make the writes in order, neighbours of one table in one batch."""
+        for (table, kind), run in itertools.groupby(writes, key=lambda w: (w.table, type(w))):
+            opened = self._maps[table]
+            rows = list(run)
+            try:
+                if kind is tables.Put:
+                    opened.put([w.key for w in rows], [typing.cast(tables.Put, w).value for w in rows])
+                else:
+                    opened.delete([w.key for w in rows])
+            except OSError as error:
+                raise MapWriteError(f"{len(rows)} rows of {table}: {error.strerror}") from error
+
+    def rows(self, table: str) -> typing.Iterator[tuple[bytes, bytes]]:
+        """Every row of a map that is in use."""
+        return self._maps[table].rows()
+
+    def row(self, table: str, key: bytes) -> bytes | None:
+        """One row."""
+        return self._maps[table].row(key)
+
+    def batches(self, table: str, rows: int) -> typing.Iterator[tuple[bytes, bytes]]:
+        """The keys and the values of a hash map, joined, about so many rows at a time."""
+        opened = self._maps[table]
+        return libbpf.batches(opened.fd, opened.info, rows)
+
+    def take(self, table: str, key: bytes, unless: typing.Callable[[bytes], bool]) -> bool:
+        """Remove a row unless it is worth keeping as it is now."""
+        opened = self._maps[table]
+        row = opened.row(key)
+        if row is None or unless(row):
+            return False
+        row = libbpf.take(opened.fd, key, opened.info.value_size)
+        if row is None or not unless(row):
+            return row is not None
+        # A program wrote it between these two calls. Where it has done so again, that row stands.
+        with contextlib.suppress(FileExistsError):
+            libbpf.update(opened.fd, key, row, libbpf.NOEXIST)
+        return False
+
+    def dump(self) -> ledger.Dump:
+        """Everything the ledger wants to know. Raises OSError."""
+        return dump(self)

@@ -1,0 +1,1 @@
+"""Reads the cluster: API server or manifests to core events."""

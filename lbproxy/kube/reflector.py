@@ -1,0 +1,312 @@
+"""Follow one kind of object: list it in chunks, then watch; list again where the watch can not go on.
+
+Invariants: nothing is deleted before a complete list; an object that can not be
+decoded yields `Rejected` and nothing else; the version to go on from never
+passes what has been emitted. What the server does wrong never leaves
+`Reflector.run`, which only ends by being cancelled.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import random
+import time
+import typing
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+import msgspec
+
+from lbproxy.core import decode, events, identity
+from lbproxy.kube import client, credentials, lines
+
+PAGE_OBJECTS = 500
+WATCH_S = (300, 600)  # how long a watch is to last, drawn anew each time so that agents spread out
+SHORT_WATCH_S = 1.0  # one that ends sooner and says nothing counts as a failure
+IDLE_TIMEOUT_S = 150.0  # API servers send a bookmark a minute
+BACKOFF_S = (0.5, 30.0)  # first and longest; each wait is drawn between half and one and a half of it
+
+Decode = Callable[[bytes], events.Upsert]
+Emit = Callable[[list[events.Event]], None]
+
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_log = logging.getLogger(__name__)
+
+
+class Transport(typing.Protocol):
+    """What a reflector needs of `client.Client`."""
+
+    async def get(self, path: str, query: Mapping[str, str]) -> bytes:
+        """Return a whole body."""
+
+    def stream(
+        self, path: str, query: Mapping[str, str], idle_timeout_s: float
+    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Yield a body as it arrives."""
+
+
+class Watched(typing.NamedTuple):
+    """A kind of object, where it is served, which of them are wanted and how one is decoded."""
+
+    kind: events.Kind
+    path: str
+    decode: Decode
+    label_selector: str = ""
+    field_selector: str = ""
+
+    @property
+    def selectors(self) -> dict[str, str]:
+        """The selectors as query parameters."""
+        query = {"labelSelector": self.label_selector, "fieldSelector": self.field_selector}
+        return {name: value for name, value in query.items() if value}
+
+
+def services() -> Watched:
+    """Services but headless ones and those of another proxy (SEL-1, SEL-4)."""
+    return Watched(
+        events.Kind.SERVICE,
+        "/api/v1/services",
+        decode.service,
+        label_selector="!service.kubernetes.io/service-proxy-name",
+        field_selector="spec.clusterIP!=None",
+    )
+
+
+def endpoint_slices() -> Watched:
+    """EndpointSlices but those of headless Services (SEL-5)."""
+    return Watched(
+        events.Kind.ENDPOINT_SLICE,
+        "/apis/discovery.k8s.io/v1/endpointslices",
+        decode.endpoint_slice,
+        label_selector="!service.kubernetes.io/headless",
+    )
+
+
+def node(name: str) -> Watched:
+    """The one Node that we run on (API-1)."""
+    return Watched(events.Kind.NODE, "/api/v1/nodes", decode.node, field_selector=f"metadata.name={name}")
+
+
+class ListMetadata(msgspec.Struct, rename={"resource_version": "resourceVersion", "token": "continue"}):
+    """What versions a list and continues it."""
+
+    resource_version: str = ""
+    token: str | None = None
+
+
+class Page(msgspec.Struct):
+    """A list, or a chunk of one, with its objects left as they are."""
+
+    metadata: ListMetadata
+    items: list[msgspec.Raw] | None = None
+
+
+class WatchLine(msgspec.Struct):
+    """An event of a watch, with its object left as it is."""
+
+    type: str
+    object: msgspec.Raw
+
+
+class BookmarkMetadata(msgspec.Struct, rename="camel"):
+    """What a bookmark says."""
+
+    resource_version: str
+
+
+class Bookmark(msgspec.Struct):
+    """An event that only moves the version on."""
+
+    metadata: BookmarkMetadata
+
+
+class Relist(Exception):  # noqa: N818
+    """The watch can not go on from where it is."""
+
+
+@dataclasses.dataclass(slots=True)
+class State:
+    """How a reflector fares, for metrics; times are Unix seconds, 0 where never."""
+
+    connected: bool = False
+    synced: bool = False
+    version: str = ""  # empty: has to be listed
+    last_heard_s: float = 0.0
+    last_bookmark_s: float = 0.0
+    lists: int = 0
+    watches: int = 0
+    failures: int = 0
+    rejected: int = 0
+    last_error: str = ""
+
+
+class Reflector:
+    """Emits what happens to the objects of one kind, in batches of one chunk or one read."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        watched: Watched,
+        emit: Emit,
+        *,
+        idle_timeout_s: float = IDLE_TIMEOUT_S,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        draw: Callable[[float, float], float] = random.uniform,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.watched = watched
+        self.state = State()
+        self._transport = transport
+        self._emit = emit
+        self._idle_timeout_s = idle_timeout_s
+        self._sleep = sleep
+        self._draw = draw
+        self._clock = clock
+        self._known: set[events.ObjectName] = set()
+        self._unreadable: set[events.ObjectName] = set()  # as far as lines of the watch could be read
+        self._backoff_s = BACKOFF_S[0]
+        self._read_page = msgspec.json.Decoder(Page).decode
+        self._read_line = msgspec.json.Decoder(WatchLine).decode
+
+    async def run(self) -> typing.NoReturn:
+        """List and watch until cancelled."""
+        while True:
+            try:
+                if not self.state.version:
+                    await self._list()
+                while await self._watch():
+                    pass
+                await self._wait("the watch ended before it said anything")
+            except Relist as reason:
+                self.state.version = ""
+                await self._wait(f"has to be listed again: {reason}")
+            except client.ClientError as error:
+                if error.status in (400, 410):
+                    self.state.version = ""
+                await self._wait(str(error))
+
+    async def _wait(self, reason: str) -> None:
+        """Back off, longer each time until a watch makes progress."""
+        self.state.failures += 1
+        self.state.last_error = reason
+        pause_s = self._backoff_s * self._draw(0.5, 1.5)
+        self._backoff_s = min(2 * self._backoff_s, BACKOFF_S[1])
+        _log.warning("%s: %s; next attempt in %.1f s", self.watched.kind, reason, pause_s)
+        await self._sleep(pause_s)
+
+    async def _list(self) -> None:
+        self.state.lists += 1
+        listed: set[events.ObjectName] = set()
+        query = {"limit": str(PAGE_OBJECTS), **self.watched.selectors}
+        while True:
+            body = await self._transport.get(self.watched.path, query)
+            try:
+                page = self._read_page(body)
+            except _UNREADABLE as error:
+                raise client.ClientError(f"{self.watched.path}: not a list: {error}") from error
+            self._heard()
+            objects = [self._decoded(raw) for raw in page.items or ()]
+            names = {event.name for event in objects}
+            # What was emitted is known even if the list breaks off: the next one must be able to delete it.
+            self._known |= names
+            listed |= names
+            self._emit([*objects])
+            if not page.metadata.token:
+                break
+            query = {**query, "continue": page.metadata.token}
+        vanished = sorted(self._known - listed)
+        self._known = listed
+        # What the list has it also decides on; the rest of an unreadable line may have named nothing at all.
+        mended = sorted(self._unreadable - listed)
+        self._unreadable.clear()
+        kind = self.watched.kind
+        self._emit(
+            [
+                *(events.Delete(kind, name) for name in vanished),
+                *(events.Accepted(kind, name) for name in mended),
+                events.Synced(kind),
+            ]
+        )
+        self.state.version = page.metadata.resource_version
+        self.state.synced = True
+
+    def _decoded(self, raw: msgspec.Raw) -> events.Upsert | events.Rejected:
+        try:
+            return self.watched.decode(bytes(raw))
+        except decode.DecodeError as error:
+            self.state.rejected += 1
+            return error.event
+
+    async def _watch(self) -> bool:
+        """Watch until the server ends it; whether the next watch may follow at once."""
+        self.state.watches += 1
+        started_s = self._clock()
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": self.state.version,
+            "timeoutSeconds": str(int(self._draw(*WATCH_S))),
+            **self.watched.selectors,
+        }
+        started_at = self.state.version
+        splitter = lines.LineSplitter()
+        async with self._transport.stream(self.watched.path, query, self._idle_timeout_s) as pieces:
+            self.state.connected = True
+            try:
+                async for piece in pieces:
+                    self._heard()
+                    self._take(splitter.feed(piece))
+            except lines.LineTooLong as error:
+                raise Relist(str(error)) from error
+            finally:
+                self.state.connected = False
+        # A line that was cut off is forgotten: the next watch sends it again.
+        return self.state.version != started_at or self._clock() - started_s >= SHORT_WATCH_S
+
+    def _take(self, complete: list[bytes]) -> None:
+        """Emit what the lines say, as one batch, then move the version past them."""
+        batch: list[events.Event] = []
+        version = self.state.version
+        try:
+            for line in complete:
+                version = self._event(line, batch) or version
+        finally:
+            if batch:
+                self._emit(batch)
+            if version != self.state.version:
+                self.state.version = version
+                self._backoff_s = BACKOFF_S[0]
+
+    def _event(self, line: bytes, batch: list[events.Event]) -> str:
+        """Add what one line says to the batch; returns the version it moves to, empty if to none."""
+        kind = self.watched.kind
+        try:
+            event = self._read_line(line)
+            if event.type == "ERROR":
+                self._fail(msgspec.json.decode(event.object, type=client.Status))
+            if event.type == "BOOKMARK":
+                self.state.last_bookmark_s = self._clock()
+                return msgspec.json.decode(event.object, type=Bookmark).metadata.resource_version
+        except _UNREADABLE as error:
+            # What the line would have said is lost, so it has to be asked for again.
+            reason = credentials.one_line(f"a line of the watch is unreadable: {error}")
+            self.state.rejected += 1
+            name = identity.identify(line, kind).name
+            self._unreadable.add(name)
+            batch.append(events.Rejected(kind, name, reason))
+            raise Relist(reason) from error
+        who = identity.identify(event.object, kind)
+        if event.type == "DELETED":
+            self._known.discard(who.name)
+            batch.append(events.Delete(kind, who.name))
+        elif event.type in ("ADDED", "MODIFIED"):
+            self._known.add(who.name)
+            batch.append(self._decoded(event.object))
+        return who.resource_version
+
+    def _fail(self, status: client.Status) -> typing.NoReturn:
+        message = status.message or status.reason or "no reason given"
+        raise client.ClientError(f"{self.watched.path}: the watch failed: {message}", status.code)
+
+    def _heard(self) -> None:
+        self.state.last_heard_s = self._clock()

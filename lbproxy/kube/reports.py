@@ -1,0 +1,179 @@
+"""Tell the cluster, through Events, which objects could not be understood.
+
+Reporting is a courtesy: it waits for nobody, says each thing once, and gives up
+quietly. The log and the metrics have every rejection whatever happens here.
+"""
+
+import asyncio
+import collections
+import contextlib
+import datetime
+import logging
+import re
+import secrets
+import time
+import typing
+from collections.abc import Callable, Mapping
+
+from lbproxy.core import events, model
+from lbproxy.kube import client
+
+CONTROLLER = "lbproxy"
+BURST = 25  # Events at once, as client-go's recorder allows for one object
+REFILL_PER_S = 0.2
+QUEUE_EVENTS = 100
+REMEMBERED_OBJECTS = 4096
+NOTE_BYTES = 1024  # the API server's limits
+INSTANCE_CHARACTERS = 128
+NAME_CHARACTERS = 253
+LAST_WORDS_S = 3.0
+
+API_VERSIONS = {
+    events.Kind.SERVICE: "v1",
+    events.Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1",
+    events.Kind.NODE: "v1",
+}
+
+_CANNOT_SERVE = {"health": "FailedToStartProxierHealthcheck", "metrics": "FailedToStartMetricServer"}  # EV-3
+_DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+_log = logging.getLogger(__name__)
+
+
+class Poster(typing.Protocol):
+    """What is needed of `client.Client`."""
+
+    async def post(self, path: str, body: Mapping[str, object]) -> None:
+        """Create an object."""
+
+
+class TokenBucket:
+    """Admits a burst, then a steady rate."""
+
+    def __init__(self, burst: int, refill_per_s: float, now_s: float) -> None:
+        self._burst = float(burst)
+        self._refill_per_s = refill_per_s
+        self._tokens = self._burst
+        self._at_s = now_s
+
+    def take(self, now_s: float) -> bool:
+        """Whether one more is admitted at this time."""
+        self._tokens = min(self._burst, self._tokens + (now_s - self._at_s) * self._refill_per_s)
+        self._at_s = now_s
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Reports:
+    """Events about this node's agent and about objects it rejected."""
+
+    def __init__(
+        self,
+        poster: Poster,
+        node_name: str,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.posted = 0
+        self.dropped = 0
+        self._poster = poster
+        self._node_name = node_name
+        self._node = {"kind": "Node", "name": node_name, "apiVersion": "v1"}
+        self._instance = f"{CONTROLLER}-{node_name}"[:INSTANCE_CHARACTERS]
+        self._monotonic = monotonic
+        self._clock = clock
+        self._bucket = TokenBucket(BURST, REFILL_PER_S, monotonic())
+        self._said: collections.OrderedDict[tuple[events.Kind, events.ObjectName], str] = (
+            collections.OrderedDict()
+        )
+        self._queue: asyncio.Queue[tuple[str, dict[str, object]]] = asyncio.Queue(QUEUE_EVENTS)
+        self._failing = False
+
+    def started(self) -> None:
+        """Say that the agent has started, as kube-proxy does (EV-2)."""
+        self._enqueue(self._node, "Normal", "Starting", "StartKubeProxy", "")
+
+    async def cannot_serve(self, server: str, problem: str) -> None:
+        """Say that the agent ends for want of a server's address; waits a little until it is said."""
+        self._enqueue(self._node, "Warning", _CANNOT_SERVE[server], "StartKubeProxy", problem)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self._queue.join()
+
+    def rejected(self, rejected: events.Rejected) -> None:
+        """Say why an object was rejected, unless that was the last thing said about it."""
+        key = (rejected.kind, rejected.name)
+        if rejected.kind not in API_VERSIONS or self._said.get(key) == rejected.reason:
+            return
+        # A malformed object may have any text for a name; such an Event would be refused.
+        if not all(_DNS_NAME.fullmatch(part) for part in rejected.name if part):
+            return
+        regarding = {
+            "kind": str(rejected.kind),
+            "namespace": rejected.name.namespace,
+            "name": rejected.name.name,
+            "uid": rejected.uid,
+            "apiVersion": API_VERSIONS[rejected.kind],
+        }
+        note = f"ignored by lbproxy, the last good version stays in force: {rejected.reason}"
+        if self._enqueue(regarding, "Warning", "InvalidObject", "Decode", note):
+            self._said[key] = rejected.reason
+            self._said.move_to_end(key)
+            if len(self._said) > REMEMBERED_OBJECTS:
+                self._said.popitem(last=False)
+
+    def health_check_failed(self, service: model.ServiceName, port: int, why: str) -> None:
+        """Say on a Service that its health check node port can not be served (HC-9)."""
+        regarding = {
+            "kind": str(events.Kind.SERVICE),
+            "namespace": service.namespace,
+            "name": service.name,
+            "apiVersion": API_VERSIONS[events.Kind.SERVICE],
+        }
+        note = f"node {self._node_name} cannot serve the health check of {service} on port {port}: {why}"
+        self._enqueue(regarding, "Warning", "FailedToStartServiceHealthcheck", "Listen", note)
+
+    async def run(self) -> typing.NoReturn:
+        """Post what is queued until cancelled."""
+        while True:
+            path, body = await self._queue.get()
+            try:
+                await self._poster.post(path, body)
+            except client.ClientError as error:
+                self.dropped += 1
+                # Once per outage: an agent that may not post Events is still a working agent.
+                if not self._failing:
+                    _log.warning("cannot post Events: %s", error)
+                self._failing = True
+            else:
+                self.posted += 1
+                self._failing = False
+            finally:
+                self._queue.task_done()
+
+    def _enqueue(self, regarding: dict[str, str], kind: str, reason: str, action: str, note: str) -> bool:
+        regarding = {field: value for field, value in regarding.items() if value}
+        # Events about objects without a namespace are kept in this one (EV-1).
+        namespace = regarding.get("namespace", "default")
+        stem = regarding["name"][: NAME_CHARACTERS - 17]
+        now = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC)
+        body: dict[str, object] = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": f"{stem}.{secrets.token_hex(8)}", "namespace": namespace},
+            "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "reportingController": CONTROLLER,
+            "reportingInstance": self._instance,
+            "type": kind,
+            "reason": reason,
+            "action": action,
+            "regarding": regarding,
+            "note": note.encode()[:NOTE_BYTES].decode(errors="ignore"),
+        }
+        if self._queue.full() or not self._bucket.take(self._monotonic()):
+            self.dropped += 1
+            return False
+        self._queue.put_nowait((f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body))
+        return True

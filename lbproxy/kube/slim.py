@@ -1,0 +1,56 @@
+"""Import kubernetes_asyncio's configuration and transport without its models.
+
+The packages `kubernetes_asyncio`, `.client` and `.client.models` import some
+700 model classes when they run: 37 MB that lbproxy never uses. They run late
+(`lbproxy.late`): only if something is asked for that is not listed here.
+
+Should the library's layout ever change, the ordinary import is used instead:
+more memory, same behaviour.
+"""
+
+import importlib
+import sys
+import typing
+
+from lbproxy import late
+
+PACKAGE = "kubernetes_asyncio"
+
+# Per package: the names served without running its body, and the submodule each lives in.
+EARLY: dict[str, dict[str, str]] = {
+    PACKAGE: {},
+    f"{PACKAGE}.client": {
+        "ApiClient": "api_client",
+        "ApiException": "exceptions",
+        "Configuration": "configuration",
+    },
+    f"{PACKAGE}.client.models": {},
+}
+
+
+class Library(typing.NamedTuple):
+    """The parts of kubernetes_asyncio that lbproxy uses."""
+
+    client: typing.Any
+    config: typing.Any
+
+
+def load() -> Library:
+    """Import the configuration and transport parts, without the models where that works."""
+    if PACKAGE not in sys.modules:
+        try:
+            late.install(EARLY)
+            return _import()
+        except (ImportError, AttributeError):
+            late.forget(PACKAGE)
+    return _import()
+
+
+def _import() -> Library:
+    library = Library(
+        client=importlib.import_module(f"{PACKAGE}.client"),
+        config=importlib.import_module(f"{PACKAGE}.config"),
+    )
+    for name in EARLY[f"{PACKAGE}.client"]:
+        getattr(library.client, name)
+    return library

@@ -1,0 +1,54 @@
+"""Which objects can not be understood as they are now, and which are odd; the log has each once."""
+
+import logging
+import typing
+
+from lbproxy import metrics
+from lbproxy.core import events
+
+_log = logging.getLogger(__name__)
+
+Key = tuple[events.Kind, events.ObjectName]
+Report = typing.Callable[[events.Rejected], None]
+
+
+class Rejections:
+    """Follows the events of every object; `reasons` holds those that are rejected now."""
+
+    def __init__(self, telemetry: metrics.Metrics, report: Report) -> None:
+        self.reasons: dict[Key, str] = {}
+        self._telemetry = telemetry
+        self._report = report
+        self._warned: dict[Key, tuple[str, ...]] = {}
+
+    def take(self, event: events.Event) -> None:
+        """Say what is new about an object, and forget what is no longer so."""
+        match event:
+            case events.Rejected():
+                self._rejected(event)
+            case events.Upsert(kind, name):
+                self.reasons.pop((kind, name), None)
+                self._warn(event)
+            case events.Accepted(kind, name):
+                self.reasons.pop((kind, name), None)
+            case events.Delete(kind, name):
+                self.reasons.pop((kind, name), None)
+                self._warned.pop((kind, name), None)
+
+    def _rejected(self, event: events.Rejected) -> None:
+        key = (event.kind, event.name)
+        if self.reasons.get(key) == event.reason:
+            return
+        self.reasons[key] = event.reason
+        _log.warning("rejected %s %s: %s", event.kind, event.name, event.reason)
+        self._telemetry.rejected(event.kind)
+        self._report(event)
+
+    def _warn(self, event: events.Upsert) -> None:
+        key = (event.kind, event.name)
+        if not event.warnings:
+            self._warned.pop(key, None)
+        elif self._warned.get(key) != event.warnings:
+            for warning in event.warnings:
+                _log.warning("%s %s: %s", event.kind, event.name, warning)
+            self._warned[key] = event.warnings

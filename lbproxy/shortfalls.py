@@ -1,0 +1,52 @@
+"""Which service ports are not served as planned, and why; the log has each reason once."""
+
+import logging
+import typing
+
+from lbproxy.core import addresses, claims, model, reconcile, tables
+
+_log = logging.getLogger(__name__)
+
+_REASONS: typing.Final = 10  # of each kind: health answers are read by people
+
+
+class Shortfalls:
+    """Looks at a reconciler after each pass."""
+
+    def __init__(self) -> None:
+        self._starved: frozenset[model.PortKey] = frozenset()
+        self._contested: dict[bytes, frozenset[model.PortKey]] = {}
+
+    def look(self, reconciler: reconcile.Reconciler) -> None:
+        """Log what is new: service ports that found a table full, and frontends that several claim."""
+        said, self._starved = self._starved, frozenset(reconciler.starved)
+        if self._starved - said:
+            key, full = next(iter(reconciler.starved.items()))
+            _log.error(
+                "%d service ports are not served as planned, such as %s: %s", len(self._starved), key, full
+            )
+        known = self._contested
+        # Whoever claims one for clients outside claims the same place for the others, too.
+        self._contested = {
+            key: frozenset(ports)
+            for key, ports in reconciler.ledger.claims.contested.items()
+            if not claims.is_for_outside(key)
+        }
+        for frontend, ports in self._contested.items():
+            if known.get(frontend) != ports:
+                _log.warning("%s", _contest(frontend, ports))
+
+    def reasons(self, reconciler: reconcile.Reconciler) -> list[str]:
+        """What there is now, one line each."""
+        starved = [f"{key}: {full}" for key, full in reconciler.starved.items()]
+        contested = [_contest(key, ports) for key, ports in self._contested.items()]
+        return starved[:_REASONS] + contested[:_REASONS]
+
+
+def _contest(key: bytes, ports: typing.Collection[model.PortKey]) -> str:
+    frontend = tables.frontend_key(key)
+    first, *others = sorted(ports)
+    address = addresses.text(frontend.addr)
+    where = f"[{address}]" if ":" in address else address
+    number = int.from_bytes(frontend.port, "big")
+    return f"{where}:{number} is claimed by {first}, which has it, and by {', '.join(map(str, others))}"

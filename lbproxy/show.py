@@ -1,0 +1,139 @@
+"""`lbproxy services`, `backends`, `status` and `maps`: what the kernel holds, with or without an agent."""
+
+import argparse
+import contextlib
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from lbproxy import errors, render, status
+from lbproxy.core import inventory, listing, model
+from lbproxy.kernel import inspection
+
+# How many frontends or backends of a service the table names, where no service is asked for by name.
+_FEW = 3
+
+
+def main(args: argparse.Namespace) -> int:
+    """Show what `args.command` names; returns the exit status. Raises AgentError where nothing is pinned."""
+    root: pathlib.Path = args.bpffs
+    with contextlib.closing(inspection.open_maps(root)) as opened:
+        match args.command:
+            case "services":
+                return _services(opened, args)
+            case "backends":
+                return _backends(opened, args)
+            case "status":
+                return status.show(root, opened, args.output)
+            case "maps":
+                return status.show_maps(opened, args.output)
+    raise ValueError(args.command)
+
+
+def _wanted(args: argparse.Namespace) -> listing.Filter:
+    if not args.name or "/" not in args.name:
+        return listing.Filter(args.namespace, args.name)
+    namespace, _, name = args.name.partition("/")
+    if args.namespace not in (None, namespace):
+        raise errors.ConfigError(f"{args.name} is not in the namespace {args.namespace}")
+    return listing.Filter(namespace, name)
+
+
+def _must_exist(found: Sequence[object], wanted: listing.Filter, what: str) -> None:
+    if wanted.name is not None and not found:
+        name = f"{wanted.namespace}/{wanted.name}" if wanted.namespace else wanted.name
+        raise errors.AgentError(f"no {what} of a Service {name} here")
+
+
+def _services(opened: inventory.Rows, args: argparse.Namespace) -> int:
+    wanted = _wanted(args)
+    found = listing.services(inventory.read(opened), inventory.node_ports(opened), wanted)
+    _must_exist(found, wanted, "ports")
+    limit = None if wanted.name else _FEW
+    render.show(found, args.output, lambda: _services_table(found, limit))
+    return 0
+
+
+def _services_table(found: Sequence[listing.ServicePort], limit: int | None) -> Iterator[render.Table | str]:
+    columns = ("SERVICE", "FRONTENDS", "BACKENDS", "USABLE", "CONNECTIONS", "REFUSED")
+    rows = []
+    for port in found:
+        port_name = f"{port.port_name}/{port.protocol}" if port.port_name else port.protocol
+        usable = sum(1 for backend in port.backends if backend.usable)
+        rows.append(
+            (
+                render.Cell(
+                    f"{port.namespace}/{port.name}:{port_name}",
+                    full=f"{port.namespace}/{port.name}\n{port_name}",
+                ),
+                _few([_frontend_text(frontend) for frontend in port.frontends], limit),
+                _few([listing.place(backend.ip, backend.port) for backend in port.backends], limit),
+                render.Cell(f"{usable}/{len(port.backends)}", None if usable else render.Color.BAD),
+                port.connections,
+                port.refused,
+            )
+        )
+    yield render.Table(columns, rows)
+    if any(port.protocol == model.Protocol.SCTP.name for port in found):
+        yield ""
+        yield f"SCTP is served packet by packet: {listing.NO_SCTP}."
+
+
+def _frontend_text(frontend: listing.Frontend) -> str:
+    if isinstance(frontend.addresses, msgspec.UnsetType):
+        return f"{frontend.type}={listing.place(frontend.ip, frontend.port)}"
+    return f"{frontend.type}=*:{frontend.port}"
+
+
+def _few(items: Sequence[str], limit: int | None) -> render.Cell:
+    """A cell of items: one a line on a terminal, one word elsewhere; the rest is a number."""
+    shown = list(items)
+    if limit is not None and len(items) > limit:
+        shown = [*items[:limit], f"+{len(items) - limit}"]
+    return render.Cell(",".join(shown), full="\n".join(shown))
+
+
+_STATE_COLORS = {
+    "active": render.Color.GOOD,
+    "terminating": render.Color.WARNING,
+    "serving": render.Color.WARNING,
+    "unready": render.Color.BAD,
+    "draining": render.Color.WARNING,
+}
+
+
+def _backends(opened: inventory.Rows, args: argparse.Namespace) -> int:
+    wanted = _wanted(args)
+    found = listing.backends(inventory.read(opened), wanted)
+    _must_exist(found, wanted, "backends")
+    render.show(found, args.output, lambda: _backends_table(found))
+    return 0
+
+
+def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[render.Table]:
+    columns = ("BACKEND", "PROTOCOL", "SERVICE", "STATE", "USABLE", "NODE", "ZONE", "WEIGHT", "CONNECTIONS")
+    yield render.Table(
+        columns,
+        [
+            (
+                listing.place(backend.ip, backend.port),
+                backend.protocol,
+                _service_text(backend),
+                render.Cell(backend.state, _STATE_COLORS[backend.state]),
+                ",".join(backend.sets),
+                backend.node,
+                backend.zone,
+                backend.weight,
+                backend.connections,
+            )
+            for backend in found
+        ],
+    )
+
+
+def _service_text(backend: listing.BackendOfService) -> str:
+    if not backend.name:
+        return ""
+    port = f":{backend.port_name}" if backend.port_name else ""
+    return f"{backend.namespace}/{backend.name}{port}"

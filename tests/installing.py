@@ -1,0 +1,129 @@
+"""Services put into maps as the agent does it, for tests of what reads them back."""
+
+import typing
+
+from lbproxy.core import addresses, ledger, model, node_rows, plan
+from lbproxy.kernel import maps
+
+NODE = "node-1"
+ZONE = "zone-a"
+
+SIZES: typing.Final = {
+    "frontends": 256,
+    "slots": 512,
+    "backends": 256,
+    "services": 64,
+    "localities": 16,
+    "node_addresses": 8,
+    "sockets": 256,
+    "socket_spill": 64,
+    "affinity": 64,
+    "flows": 64,
+    "flows_new": 64,
+    "fragments": 64,
+    "devices": 16,
+    "source_ranges": 64,
+    "netns_addresses": 16,
+    "earlier_slots": 64,
+    "tunnel_ends": 64,
+}
+
+
+def address(text: str) -> bytes:
+    packed = addresses.parse(text)
+    assert packed is not None, text
+    return packed
+
+
+def endpoint(ip: str, node: str = NODE, **fields: typing.Any) -> model.Endpoint:
+    """A ready endpoint, unless `fields` say otherwise."""
+    values = {"ready": True, "serving": True, "terminating": False, "zone_hints": (), "node_hints": ()}
+    return model.Endpoint(address=address(ip), node_name=node, zone=ZONE, **{**values, **fields})
+
+
+class Installer:
+    """An agent's ledger over some maps; time stands still until `expire`."""
+
+    def __init__(self, into: maps.Maps, capacity: ledger.Capacity) -> None:
+        self.maps = into
+        self.ledger = ledger.Ledger(capacity)
+
+    def service(
+        self,
+        name: str,
+        cluster_ips: typing.Sequence[str],
+        endpoints: typing.Sequence[model.Endpoint],
+        *,
+        port: int = 80,
+        target_port: int = 8080,
+        node_port: int = 0,
+        protocol: model.Protocol = model.Protocol.TCP,
+        port_name: str = "http",
+        external: typing.Sequence[str] = (),
+        load_balancer: typing.Sequence[str] = (),
+        affinity_s: int = 0,
+        internal_local: bool = False,
+        external_local: bool = False,
+        algorithm: model.Algorithm = model.Algorithm.RANDOM,
+        source_ranges: typing.Sequence[str] = (),
+        mode: model.PacketMode | None = None,
+    ) -> None:
+        """Write a Service of one port, with a slice for each family of its endpoints."""
+        full = model.ServiceName(*name.split("/"))
+        service = model.Service(
+            full,
+            tuple(map(address, cluster_ips)),
+            tuple(map(address, external)),
+            tuple(map(address, load_balancer)),
+            (model.ServicePort(port_name, protocol, port, node_port),),
+            affinity_s,
+            internal_local,
+            external_local,
+            algorithm,
+            tuple(
+                model.SourceRange(one.base, one.prefix_length)
+                for one in map(addresses.parse_cidr, source_ranges)
+                if one is not None
+            ),
+            mode=mode,
+        )
+        slices = [
+            model.EndpointSlice(
+                full.namespace,
+                f"{full.name}-{family}",
+                full,
+                family,
+                (model.SlicePort(port_name, protocol, target_port),),
+                tuple(one for one in endpoints if addresses.family_of(one.address) is family),
+                0.0,
+            )
+            for family in model.Family
+        ]
+        self._change(
+            full, plan.plan_service(service, slices, NODE, ZONE, plan.Defaults(model.Algorithm.RANDOM))
+        )
+
+    def remove(self, name: str) -> None:
+        """Remove a Service; its backends drain until `expire`."""
+        self._change(model.ServiceName(*name.split("/")), [])
+
+    def expire(self) -> None:
+        """Clear what was removed."""
+        self.maps.apply(self.ledger.expire(ledger.RECYCLE_AFTER_S))
+
+    def node(
+        self,
+        *local: str,
+        loopback: bool = True,
+        host_netns: int = 0,
+        rules: node_rows.PacketRules = node_rows.NO_RULES,
+    ) -> None:
+        """Write this node's addresses, all of which serve NodePorts, and what is configured."""
+        facts = node_rows.NodeFacts(tuple(map(address, local)), (), host_netns)
+        want = node_rows.node_rows(facts, [], loopback, len(local), rules)
+        self.maps.apply(node_rows.node_writes(want, dict(self.maps.rows("node_addresses"))))
+
+    def _change(self, name: model.ServiceName, ports: typing.Sequence[plan.PortPlan]) -> None:
+        change = self.ledger.change({name: ports}, 0.0)
+        assert change.refused == {}
+        self.maps.apply(change.writes)

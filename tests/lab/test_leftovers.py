@@ -1,0 +1,172 @@
+"""`lbproxy cleanup --kube-proxy` on the real packet filter, in network namespaces of its own."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+pytestmark = [
+    pytest.mark.usefixtures("needs_lab"),
+    pytest.mark.skipif(not (shutil.which("iptables-nft") and shutil.which("nft")), reason="needs the tools"),
+]
+
+FLAVOURS = ("iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy")
+SVC, SEP = "KUBE-SVC-NPX46M4PTMTKRN6Y", "KUBE-SEP-Z3MIC2SVL7VFUQ7T"
+KUBE_PROXY = f"""\
+*mangle
+:KUBE-IPTABLES-HINT - [0:0]
+:KUBE-KUBELET-CANARY - [0:0]
+:KUBE-PROXY-CANARY - [0:0]
+COMMIT
+*nat
+:KUBE-KUBELET-CANARY - [0:0]
+:KUBE-PROXY-CANARY - [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-POSTROUTING - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:{SVC} - [0:0]
+:{SEP} - [0:0]
+:OTHERS - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A PREROUTING -j OTHERS
+-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
+-A KUBE-SERVICES -p tcp --dport 443 -j {SVC}
+-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
+-A {SVC} -j {SEP}
+-A {SEP} -m comment --comment "default/kubernetes:https" -j KUBE-MARK-MASQ
+COMMIT
+*filter
+:KUBE-FIREWALL - [0:0]
+:KUBE-FORWARD - [0:0]
+:KUBE-PROXY-FIREWALL - [0:0]
+-A INPUT -j KUBE-FIREWALL
+-A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
+-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+COMMIT
+"""
+STAYS = ["KUBE-FIREWALL", "KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY", "KUBE-KUBELET-CANARY", "OTHERS"]
+
+
+def inside(script: str, given: str = "") -> str:
+    """Run a shell script in a namespace of its own and return what it prints; never outside of one."""
+    cleanup = f"cleanup() {{ {sys.executable} -m lbproxy cleanup --kube-proxy --bpffs /none; }}"
+    guarded = "\n".join(("set -e", cleanup, textwrap.dedent(script)))
+    done = subprocess.run(
+        ["unshare", "--net", "--", "bash", "-c", guarded],
+        input=given, capture_output=True, text=True, check=False, timeout=60,
+        cwd=pathlib.Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def user_chains(saved: str) -> list[str]:
+    return sorted(
+        line[1:].split()[0] for line in saved.splitlines() if line.startswith(":") and " - " in line
+    )
+
+
+@pytest.mark.parametrize("tool", FLAVOURS)
+def test_chains_go_whichever_tool_made_them(tool: str) -> None:
+    printed = inside(
+        f"""
+        {tool}-restore
+        cleanup
+        echo ===
+        {tool}-save
+        """,
+        KUBE_PROXY,
+    )
+    told, saved = printed.split("===\n")
+    assert f"removed what kube-proxy left: {tool}: 10 chains and 4 rules that lead to them" in told
+    assert user_chains(saved) == STAYS
+    rules = [line for line in saved.splitlines() if line.startswith("-A")]
+    assert rules == ["-A PREROUTING -j OTHERS", "-A INPUT -j KUBE-FIREWALL"] or rules == [
+        "-A INPUT -j KUBE-FIREWALL",
+        "-A PREROUTING -j OTHERS",
+    ]
+
+
+def test_tables_of_its_nftables_mode_go_and_others_stay() -> None:
+    printed = inside(
+        """
+        for family in ip ip6; do
+          nft add table $family kube-proxy
+          nft add chain $family kube-proxy services
+        done
+        nft add table inet mine
+        cleanup
+        echo ===
+        nft list tables
+        """
+    )
+    told, tables = printed.split("===\n")
+    assert "removed what kube-proxy left: nftables: table ip6 kube-proxy" in told
+    assert tables == "table inet mine\n"
+
+
+def test_what_its_ipvs_mode_left_goes() -> None:
+    printed = inside(
+        """
+        ip link add kube-ipvs0 type veth peer name other
+        iptables-nft -t nat -N KUBE-SERVICES
+        if ipset create KUBE-CLUSTER-IP hash:ip,port 2>/dev/null; then
+          ipset create mine hash:ip
+          iptables-nft -t nat -A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT || true
+        fi
+        cleanup
+        echo ===
+        ip -o link
+        ipset list -n || true
+        """
+    )
+    told, left = printed.split("===\n")
+    assert "removed what kube-proxy left: IPVS: device kube-ipvs0" in told
+    assert "kube-ipvs0" not in left
+    assert "KUBE-" not in left
+
+
+def test_a_node_that_never_had_kube_proxy_is_left_as_it_is() -> None:
+    printed = inside(
+        """
+        cleanup
+        echo ===
+        nft list tables
+        """
+    )
+    assert printed.split("===\n") == [
+        "nothing to remove: there is nothing at /none\nnothing to remove: kube-proxy has left nothing\n",
+        "",
+    ]
+
+
+def test_tools_that_are_missing_are_no_failure() -> None:
+    assert "kube-proxy has left nothing" in inside("PATH=/none; cleanup")
+
+
+def test_what_can_not_be_removed_is_told_and_fails(tmp_path: pathlib.Path) -> None:
+    tool = tmp_path / "nft"
+    tool.write_text("#!/bin/sh\n[ $1 = list ] && echo table ip kube-proxy && exit\necho no >&2; exit 1\n")
+    tool.chmod(0o755)
+    printed = inside(f"PATH={tmp_path}; cleanup 2>&1 || echo status $?")
+    assert printed.endswith("lbproxy: error: nft delete table ip kube-proxy: no\nstatus 1\n")
+
+
+def test_it_is_seen_that_kube_proxy_was_here() -> None:
+    look = f"{sys.executable} -c 'from lbproxy import leftovers; print(leftovers.present())'"
+    printed = inside(
+        f"""
+        {look}
+        iptables-legacy-restore
+        nft add table ip6 kube-proxy
+        {look}
+        """,
+        KUBE_PROXY,
+    )
+    assert printed.splitlines() == ["[]", "['iptables-legacy chains', 'nftables table ip6 kube-proxy']"]

@@ -1,0 +1,130 @@
+"""The traffic program: it counts what happened, also when things break."""
+
+import collections.abc
+import pathlib
+import subprocess
+
+import pytest
+
+from lbproxy.lab import cluster, traffic
+from tests import polling
+
+PORT = 8080
+
+
+@pytest.fixture
+def server(lab: cluster.Lab) -> collections.abc.Iterator[traffic.Server]:
+    running = lab.serve("n2/p1", [PORT, PORT + 1])
+    yield running
+    running.stop()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("mode", ["short", "storm", "established", "hold", "udp-new", "udp-established"])
+def test_every_answer_is_counted_under_the_name_of_who_gave_it(
+    lab: cluster.Lab, server: traffic.Server, mode: traffic.Mode, family: int
+) -> None:
+    address = lab["n2/p1"].address(family)
+    result = lab.client("n1/p1", mode, address, PORT + 1, count=200, connections=5).result()
+    assert (result.count, result.failed, result.servers) == (200, 0, {"n2/p1": 200})
+    assert result.open == {"hold": 5, "established": 5, "udp-established": 5}.get(mode, 0)
+    latency = result.latency_us
+    assert 0 < latency.p50 <= latency.p90 <= latency.p99 <= latency.p999 <= latency.max
+
+
+def test_a_request_may_come_in_pieces_and_several_in_one(lab: cluster.Lab, server: traffic.Server) -> None:
+    with lab.shell("n1/p1") as sockets, sockets.open(lab["n2/p1"].ipv4, PORT) as connection:
+        local = connection.getsockname()
+        connection.send(b"some?")
+        connection.send(b"\n\n")
+        received = b""
+        while received.count(b"\n") < 2:
+            received += connection.recv()
+    assert received == f"n2/p1 {local[0]} {local[1]}\nn2/p1\n".encode()
+
+
+def test_failures_are_counted_by_name(lab: cluster.Lab) -> None:
+    refused = lab.client("n1/p1", "short", lab["n2/p2"].ipv4, 1, count=3).result()
+    assert (refused.count, refused.failures) == (0, {"ECONNREFUSED": 3})
+    unanswered = lab.client("n1/p1", "short", "10.96.0.1", 1, count=2, timeout_s=0.1).result()
+    assert unanswered.failures == {"ETIMEDOUT": 2}
+    silent = lab.client("n1/p1", "udp-new", "10.96.0.1", 1, count=2, timeout_s=0.1).result()
+    assert silent.failures == {"ETIMEDOUT": 2}
+
+
+def test_held_connections_that_break_are_reported(lab: cluster.Lab) -> None:
+    running = lab.serve("n2/p2", [PORT])
+    client = lab.client(
+        "n1/p1", "hold", lab["n2/p2"].ipv4, PORT, connections=30, progress=True, interval_s=0.01
+    )
+    lines = client.progress()
+    before = next(line for line in lines if line.open == 30 and line.count)
+    assert before.failed == 0
+    running.kill()
+    result = client.result()
+    assert (result.open, result.failed) == (0, 30)
+    assert set(result.failures) <= {"ECONNRESET", "EPIPE"}
+
+
+def test_a_storm_runs_until_it_is_stopped_and_reports_as_it_goes(
+    lab: cluster.Lab, server: traffic.Server
+) -> None:
+    client = lab.client("n1/p1", "storm", lab["n2/p1"].ipv4, PORT, progress=True, interval_s=0.02)
+    lines = client.progress()
+    seen = [next(lines) for _ in range(3)]
+    result = client.stop()
+    assert all(line.servers == {"n2/p1": line.count} for line in seen)
+    assert result.count >= sum(line.count for line in seen) > 0
+    assert result.failed == 0
+
+
+def test_a_client_waiting_for_an_answer_stops_at_once_without_calling_it_a_failure(lab: cluster.Lab) -> None:
+    client = lab.client("n1/p1", "short", "10.96.0.1", 1, timeout_s=600)
+    waiting = ["ss", "-Htn", "state", "syn-sent"]
+    polling.eventually(lambda: "10.96.0.1:1" in lab.check_output("n1/p1", waiting), what="its SYN")
+    result = client.stop()
+    assert (result.count, result.failed) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["short", "--to", "nowhere", "--port", "1"], "IPv4 or IPv6"),
+        (["short", "--port", "1"], "--to is missing"),
+        (["short", "--to", "::1"], "--port is missing"),
+        (["short", "--to", "::1", "--port", "65536"], "not a number"),
+        (["short", "--to", "::1", "--port", "1x"], "not a number"),
+        (["wrong", "--to", "::1", "--port", "1"], "unknown mode"),
+        (["serve", "--port", "1"], "--name"),
+        (["serve", "--port", "1", "--name", "x" * 127], "--name"),
+        (["serve", "--port", "1", "--name", "x", "--bind", "x"], "--bind"),
+        ([], "no mode"),
+    ],
+)
+def test_bad_arguments_are_explained(
+    load_program: pathlib.Path, arguments: list[str], complaint: str
+) -> None:
+    done = subprocess.run([load_program, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+
+
+def test_a_second_build_takes_the_first_ones_program(tmp_path: pathlib.Path) -> None:
+    first = traffic.build(tmp_path)
+    made = first.stat().st_ino
+    assert traffic.build(tmp_path).stat().st_ino == made
+    assert list(tmp_path.iterdir()) == [first]
+
+
+def test_traffic_that_does_not_start_is_an_error(lab: cluster.Lab, server: traffic.Server) -> None:
+    with pytest.raises(RuntimeError, match="status 2"):
+        lab.client("n1/p1", "short", "nowhere", 1, count=1)
+    with pytest.raises(RuntimeError, match="status 1"):
+        lab.serve("n2/p1", [PORT])
+
+
+def test_a_client_that_is_killed_has_no_result(lab: cluster.Lab, server: traffic.Server) -> None:
+    client = lab.client("n1/p1", "storm", lab["n2/p1"].ipv4, PORT)
+    client.process.kill()
+    with pytest.raises(RuntimeError, match="status -9"):
+        client.result()

@@ -1,0 +1,374 @@
+"""The benchmarks' statistics, objects and tables; `python -m benchmarks.run smoke` shows that they run."""
+
+import collections
+import io
+import itertools
+import pathlib
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import (
+    cluster,
+    plot,
+    process,
+    profiles,
+    progress,
+    ratios,
+    report,
+    results,
+    rows,
+    stage,
+    stats,
+    targets,
+)
+from lbproxy.core import decode, events, model
+
+FLOATS = st.floats(-1e6, 1e6)
+MEASURED = stage.place_of(stage.SERVERS[0])
+
+
+# --- statistics ---
+
+
+def test_a_summary_is_the_median_with_its_quartiles() -> None:
+    seen = stats.summary([5, 1, 4, 2, 3])
+    assert seen == stats.Summary(count=5, median=3, low=2, high=4)
+    assert seen.spread == 2
+    assert seen.margin == pytest.approx(1.57 * 2 / 5**0.5)
+
+
+def test_percentiles_lie_between_neighbours_in_proportion() -> None:
+    assert stats.percentile([10, 20], 0.25) == 12.5
+    assert stats.percentile([7], 0.99) == 7
+    assert stats.percentile(range(101), 0.99) == 99
+    with pytest.raises(ValueError, match="empty"):
+        stats.percentile([], 0.5)
+
+
+@given(st.lists(FLOATS, min_size=1), st.floats(0, 1), st.floats(0, 1))
+def test_percentiles_grow_with_the_share_and_stay_within_the_sample(
+    values: list[float], one: float, other: float
+) -> None:
+    low, high = sorted((one, other))
+    smaller, greater = stats.percentile(values, low), stats.percentile(values, high)
+    assert min(values) <= smaller <= max(values)
+    assert smaller <= greater or smaller == pytest.approx(greater)
+
+
+# --- order of runs ---
+
+
+def test_every_variant_stands_equally_often_at_every_place_of_a_round() -> None:
+    cycle = [ratios.order(number) for number in range(2 * len(ratios.VARIANTS))]
+    for place in range(len(ratios.VARIANTS)):
+        assert set(collections.Counter(order[place] for order in cycle).values()) == {2}
+    assert all(sorted(order) == sorted(ratios.VARIANTS) for order in cycle)
+
+
+def test_no_variant_follows_one_other_more_often_than_it_precedes_it() -> None:
+    cycle = [ratios.order(number) for number in range(2 * len(ratios.VARIANTS))]
+    follows = collections.Counter(pair for order in cycle for pair in itertools.pairwise(order))
+    assert all(follows[before, after] == follows[after, before] for before, after in follows)
+
+
+# --- ratios ---
+
+
+def run(rate: float, failed: int = 0) -> results.Run:
+    return results.Run(
+        rate, 50.0, 90.0, 1e6 / rate, int(rate), failed, {"ECONNREFUSED": failed} if failed else {}
+    )
+
+
+def rounds(*rates: tuple[float, float, float, float]) -> list[results.Round]:
+    return [
+        results.Round(dict(zip(("bare", "bare_again", "direct", "service"), map(run, each), strict=True)))
+        for each in rates
+    ]
+
+
+def test_ratios_are_of_rates_within_a_round() -> None:
+    made = rounds((90, 110, 99, 95), (200, 200, 100, 50))
+    assert ratios.ratios(made, "service") == [0.95, 0.25]
+    assert ratios.ratios(made, "direct") == [0.99, 0.5]
+    assert ratios.ratios(made, "bare_again") == [pytest.approx(110 / 90), 1.0]
+
+
+def test_half_the_cpu_time_for_a_request_is_twice_the_speed() -> None:
+    made = rounds((100, 100, 50, 200))
+    assert ratios.thrift(made, "service") == [pytest.approx(2)]
+    assert ratios.thrift(made, "direct") == [pytest.approx(0.5)]
+
+
+# --- objects ---
+
+
+def built(services: int) -> list[cluster.Object]:
+    return list(cluster.objects(services, "n1", "172.18.0.1", MEASURED, 8080))
+
+
+@pytest.mark.parametrize("services", [1, 2, 1000])
+def test_a_cluster_has_a_node_and_as_many_services_as_slices(services: int) -> None:
+    kinds = collections.Counter(each["kind"] for each in built(services))
+    assert kinds == {"Node": 1, "Service": services, "EndpointSlice": services}
+
+
+def test_every_object_is_decoded_without_a_warning() -> None:
+    decoders = {"Service": decode.service, "EndpointSlice": decode.endpoint_slice, "Node": decode.node}
+    for each in built(50):
+        event = decoders[each["kind"]](msgspec.json.encode(each))
+        assert isinstance(event, events.Upsert)
+        assert event.value is not None
+        assert event.warnings == ()
+
+
+def test_the_measured_service_is_the_last_of_a_list_and_has_both_protocols() -> None:
+    services = [each for each in built(200) if each["kind"] == "Service"]
+    listed = sorted((each["metadata"]["namespace"], each["metadata"]["name"]) for each in services)
+    assert listed[-1] == cluster.MEASURED
+    value = decode.service(msgspec.json.encode(services[-1])).value
+    assert isinstance(value, model.Service)
+    assert {port.protocol for port in value.ports} == {model.Protocol.TCP, model.Protocol.UDP}
+
+
+def test_names_and_addresses_are_unique_at_every_size_measured() -> None:
+    numbers = range(max(profiles.FULL.services))
+    assert len({cluster.filler_name(number) for number in numbers}) == len(numbers)
+    addresses = [address for number in numbers for address in cluster.filler_place(number).addresses]
+    assert len(set(addresses)) == len(numbers) * cluster.ENDPOINTS
+    services = [each["spec"]["clusterIP"] for each in built(2000) if each["kind"] == "Service"]
+    assert len(set(services)) == 2000
+
+
+@given(st.integers(0, cluster.MAX_FILLERS - 1), st.integers(0, 1000))
+def test_each_generation_moves_one_endpoint(number: int, generation: int) -> None:
+    before = cluster.filler_place(number, generation).addresses
+    after = cluster.filler_place(number, generation + 1).addresses
+    assert sum(one != other for one, other in zip(before, after, strict=True)) == 1
+    assert len(set(after)) == cluster.ENDPOINTS
+
+
+def test_a_move_replaces_the_endpoints_and_keeps_the_rest() -> None:
+    other = stage.place_of(stage.SERVERS[1])
+    assert not set(other.addresses) & set(MEASURED.addresses)
+    patch = cluster.move_patch(other, 3)
+    assert [each["addresses"] for each in patch["endpoints"]] == [[address] for address in other.addresses]
+    assert set(patch) == {"metadata", "endpoints"}
+
+
+@pytest.mark.parametrize("services", [0, cluster.MAX_FILLERS + 1])
+def test_a_cluster_whose_addresses_would_repeat_is_refused(services: int) -> None:
+    with pytest.raises(ValueError, match="services"):
+        built(services)
+
+
+# --- what the kernel says ---
+
+
+def test_only_mappings_of_bpf_maps_count_as_such() -> None:
+    smaps = """\
+7f0000000000-7f0000800000 rw-s 00000000 00:0e 1 anon_inode:bpf-map
+Size:               8192 kB
+Rss:                  64 kB
+7f0000900000-7f0000a00000 rw-p 00000000 00:00 0 [heap]
+Rss:                 512 kB
+7f0000b00000-7f0000c00000 r--s 00000000 00:0e 1 anon_inode:bpf-map
+Rss:                   4 kB
+"""
+    assert process.sum_of_resident_maps(smaps) == 68 * 1024
+
+
+# --- progress ---
+
+
+def test_the_time_left_follows_the_pace_so_far() -> None:
+    assert progress.left_s(0, 0, 100) == 100
+    assert progress.left_s(done_expected_s=970, done_s=1970, ahead_expected_s=100) == 200
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(12.3, "12 s"), (89, "89 s"), (200, "3 min")])
+def test_durations_are_said_as_people_do(seconds: float, said: str) -> None:
+    assert progress.duration(seconds) == said
+
+
+def test_each_step_is_announced_with_the_time_left_and_followed_by_what_it_found() -> None:
+    out = io.StringIO()
+    steps = [progress.Step("first", 10, lambda: "one"), progress.Step("second", 30, lambda: "two")]
+    progress.run(steps, out, clock=lambda: 0.0)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "[  0%, 40 s left] first"
+    assert lines[1].strip() == "one"
+    assert lines[2].startswith("[ 25%, ")
+    assert lines[-1] == "[100%] done in 0 s"
+
+
+# --- tables ---
+
+
+@pytest.fixture
+def found() -> results.Results:
+    return results.Results(
+        profile="quick",
+        started="2025-01-01T10:00:00+00:00",
+        machine={
+            "cpu": "A CPU", "cpus": "2", "memory": "4 GB", "virtual": "yes", "kernel": "6.1",
+        },
+        software={"commit": "0123456789abcdef", "dirty": "false", "python": "3.11"},
+        settings={},
+        complete=True,
+        noise=results.Noise(0.1, 0.001),
+        traffic=[results.Traffic(10_000, "short", 1.0, rounds(*[(100.0, 100.0, 99.5, 90.0)] * 7))],
+        programming=[results.Programming(10_000, 0, [1.0, 2.0, 4.0], 0, 0)],
+        stand_in=[results.StandIn(10_000, [0.5])],
+        starts=[
+            results.Start(10_000, "fresh", 2.5, 3.0, 0, 100, ["ready"]),
+            results.Start(10_000, "adopted", 0.5, 1.0, 0, 1000, ["ready"]),
+        ],
+        memory=[results.Memory(10_000, 50_000_000, 40_000_000, 0, 60_000_000, None, {"m": 10_000_000}, 5000)],
+        cpu=[results.Cpu(10_000, 1.0, 20.0, 0.1)],
+    )  # fmt: skip
+
+
+def verdicts(found: results.Results) -> dict[str, str]:
+    return {row.what: row.verdict for row in rows.rows(found) if row.target is not None}
+
+
+def test_each_figure_stands_beside_its_target(found: results.Results) -> None:
+    assert verdicts(found) == {
+        "short TCP connections, through a ClusterIP ÷ bare": "missed by 0.070",
+        "short TCP connections, to a pod address ÷ bare": "met",
+        "one slice changed → first connection to the new pod, p50": "met",
+        "one slice changed → first connection to the new pod, p99": "met",
+        "first start → last service answers": "missed by 0.50 s",
+        "restart → a change made meanwhile answers": "met",
+        "failed connections during those restarts": "met",
+        "agent memory (RSS)": "met",
+        "BPF maps": "met",
+        "agent CPU at 1 slice changed a second": "met",
+    }
+
+
+def test_a_verdict_that_noise_could_turn_says_so(found: results.Results) -> None:
+    what = "short TCP connections, through a ClusterIP ÷ bare"
+    found.traffic = [
+        results.Traffic(1, "short", 1.0, rounds((100, 90, 95, 90), (100, 110, 105, 100), (100, 100, 98, 96)))
+    ]
+    assert verdicts(found)[what].startswith("missed by 0.018, give or take 0.0")
+    steady = [(100.0, 100.0, 99.5, rate) for rate in (99.0, 98.9, 99.1, 99.0)]
+    found.traffic = [results.Traffic(1, "short", 1.0, rounds(*steady))]
+    assert verdicts(found)[what] == "met"
+    scattered = [(100.0, 100.0, 99.5, rate) for rate in (99.0, 90.0, 110.0, 99.0)]
+    found.traffic = [results.Traffic(1, "short", 1.0, rounds(*scattered))]
+    assert verdicts(found)[what].startswith("met, give or take ")
+
+
+def test_failures_are_counted_wherever_they_happened(found: results.Results) -> None:
+    assert rows.failures(found) == 0
+    found.traffic[0].rounds[0].runs["service"] = run(90, failed=2)
+    found.programming.append(results.Programming(10_000, 10, [1.0], lost=3, failed=4))
+    found.starts.append(results.Start(10_000, "adopted", 0.5, 1.0, 5, 1000, []))
+    assert rows.failures(found) == 14
+    assert "**14 failures.**" in report.remarks(found)
+    assert verdicts(found)["failed connections during those restarts"] == "missed by 5"
+    assert "3 never seen" in report.page(found)
+
+
+def test_changes_that_never_showed_have_a_row_too(found: results.Results) -> None:
+    found.programming = [results.Programming(10_000, 0, [], lost=30, failed=0)]
+    assert "| never |" in report.page(found).replace("**", "")
+
+
+def test_what_makes_figures_worth_less_is_said(found: results.Results) -> None:
+    assert not [line for line in report.remarks(found) if line.startswith("**")]
+    found.complete = False
+    found.software["dirty"] = "true"
+    found.traffic.append(
+        results.Traffic(1, "short", 1.0, rounds((100, 80, 1, 1), (100, 120, 1, 1), (100, 100, 1, 1)))
+    )
+    said = "\n".join(report.remarks(found))
+    assert "did not finish" in said
+    assert "uncommitted" in said
+    assert "noisy" in said
+
+
+def test_a_run_without_any_figures_still_makes_a_page(found: results.Results) -> None:
+    empty = results.Results("quick", found.started, found.machine, found.software, {})
+    assert "did not finish" in report.page(empty)
+    assert report.summary_section(empty)
+
+
+def test_the_report_needs_nothing_but_the_file(found: results.Results, tmp_path: pathlib.Path) -> None:
+    results.write(found, tmp_path / "run.json")
+    again = results.read(tmp_path / "run.json")
+    assert again == found
+    assert report.page(again) == report.page(found)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_the_newest_run_is_the_one_started_last(found: results.Results, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="no results"):
+        results.newest(tmp_path)
+    results.write(found, tmp_path / "b.json")
+    found.started = "2025-01-02T10:00:00+00:00"
+    results.write(found, tmp_path / "a.json")
+    assert results.newest(tmp_path).name == "a.json"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [("{", "truncated"), ("{}", "missing"), ('{"schema": 99}', "missing"), ("[]", "Expected")],
+)
+def test_a_file_that_is_no_run_is_refused(content: str, complaint: str, tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=complaint):
+        results.read(file)
+
+
+def test_a_run_of_another_schema_is_refused(found: results.Results, tmp_path: pathlib.Path) -> None:
+    found.schema = results.SCHEMA + 1
+    results.write(found, tmp_path / "x.json")
+    with pytest.raises(ValueError, match="schema"):
+        results.read(tmp_path / "x.json")
+
+
+def test_only_what_is_between_the_markers_changes() -> None:
+    once = report.insert(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n", "new")
+    assert once == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
+    assert report.insert(once, "new") == once
+
+
+def test_missing_markers_are_added_at_the_end_and_half_of_them_refused() -> None:
+    added = report.insert("# Title\n", "new")
+    assert added == f"# Title\n\n## Measured\n\n{report.BEGIN}\nnew\n{report.END}\n"
+    with pytest.raises(ValueError, match="both"):
+        report.insert(f"x {report.BEGIN}", "new")
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "missed_by"),
+    [
+        (targets.Target(0.97, at_least=True), 0.98, 0),
+        (targets.Target(0.97, at_least=True), 0.97, 0),
+        (targets.Target(2, at_least=False, unit="s"), 2.5, 0.5),
+        (targets.Target(2, at_least=False, unit="s"), 1, 0),
+    ],
+)
+def test_a_target_says_how_far_a_value_is_on_the_wrong_side(
+    target: targets.Target, value: float, missed_by: float
+) -> None:
+    assert target.missed_by(value) == missed_by
+
+
+def test_a_plot_is_drawn(found: results.Results, tmp_path: pathlib.Path) -> None:
+    plot.draw(found, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_profile_measures_short_connections_at_every_size(found: results.Results) -> None:
+    for profile in profiles.PROFILES.values():
+        labels = [step.label for step in profiles.steps(profile, stage.Stage(0), found)]
+        assert len([label for label in labels if ": short" in label]) == len(profile.services)

@@ -1,0 +1,206 @@
+"""What each kind of value reads, refuses and writes."""
+
+import ipaddress
+import math
+import typing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbproxy import config
+from lbproxy import config_types as types
+from lbproxy.core import model
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0),
+        ("0s", 0),
+        ("30s", 30),
+        ("1m30s", 90),
+        ("1.5h", 5400),
+        (".5s", 0.5),
+        ("24h0m0s", 86400),
+        ("250ms", 0.25),
+        ("10us", 1e-05),
+        ("10µs", 1e-05),
+        ("7ns", 7e-09),
+        ("+2s", 2),
+        ("-0s", 0),
+    ],
+)
+def test_durations_are_read_as_go_reads_them(text: str, seconds: float) -> None:
+    assert types.parse_duration_s(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "30", "s", "1 s", "1s ", "1d", "-5s", "1s30", "1e3s", "--1s", "9999999999h", "１s", "1.s.", "+-1s"],
+)
+def test_what_go_does_not_read_is_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match=r"duration|negative"):
+        types.parse_duration_s(text)
+
+
+@given(st.integers(min_value=0, max_value=10**15))
+def test_durations_read_back_to_the_microsecond(microseconds: int) -> None:
+    text = types.format_duration(microseconds / 10**6)
+    assert math.isclose(types.parse_duration_s(text), microseconds / 10**6, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0s"), (30, "30s"), (90, "1m30s"), (86400, "24h"), (0.25, "0.25s")]
+)
+def test_durations_are_written_shortly(seconds: float, text: str) -> None:
+    assert types.format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("", None),
+        ("0.0.0.0", ("0.0.0.0", 0)),
+        ("127.0.0.1:10249", ("127.0.0.1", 10249)),
+        ("::1", ("::1", 0)),
+        ("::", ("::", 0)),
+        ("[::1]", ("::1", 0)),
+        ("[2001:db8::1]:65535", ("2001:db8::1", 65535)),
+    ],
+)
+def test_addresses_to_listen_on(text: str, address: tuple[str, int] | None) -> None:
+    assert types.parse_listen(text) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "localhost:1",
+            ":1",
+            "1.2.3:1",
+            "1.2.3.4:",
+            "1.2.3.4:0",
+            "1.2.3.4:65536",
+            "1.2.3.4:x",
+            "[1.2.3.4]:1",
+        ),
+        *("[::1:1", "::1]:1", "[]:1", "[fe80::1%eth0]:1", "1.2.3.4:1:2", " 1.2.3.4:1", "1.2.3.4:99999999999"),
+    ],
+)
+def test_what_is_no_address_to_listen_on(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not an IP:PORT|the port is not in"):
+        types.parse_listen(text)
+
+
+@given(st.ip_addresses(), st.integers(1, 65535))
+def test_an_address_to_listen_on_reads_back(address: config.IPAddress, port: int) -> None:
+    listen = config.ListenAddress(str(address), port)
+    assert types.parse_listen(str(listen)) == listen
+
+
+def test_bits_beyond_a_prefix_are_dropped_as_in_go() -> None:
+    assert types.parse_cidr("10.1.2.3/8") == ipaddress.ip_network("10.0.0.0/8")
+
+
+@pytest.mark.parametrize(
+    "text", ["10.0.0.0", "10.0.0.0/33", "10.0.0.0/255.0.0.0", "x/8", "::/129", "/8", "10.0.0.0/"]
+)
+def test_what_is_no_cidr(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a CIDR"):
+        types.parse_cidr(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "protocol"),
+    [
+        ("10.96.0.1:443", model.Protocol.TCP),
+        ("10.96.0.1:443/tcp", model.Protocol.TCP),
+        ("[fd00::1]:53/UDP", model.Protocol.UDP),
+        ("[fd00::1]:53/sctp", model.Protocol.SCTP),
+    ],
+)
+def test_destinations(text: str, protocol: model.Protocol) -> None:
+    assert types.parse_destination(text).protocol is protocol
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10.96.0.1", "10.96.0.1/tcp", "fd00::1", "10.96.0.1:443/icmp", "x:1", "1.2.3.4:1/2/3"]
+)
+def test_what_is_no_destination(text: str) -> None:
+    with pytest.raises(ValueError, match="is not an IP:PORT"):
+        types.parse_destination(text)
+
+
+@pytest.mark.parametrize(
+    ("type_", "text", "value"),
+    [
+        (types.BOOL, "T", True),
+        (types.BOOL, "0", False),
+        (types.integer(-5), "-5", -5),
+        (types.IPS, "10.0.0.1, ::1", (ipaddress.ip_address("10.0.0.1"), ipaddress.ip_address("::1"))),
+        (types.NODE_PORT_RANGES, "primary", ("primary",)),
+        (types.MAP_ROWS, "sockets=1024,backends=7", {"sockets": 1024, "backends": 7}),
+        (types.GATES, "A=true,B=false", {"A": True, "B": False}),
+        (types.NAME, " x ", "x"),
+    ],
+)
+def test_flag_texts(type_: types.ValueType[typing.Any], text: str, value: object) -> None:
+    assert type_.parse(text) == value
+    assert type_.decode(type_.encode(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("type_", "text"),
+    [
+        (types.BOOL, "yes"),
+        (types.BOOL, ""),
+        (types.integer(0), "-1"),
+        (types.integer(0), "1.0"),
+        (types.integer(0), "1_000"),
+        (types.integer(0, 31), "32"),
+        (types.NUMBER, "nan"),
+        (types.POSITIVE_DURATION, "0"),
+        (types.MAP_ROWS, "sockets=1000"),
+        (types.MAP_ROWS, "sockets=0"),
+        (types.MAP_ROWS, "sokets=1024"),
+        (types.MAP_ROWS, "sockets"),
+        (types.MAP_ROWS, "backends=99999999999"),
+        (types.MAP_ROWS, "backends=many"),
+        (types.GATES, "A=perhaps"),
+        (types.PATH, "a\0b"),
+        (types.choice(config.Xdp), ""),
+        (types.IP, "fe80::1%lo"),
+    ],
+)
+def test_refused_flag_texts(type_: types.ValueType[typing.Any], text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        type_.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("type_", "value"),
+    [
+        (types.TEXT, 5),
+        (types.BOOL, "true"),
+        (types.BOOL, 1),
+        (types.integer(0), True),
+        (types.integer(0), "5"),
+        (types.integer(0), 1.5),
+        (types.NUMBER, "5"),
+        (types.DURATION, 30),
+        (types.DURATION, True),
+        (types.FLUSH_INTERVAL, -1),
+        (types.IPS, "10.0.0.1"),
+        (types.IPS, [1]),
+        (types.IPS, {"a": 1}),
+        (types.MAP_ROWS, ["sockets"]),
+        (types.MAP_ROWS, {"sockets": True}),
+        (types.GATES, {"A": "true"}),
+        (types.GATES, {1: True}),
+    ],
+)
+def test_refused_file_values(type_: types.ValueType[typing.Any], value: object) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        type_.decode(value)

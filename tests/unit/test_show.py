@@ -1,0 +1,503 @@
+"""What the read-side commands print, over maps in memory."""
+
+import argparse
+import io
+import itertools
+import json
+import pathlib
+import typing
+
+import pytest
+import yaml
+
+from lbproxy import abi, errors, render, show
+from lbproxy.core import devices as roles
+from lbproxy.core import fill, inventory, listing, model, tables
+from lbproxy.kernel import fake, inspection, maps
+from tests import installing
+from tests.installing import endpoint
+
+UNREADY: dict[str, typing.Any] = {"ready": False, "serving": False}
+TERMINATING: dict[str, typing.Any] = {"ready": False, "terminating": True}
+
+
+class Pinned(fake.FakeMaps):
+    """Maps in memory that can be opened like pinned ones."""
+
+    def __init__(self, sizes: typing.Mapping[str, int] = installing.SIZES) -> None:
+        super().__init__(sizes)
+        self.installer = installing.Installer(self, maps.capacity(sizes))
+
+    def close(self) -> None: ...
+
+    def bytes_of(self, _table: str) -> int:
+        return 4096
+
+
+@pytest.fixture
+def pinned(monkeypatch: pytest.MonkeyPatch) -> Pinned:
+    made = Pinned()
+    monkeypatch.setattr(inspection, "open_maps", lambda _root: made)
+    return made
+
+
+def run(
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    output: str = "table",
+    name: str | None = None,
+    namespace: str | None = None,
+) -> str:
+    args = argparse.Namespace(
+        command=command, bpffs=pathlib.Path("/nowhere"), output=output, name=name, namespace=namespace
+    )
+    assert show.main(args) == 0
+    return capsys.readouterr().out
+
+
+def a_bit_of_everything(installer: installing.Installer) -> None:
+    installer.node("192.0.2.10", "2001:db8::10")
+    installer.service(
+        "shop/web",
+        ["10.96.0.10", "fd00::10"],
+        [
+            endpoint("10.244.0.2"),
+            endpoint("10.244.0.10", "node-2", weight=3),
+            endpoint("10.244.0.3", "", **UNREADY),
+            endpoint("fd00:1::2"),
+        ],
+        node_port=30080,
+        external=["198.51.100.7"],
+        load_balancer=["203.0.113.9", "198.51.100.7"],
+        affinity_s=10800,
+        external_local=True,
+        algorithm=model.Algorithm.MAGLEV,
+        source_ranges=["192.0.2.0/24", "2001:db8::/32", "10.0.0.0/8"],
+        mode=model.PacketMode.DSR,
+    )
+    installer.service("default/dns", ["10.96.0.53"], [], protocol=model.Protocol.UDP, port_name="", port=53)
+
+
+def test_services_as_json(pinned: Pinned, capsys: pytest.CaptureFixture[str]) -> None:
+    a_bit_of_everything(pinned.installer)
+    web, *_ = (p for p in inventory.read(pinned).ports if p.key.service.name == "web")
+    pinned.apply(
+        [
+            tables.Put(tables.Table.SERVICE_STATS, tables.row_key(web.id), pack("service_stats", 7, 2)),
+            tables.Put(
+                tables.Table.BACKEND_STATS, tables.row_key(web.backends[0].id), pack("backend_stats", 5)
+            ),
+        ]
+    )
+    dns, web4, web6 = json.loads(run(capsys, "services", "json"))
+    assert dns == {
+        "namespace": "default",
+        "name": "dns",
+        "port_name": "",
+        "protocol": "UDP",
+        "family": "IPv4",
+        "algorithm": "random",
+        "frontends": [{"ip": "10.96.0.53", "port": 53, "type": "ClusterIP"}],
+        "backends": [],
+        "session_affinity": {"type": "None", "timeout_s": 0},
+        "internal_traffic_policy": "Cluster",
+        "external_traffic_policy": "Cluster",
+        "connections": 0,
+        "refused": 0,
+        "source_ranges": [],
+        "mode": "snat",
+    }
+    assert web4["frontends"] == [
+        {"ip": "10.96.0.10", "port": 80, "type": "ClusterIP"},
+        {"ip": "0.0.0.0", "port": 30080, "type": "NodePort", "addresses": ["192.0.2.10", "127.0.0.1"]},
+        {"ip": "198.51.100.7", "port": 80, "type": "ExternalIP"},
+        {"ip": "203.0.113.9", "port": 80, "type": "LoadBalancer"},
+    ]
+    assert web4["backends"] == [
+        backend("10.244.0.2", connections=5),
+        backend("10.244.0.3", node="", state="unready", usable=False),
+        backend("10.244.0.10", node="node-2", weight=3),
+    ]
+    assert web4["session_affinity"] == {"type": "ClientIP", "timeout_s": 10800}
+    assert (web4["algorithm"], web4["external_traffic_policy"]) == ("maglev", "Local")
+    assert (web4["connections"], web4["refused"]) == (7, 2)
+    assert (web4["source_ranges"], web4["mode"]) == (["10.0.0.0/8", "192.0.2.0/24"], "dsr")
+    assert (web6["source_ranges"], web6["mode"]) == ([], "dsr")
+    assert web6["family"] == "IPv6"
+    assert web6["frontends"][1] == {
+        "ip": "::",
+        "port": 30080,
+        "type": "NodePort",
+        "addresses": ["2001:db8::10"],
+    }
+
+
+def backend(ip: str, **fields: object) -> dict[str, object]:
+    usual = {"port": 8080, "node": "node-1", "zone": "zone-a", "state": "active", "weight": 1}
+    return {"ip": ip, **usual, "connections": 0, "usable": True, **fields}
+
+
+def pack(layout: str, *values: int) -> bytes:
+    return abi.LAYOUTS[layout].pack(*values)
+
+
+def test_the_listing_does_not_depend_on_what_was_written_first() -> None:
+    def listed(order: typing.Sequence[str]) -> bytes:
+        made = Pinned()
+        for name in order:
+            ips = [endpoint("10.244.0.9"), endpoint("10.244.0.1")]
+            made.installer.service(f"default/{name}", [f"10.96.0.{ord(name)}"], ips, node_port=ord(name))
+        found = inventory.read(made)
+        return render.to_json(
+            [listing.services(found, inventory.node_ports(made)), listing.backends(found)]
+        ).encode()
+
+    assert len({listed(order) for order in itertools.permutations("abc")}) == 1
+
+
+@pytest.mark.parametrize("command", ["services", "backends"])
+def test_yaml_says_the_same_as_json(pinned: Pinned, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    a_bit_of_everything(pinned.installer)
+    as_json = json.loads(run(capsys, command, "json"))
+    assert as_json
+    assert yaml.safe_load(run(capsys, command, "yaml")) == as_json
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "no", "NULL", "1e3", "0x10", "a: b", "- a", "#", "line\nbreak", "é", '"', "~", "2020-01-01", "🙂"],
+)
+def test_yaml_keeps_text_text(value: str) -> None:
+    nested = {"key": value, "list": [[value], [], {}, {"x": value}], "none": None, "yes": True, "n": 1.5}
+    assert yaml.safe_load(render.to_yaml(nested)) == nested
+
+
+def test_a_draining_backend_is_a_backend_but_no_service_lists_it(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = [endpoint("10.244.0.1"), endpoint("10.244.0.2")]
+    pinned.installer.service("default/web", ["10.96.0.1"], both)
+    pinned.installer.service("default/web", ["10.96.0.1"], both[:1])
+    (service,) = json.loads(run(capsys, "services", "json"))
+    assert [one["ip"] for one in service["backends"]] == ["10.244.0.1"]
+    states = {one["ip"]: (one["state"], one["sets"]) for one in json.loads(run(capsys, "backends", "json"))}
+    assert states == {"10.244.0.1": ("active", ["Cluster", "Local"]), "10.244.0.2": ("draining", [])}
+    pinned.installer.expire()
+    assert [one["ip"] for one in json.loads(run(capsys, "backends", "json"))] == ["10.244.0.1"]
+
+
+def test_a_backend_that_outlives_its_service_is_listed_without_one(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pinned.installer.service("default/web", ["10.96.0.1"], [endpoint("10.244.0.1")])
+    pinned.installer.remove("default/web")
+    assert json.loads(run(capsys, "services", "json")) == []
+    (left,) = json.loads(run(capsys, "backends", "json"))
+    assert (left["ip"], left["namespace"], left["name"], left["state"]) == ("10.244.0.1", "", "", "draining")
+    assert json.loads(run(capsys, "backends", "json", namespace="default")) == []
+
+
+def test_states_are_named_as_people_know_them(pinned: Pinned) -> None:
+    pinned.installer.service("default/one", ["10.96.0.1"], [endpoint("10.244.0.1", **TERMINATING)])
+    pinned.installer.service("default/two", ["10.96.0.2"], [endpoint("10.244.0.2", **UNREADY)])
+    count = listing.backends_by_state(inventory.read(pinned))
+    assert count == {"active": 0, "terminating": 1, "unready": 1, "draining": 0, "serving": 0}
+
+
+def test_rows_that_lead_nowhere_are_left_out(pinned: Pinned) -> None:
+    pinned.installer.service("default/web", ["10.96.0.1"], [endpoint("10.244.0.1")])
+    key, row = next(pinned.rows("services"))
+    pinned.apply([tables.Delete(tables.Table.SERVICES, key)])
+    assert inventory.read(pinned).ports == ()
+    unknown_protocol = tables.service_meta(row)._replace(proto=99).pack()
+    pinned.apply([tables.Put(tables.Table.SERVICES, key, unknown_protocol)])
+    assert inventory.read(pinned).ports == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "namespace", "found"),
+    [
+        ("web", None, ["a/web", "b/web"]),
+        ("b/web", None, ["b/web"]),
+        ("web", "a", ["a/web"]),
+        (None, "a", ["a/web"]),
+        (None, "c", []),
+    ],
+)
+def test_services_by_name_and_namespace(
+    pinned: Pinned,
+    capsys: pytest.CaptureFixture[str],
+    name: str | None,
+    namespace: str | None,
+    found: list[str],
+) -> None:
+    for number, namespace_of in enumerate("ab", 1):
+        pinned.installer.service(
+            f"{namespace_of}/web", [f"10.96.0.{number}"], [endpoint(f"10.244.0.{number}")]
+        )
+    for command in ("services", "backends"):
+        listed = json.loads(run(capsys, command, "json", name, namespace))
+        assert [f"{one['namespace']}/{one['name']}" for one in listed] == found
+
+
+def test_a_name_that_is_not_there_is_an_error(pinned: Pinned, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(errors.AgentError, match="default/web"):
+        run(capsys, "services", "json", "default/web")
+    with pytest.raises(errors.ConfigError, match="not in the namespace other"):
+        run(capsys, "services", "json", "default/web", "other")
+
+
+def test_plain_tables_can_be_split_at_blanks(pinned: Pinned, capsys: pytest.CaptureFixture[str]) -> None:
+    a_bit_of_everything(pinned.installer)
+    header, dns, web4, web6 = run(capsys, "services").splitlines()
+    assert header.split() == ["SERVICE", "FRONTENDS", "BACKENDS", "USABLE", "CONNECTIONS", "REFUSED"]
+    assert dns.split() == ["default/dns:UDP", "ClusterIP=10.96.0.53:53", "-", "0/0", "0", "0"]
+    assert web4.split()[0] == "shop/web:http/TCP"
+    assert web4.split()[1].split(",")[:2] == ["ClusterIP=10.96.0.10:80", "NodePort=*:30080"]
+    assert web4.split()[1].endswith(",+1")
+    assert web4.split()[3] == "2/3"
+    assert "[fd00::10]:80" in web6
+    assert web4.isascii()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "local", "usable"),
+    [
+        (["node-2"], True, "0/1"),
+        (["node-2"], False, "1/1"),
+        (["node-1", "node-2"], True, "1/2"),
+        (["node-1", "node-2"], False, "2/2"),
+    ],
+)
+def test_usable_is_what_the_cluster_ip_may_choose(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str], nodes: list[str], local: bool, usable: str
+) -> None:
+    endpoints = [endpoint(f"10.244.0.{n}", node) for n, node in enumerate(nodes, 1)]
+    # The NodePort draws from all of them, whatever the internal policy says.
+    pinned.installer.service("default/web", ["10.96.0.1"], endpoints, internal_local=local, node_port=30080)
+    _, row = run(capsys, "services").splitlines()
+    assert row.split()[3] == usable
+    (service,) = json.loads(run(capsys, "services", "json"))
+    chosen = [one["node"] for one in service["backends"] if one["usable"]]
+    assert chosen == ([node for node in nodes if node == "node-1"] if local else nodes)
+
+
+def test_a_terminating_backend_is_usable_only_while_none_is_ready(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    going = endpoint("10.244.0.1", **TERMINATING)
+    for endpoints, usable in (([going], "1/1"), ([going, endpoint("10.244.0.2")], "1/2")):
+        pinned.installer.service("default/web", ["10.96.0.1"], endpoints)
+        _, row = run(capsys, "services").splitlines()
+        assert row.split()[3] == usable
+
+
+def test_without_its_cluster_ip_a_service_is_reached_where_it_still_has_frontends(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remote = [endpoint("10.244.0.1", "node-2")]
+    pinned.installer.service("default/a", ["10.96.0.1"], remote)
+    pinned.installer.service("default/b", ["10.96.0.1"], remote)
+    pinned.installer.service("default/c", ["10.96.0.1"], remote, internal_local=True, node_port=30080)
+    _, first, nowhere, node_port = run(capsys, "services").splitlines()
+    assert first.split()[3] == "1/1"
+    assert (nowhere.split()[1], nowhere.split()[3]) == ("-", "0/1")
+    assert (node_port.split()[1], node_port.split()[3]) == ("NodePort=*:30080", "1/1")
+
+
+def test_a_service_asked_for_by_name_is_shown_whole(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endpoints = [endpoint(f"10.244.0.{n}") for n in range(1, 30)]
+    pinned.installer.service("default/web", ["10.96.0.1"], endpoints)
+    assert "10.244.0.29:8080" not in run(capsys, "services")
+    assert "10.244.0.29:8080" in run(capsys, "services", name="web")
+
+
+class Terminal(io.StringIO):
+    """Somebody's screen."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_colors_and_whole_addresses(pinned: Pinned, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_bit_of_everything(pinned.installer)
+    screen = Terminal()
+    for name, value in {"COLUMNS": "40", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.stdout", screen)
+    namespace = argparse.Namespace(
+        command="backends", bpffs=pathlib.Path("/"), output="table", name=None, namespace=None
+    )
+    assert show.main(namespace) == 0
+    text = screen.getvalue()
+    assert "\x1b[32mactive" in text
+    assert "\x1b[31munready" in text
+    assert "[fd00:1::2]:8080" in text
+
+
+# --- maps and counters ---
+
+
+def test_every_map_is_described() -> None:
+    assert set(fill.HOLDS) == set(abi.MAPS)
+
+
+def test_counters_are_those_of_the_header(pinned: Pinned) -> None:
+    assert inventory.COUNTERS["refused"] == abi.constant("COUNTER_REFUSED")
+    assert sorted(inventory.COUNTERS.values()) == list(range(len(inventory.COUNTERS)))
+    key = tables.row_key(inventory.COUNTERS["bad_slot"])
+    pinned._rows["counters"][key] = (3).to_bytes(8, tables.BYTE_ORDER)
+    assert inventory.counters(pinned) == dict.fromkeys(inventory.COUNTERS, 0) | {"bad_slot": 3}
+
+
+def test_rows_in_use(pinned: Pinned) -> None:
+    endpoints = [endpoint(f"10.244.0.{n}") for n in range(1, 18)]
+    pinned.installer.service("default/web", ["10.96.0.1"], endpoints, node_port=30080)
+    used = fill.all_used(pinned)
+    expected = {"frontends": 2, "slots": 2, "backends": 17, "backend_stats": 17, "services": 1}
+    assert {name: used[name] for name in expected} == expected
+    # A smaller service leaves its old slots behind, uncleared.
+    pinned.installer.service("default/web", ["10.96.0.1"], endpoints[:1], node_port=30080)
+    pinned.installer.expire()
+    assert len(list(pinned.rows("slots"))) > 1
+    assert (fill.used(pinned, "slots"), fill.used(pinned, "backends")) == (1, 1)
+
+
+def test_a_released_socket_uses_no_row(pinned: Pinned) -> None:
+    layout = abi.LAYOUTS["socket_record"]
+    held, released = (layout.pack(cookie, bytes(16), b"\x01" * 16, b"\0P", b"\0P", 1, 0) for cookie in (7, 0))
+    pinned._rows["sockets"] = {tables.row_key(1): held, tables.row_key(2): released}
+    assert fill.used(pinned, "sockets") == 1
+
+
+def test_a_table_that_is_nearly_full_is_warned_of() -> None:
+    used = dict.fromkeys(abi.MAPS, 79) | {"affinity": 100, "socket_spill": 100}
+    assert fill.warnings(used, lambda _name: 101) == []
+    (line,) = fill.warnings({**used, "slots": 80}, lambda _name: 101)
+    assert line == "the slots table is 80 % full (80 of 100 rows): raise it with --map-rows slots=N"
+    (line,) = fill.warnings({**used, "frontends": 101}, lambda _name: 101)
+    assert line == (
+        "the frontends table is 100 % full (101 of 101 rows), and what does not fit is not served: "
+        "raise it with --map-rows frontends=N"
+    )
+    (line,) = fill.warnings({**used, "flows": 101}, lambda _name: 101)
+    assert "(101 of 101 rows), and what does not fit goes to flows_new, where the oldest is" in line
+
+
+def test_a_table_that_takes_no_more_is_full(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {**installing.SIZES, "backends": 3, "services": 2, "slots": 2, "localities": 2}
+    full = Pinned(sizes)
+    full.installer.service("default/web", ["10.96.0.1"], [endpoint("10.244.0.1"), endpoint("10.244.0.2")])
+    with pytest.raises(AssertionError):
+        full.installer.service("default/more", ["10.96.0.2"], [])
+    monkeypatch.setattr(inspection, "open_maps", lambda _root: full)
+    rows = {one["name"]: one for one in json.loads(run(capsys, "maps", "json"))}
+    for name in ("backends", "backend_stats", "services", "service_stats", "slots", "localities"):
+        assert (name, rows[name]["percent"], rows[name]["used"]) == (name, 100.0, rows[name]["capacity"])
+    warned = fill.warnings(fill.all_used(full), full.rows_of)
+    assert [line.split()[1] for line in warned] == ["slots", "backends", "services", "localities"]
+
+
+def test_a_table_of_one_size_has_no_percent(pinned: Pinned, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {line.split()[0]: line.split() for line in run(capsys, "maps").splitlines()}
+    assert {name for name, cells in shown.items() if cells[4] == "-"} == {
+        "settings",
+        "counters",
+        "unassured",
+        "scratch",
+        "total",
+    }
+    assert shown["backends"][2:5] == ["0", "255", "0.00%"]
+
+
+# --- what is known but not served ---
+
+
+def test_a_service_whose_address_is_anothers_is_warned_of(pinned: Pinned) -> None:
+    for name in ("a", "b", "c"):
+        assert listing.warnings(inventory.read(pinned)) == []
+        pinned.installer.service(f"default/{name}", [f"10.96.0.{ord(name)}"], [])
+    for name, count in (("b", "1 service port"), ("c", "2 service ports")):
+        pinned.installer.service(f"default/{name}", [f"10.96.0.{ord('a')}"], [])
+        assert listing.warnings(inventory.read(pinned)) == [
+            f"{count} with no frontend, such as default/b:http/TCP/IPv4: another service has their address"
+        ]
+
+
+def test_sctp_is_said_not_to_be_balanced(pinned: Pinned, capsys: pytest.CaptureFixture[str]) -> None:
+    pinned.installer.service("default/web", ["10.96.0.1"], [endpoint("10.244.0.1")])
+    assert "SCTP" not in run(capsys, "services")
+    pinned.installer.service(
+        "default/sctp", ["10.96.0.2"], [endpoint("10.244.0.1")], protocol=model.Protocol.SCTP
+    )
+    *_, note = run(capsys, "services").splitlines()
+    assert note.startswith("SCTP is served packet by packet: what the node's own processes send")
+    assert listing.warnings(inventory.read(pinned)) == [
+        "1 service port of SCTP, such as default/sctp:http/SCTP/IPv4: "
+        "what the node's own processes send is not balanced"
+    ]
+
+
+def test_a_backend_that_serves_without_being_ready_is_shown_so(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pinned.installer.service("default/web", ["10.96.0.1"], [endpoint("10.244.0.1", ready=False)])
+    (one,) = json.loads(run(capsys, "backends", "json"))
+    assert (one["state"], one["sets"]) == ("serving", [])
+    assert "serving" in run(capsys, "backends")
+
+
+def test_what_clients_outside_have_is_no_frontend_of_its_own(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for local in (False, True):
+        pinned.installer.service(
+            "default/web", ["10.96.0.1"], [endpoint("10.244.0.1")], node_port=30080, external_local=local
+        )
+        (web,) = json.loads(run(capsys, "services", "json"))
+        assert [one["type"] for one in web["frontends"]] == ["ClusterIP", "NodePort"]
+
+
+def test_maps_count_what_the_packet_path_has(pinned: Pinned, capsys: pytest.CaptureFixture[str]) -> None:
+    for hosts in ((1, 2), (2, 3)):
+        pinned.installer.service(
+            "default/web",
+            ["10.96.0.1"],
+            [endpoint(f"10.244.0.{host}") for host in hosts],
+            load_balancer=["203.0.113.9"],
+            source_ranges=["192.0.2.0/24", "198.51.100.0/24"],
+            mode=model.PacketMode.DSR,
+        )
+    used = {one["name"]: one["used"] for one in json.loads(run(capsys, "maps", "json"))}
+    assert (used["source_ranges"], used["earlier_slots"], used["slots"]) == (2, 1, 2 * 16)
+
+
+# --- status ---
+
+
+def test_the_status_has_the_counters_that_count_and_devices_seen_from_elsewhere(
+    pinned: Pinned, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    devices = [inspection.Device(7, "eth0", roles.Role.UPLINK, "", "")]
+    identity = argparse.Namespace(version="1", fingerprint="f", cgroup="/cg", refused="")
+    monkeypatch.setattr(inspection, "pinned", lambda _root: identity)
+    monkeypatch.setattr(inspection, "hooks", lambda _root, _identity: [])
+    monkeypatch.setattr(inspection, "is_of_this_version", lambda _identity: True)
+    monkeypatch.setattr(inspection, "agent", lambda _root: inspection.Agent(False, None))
+    monkeypatch.setattr(inspection, "attached_devices", lambda _root, _netns: devices)
+    shown = run(capsys, "status")
+    assert "counters     none" in shown
+    assert "another network namespace" not in shown
+    key = tables.row_key(inventory.COUNTERS["refused"])
+    pinned._rows["counters"][key] = (3).to_bytes(8, tables.BYTE_ORDER)
+    devices[0] = devices[0]._replace(name="7")
+    shown = run(capsys, "status")
+    assert "counters     refused 3\n" in shown
+    assert "(seen from another network namespace: device numbers)" in shown
+    assert json.loads(run(capsys, "status", "json"))["counters"].keys() == inventory.COUNTERS.keys()
