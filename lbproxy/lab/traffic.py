@@ -1,7 +1,8 @@
 """The lab's traffic program (`lbproxy/lab/load/*.c`): building it, its command lines and its results.
 
 `serve` answers every request with its name; the other modes are clients that
-count who answered, what failed and how long it took.
+count who answered, what failed and how long it took. `bulk` asks only once: after
+all that it sends in its time, how much of it the server read.
 """
 
 import collections.abc
@@ -19,7 +20,7 @@ from lbproxy import errors
 SOURCES = pathlib.Path(__file__).with_name("load")
 CFLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror")
 
-Mode = typing.Literal["short", "storm", "established", "hold", "udp-new", "udp-established"]
+Mode = typing.Literal["short", "storm", "established", "hold", "udp-new", "udp-established", "bulk"]
 
 
 class BuildError(errors.LbproxyError):
@@ -84,6 +85,7 @@ def client_arguments(
 ) -> list[str]:
     """Return the arguments of a client; without `seconds` and `count` it runs until stopped.
 
+    `bulk` has but one connection and one answer: it takes neither `count` nor `progress`.
     `connections` is bounded by the hard limit of open files, in the client and in the server,
     unless the lab's owner may raise it (CAP_SYS_RESOURCE).
     """
@@ -105,13 +107,34 @@ def client_arguments(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Latency:
-    """How long answers took, in microseconds: for `short` and `udp-new` from socket to close."""
+    """How long answers took, in microseconds: for `short` and `udp-new` from socket to close.
+
+    For `bulk`, whose answer is about all that it sent, from the first byte.
+    """
 
     p50: float
     p90: float
     p99: float
     p999: float
     max: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CpuTime:
+    """CPU seconds of one process, without its start.
+
+    Of their sum the kernel keeps account to the nanosecond; how much of it is the program's
+    own code it samples at its clock ticks, so that of short runs the share is a guess.
+    """
+
+    user: float
+    system: float
+
+    @property
+    def user_share(self) -> float:
+        """Return the share that the program itself computes, 0 where it did nothing at all."""
+        total = self.user + self.system
+        return self.user / total if total else 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -126,6 +149,20 @@ class Result:
     servers: dict[str, int]  # answers by server name
     failures: dict[str, int]  # by errno name
     latency_us: Latency
+    bytes: int  # of `bulk`: what the server says it read, 0 where it did not say
+    bytes_per_second: float  # until it said so
+    cpu_s: CpuTime
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Served:
+    """What a server did in all."""
+
+    accepted: int
+    tcp: int  # questions answered
+    udp: int
+    bytes: int  # of `bulk`
+    cpu_s: CpuTime
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -146,9 +183,18 @@ def parse_line(line: str) -> Progress | Result:
     if fields.pop("progress", False):
         return Progress(**fields)
     fields["latency_us"] = Latency(**fields["latency_us"])
+    fields["cpu_s"] = CpuTime(**fields["cpu_s"])
     for name in ("mode", "to", "port"):
         del fields[name]
     return Result(**fields)
+
+
+def parse_served(line: str) -> Served:
+    """Decode the last line of a server's output."""
+    fields = json.loads(line)
+    del fields["mode"]
+    fields["cpu_s"] = CpuTime(**fields["cpu_s"])
+    return Served(**fields)
 
 
 def _await_ready(process: subprocess.Popen[str]) -> None:
@@ -191,12 +237,21 @@ class Server:
     def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         self.name = name
         self.process = process
+        self._served: Served | None = None
         _await_ready(process)
 
-    def stop(self) -> None:
-        """End it and wait: its connections close."""
+    def stop(self) -> Served:
+        """End it and wait: its connections close. RuntimeError if it had ended otherwise before."""
         self.process.terminate()
+        if self._served is None:
+            assert self.process.stdout is not None
+            line = self.process.stdout.readline()
+            if not line:
+                status = self.process.wait()
+                raise RuntimeError(f"the traffic program ended with status {status} and no result")
+            self._served = parse_served(line)
         self.process.wait()
+        return self._served
 
     def kill(self) -> None:
         """End it at once and wait."""

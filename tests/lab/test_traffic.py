@@ -2,6 +2,8 @@
 
 import collections.abc
 import pathlib
+import re
+import signal
 import subprocess
 
 import pytest
@@ -30,6 +32,102 @@ def test_every_answer_is_counted_under_the_name_of_who_gave_it(
     assert result.open == {"hold": 5, "established": 5, "udp-established": 5}.get(mode, 0)
     latency = result.latency_us
     assert 0 < latency.p50 <= latency.p90 <= latency.p99 <= latency.p999 <= latency.max
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_bulk_calls_delivered_is_what_the_server_read(lab: cluster.Lab, family: int) -> None:
+    running = lab.serve("n2/p2", [PORT])
+    client = lab.client("n1/p1", "bulk", lab["n2/p2"].address(family), PORT, seconds=0.1)
+    result = client.result()
+    served = running.stop()
+    assert (result.count, result.failed, result.servers) == (1, 0, {"n2/p2": 1})
+    assert result.bytes == served.bytes > 0
+    assert result.seconds >= 0.1
+    assert result.bytes_per_second == pytest.approx(result.bytes / result.seconds, rel=1e-3)
+    assert (served.accepted, served.tcp, served.udp) == (1, 1, 0)
+
+
+def test_bulk_goes_on_until_it_is_stopped(lab: cluster.Lab, server: traffic.Server) -> None:
+    client = lab.client("n1/p1", "bulk", lab["n2/p1"].ipv4, PORT)
+    _await_bulk(lab)
+    result = client.stop()
+    assert (result.count, result.failed) == (1, 0)
+    assert result.bytes > 0
+
+
+def test_bulk_to_a_server_that_ends_midway_is_a_failure(lab: cluster.Lab) -> None:
+    running = lab.serve("n2/p2", [PORT])
+    client = lab.client("n1/p1", "bulk", lab["n2/p2"].ipv4, PORT)
+    _await_bulk(lab)
+    running.kill()
+    result = client.result()
+    assert (result.count, result.failed, result.servers, result.bytes) == (0, 1, {}, 0)
+    assert set(result.failures) <= {"ECONNRESET", "EPIPE"}
+
+
+def test_bulk_to_a_server_that_stops_reading_is_a_failure(lab: cluster.Lab) -> None:
+    running = lab.serve("n2/p2", [PORT])
+    client = lab.client("n1/p1", "bulk", lab["n2/p2"].ipv4, PORT, timeout_s=0.5)
+    _await_bulk(lab)
+    running.process.send_signal(signal.SIGSTOP)
+    result = client.result()
+    running.process.send_signal(signal.SIGCONT)
+    running.stop()
+    assert (result.failures, result.bytes) == ({"ETIMEDOUT": 1}, 0)
+
+
+def test_bulk_that_is_refused_is_a_failure(lab: cluster.Lab) -> None:
+    result = lab.client("n1/p1", "bulk", lab["n2/p2"].ipv4, 1, seconds=1).result()
+    assert (result.count, result.failures, result.bytes) == (0, {"ECONNREFUSED": 1}, 0)
+
+
+def _await_bulk(lab: cluster.Lab) -> None:
+    """Wait until more is acknowledged than any buffer at the receiver holds."""
+
+    def received() -> bool:
+        sockets = lab.check_output("n1/p1", ["ss", "-Htin", "state", "established"])
+        return any(int(acked) > 64 << 20 for acked in re.findall(r"bytes_acked:(\d+)", sockets))
+
+    polling.eventually(received, what="more than 64 MiB acknowledged")
+
+
+def test_a_question_that_begins_otherwise_may_hold_the_mark_of_bulk(
+    lab: cluster.Lab, server: traffic.Server
+) -> None:
+    with lab.shell("n1/p1") as sockets, sockets.open(lab["n2/p1"].ipv4, PORT) as connection:
+        connection.send(b"x\1\n")
+        assert connection.recv() == b"n2/p1\n"
+
+
+def test_client_and_server_account_for_their_cpu_time(lab: cluster.Lab) -> None:
+    running = lab.serve("n2/p2", [PORT])
+    client = lab.client("n1/p1", "short", lab["n2/p2"].ipv4, PORT, count=2000)
+    result = client.result()
+    served = running.stop()
+    assert (served.accepted, served.tcp, served.bytes) == (2000, 2000, 0)
+    for cpu_s in (result.cpu_s, served.cpu_s):
+        assert cpu_s.user + cpu_s.system > 0
+        assert 0 <= cpu_s.user_share <= 1
+
+
+def test_the_share_of_a_programs_own_code_is_of_its_cpu_time() -> None:
+    assert traffic.CpuTime(user=1.0, system=3.0).user_share == 0.25
+    assert traffic.CpuTime(user=0.0, system=0.0).user_share == 0
+
+
+def test_a_server_counts_datagrams_apart(lab: cluster.Lab) -> None:
+    running = lab.serve("n2/p2", [PORT])
+    assert lab.client("n1/p1", "udp-new", lab["n2/p2"].ipv4, PORT, count=3).result().failed == 0
+    served = running.stop()
+    assert (served.accepted, served.tcp, served.udp) == (0, 0, 3)
+    assert running.stop() == served
+
+
+def test_a_server_that_was_killed_has_no_result(lab: cluster.Lab) -> None:
+    running = lab.serve("n2/p2", [PORT])
+    running.kill()
+    with pytest.raises(RuntimeError, match="status -9"):
+        running.stop()
 
 
 def test_a_request_may_come_in_pieces_and_several_in_one(lab: cluster.Lab, server: traffic.Server) -> None:
@@ -94,6 +192,7 @@ def test_a_client_waiting_for_an_answer_stops_at_once_without_calling_it_a_failu
         (["short", "--to", "::1"], "--port is missing"),
         (["short", "--to", "::1", "--port", "65536"], "not a number"),
         (["short", "--to", "::1", "--port", "1x"], "not a number"),
+        (["bulk", "--to", "::1", "--port", "1", "--count", "1"], "--seconds, not --count"),
         (["wrong", "--to", "::1", "--port", "1"], "unknown mode"),
         (["serve", "--port", "1"], "--name"),
         (["serve", "--port", "1", "--name", "x" * 127], "--name"),

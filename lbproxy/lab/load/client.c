@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The clients. A request is one newline (one datagram for UDP), the answer the
- * server's name and a newline.
+ * The clients that ask (bulk.c has the one that sends). A request is one newline
+ * (one datagram for UDP), the answer the server's name and a newline.
  *
  * Sockets block and carry no timeouts, so that a connection costs the system
  * calls an application would make and no more. A timer signal wakes a call that
@@ -20,13 +20,6 @@
 #include "load.h"
 
 #define TICK_US 20000
-
-struct target {
-	struct sockaddr_storage address;
-	socklen_t length;
-	int type;
-	uint64_t timeout_ns;
-};
 
 static void on_tick(int signal)
 {
@@ -87,8 +80,7 @@ static int finish_connect(int fd, uint64_t deadline_ns)
 	return error;
 }
 
-/* A connected socket, or minus the errno. */
-static int open_connection(const struct target *target, uint64_t deadline_ns)
+int open_connection(const struct target *target, uint64_t deadline_ns)
 {
 	int fd = socket(target->address.ss_family, target->type | SOCK_CLOEXEC, 0);
 	int error;
@@ -139,7 +131,7 @@ static int exchange(int fd, char *name, uint64_t deadline_ns)
 	}
 }
 
-static void count_outcome(struct report *report, const char *name, int outcome, uint64_t took_ns)
+void count_outcome(struct report *report, const char *name, int outcome, uint64_t took_ns)
 {
 	if (outcome >= 0)
 		report_answer(report, name, outcome, took_ns);
@@ -229,8 +221,7 @@ static void run_held(struct report *report, const struct options *options,
 			fds[open_count++] = fd;
 	}
 	report->open_connections = open_count;
-	/* What opening took is not part of the rate. */
-	report->started_ns = now_ns();
+	report_begin(report);
 	while (open_count && !finished(report, options)) {
 		turn = turn + 1 < open_count ? turn + 1 : 0;
 		if (ask(report, target, fds[turn]) || stopping)
@@ -266,6 +257,8 @@ int run_client(const struct options *options)
 	report_start(&report);
 	if (held)
 		run_held(&report, options, &target);
+	else if (!strcmp(options->mode, "bulk"))
+		run_bulk(&report, options, &target);
 	else
 		run_new(&report, options, &target);
 	report_result(&report, options);

@@ -25,10 +25,11 @@ static const char usage[] =
 	"      established  ask on one connection\n"
 	"      hold         ask on --connections connections in turn, without end unless told\n"
 	"      udp-new      a new socket for each question\n"
-	"      udp-established  ask on one socket\n";
+	"      udp-established  ask on one socket\n"
+	"      bulk         send on one connection, without end unless told in --seconds (TCP)\n";
 
 static const char *const client_modes[] = {
-	"short", "storm", "established", "hold", "udp-new", "udp-established",
+	"short", "storm", "established", "hold", "udp-new", "udp-established", "bulk",
 };
 
 uint64_t now_ns(void)
@@ -195,5 +196,7 @@ int main(int argc, char **argv)
 		reject("unknown mode");
 	if (!options.to)
 		reject("--to is missing");
+	if (!strcmp(options.mode, "bulk") && options.count)
+		reject("bulk takes --seconds, not --count");
 	return run_client(&options);
 }

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "load.h"
 
@@ -81,11 +82,36 @@ static double percentile_us(uint64_t total, double share)
 	return longest_ns / 1e3;
 }
 
+struct cpu_time cpu_now(void)
+{
+	struct rusage used = {0};
+
+	getrusage(RUSAGE_SELF, &used);
+	return (struct cpu_time){
+		.user_s = used.ru_utime.tv_sec + used.ru_utime.tv_usec / 1e6,
+		.system_s = used.ru_stime.tv_sec + used.ru_stime.tv_usec / 1e6,
+	};
+}
+
+void print_cpu_since(const struct cpu_time *before)
+{
+	struct cpu_time now = cpu_now();
+
+	printf("\"cpu_s\":{\"user\":%.6f,\"system\":%.6f}", now.user_s - before->user_s,
+	       now.system_s - before->system_s);
+}
+
 void report_start(struct report *report)
 {
 	memset(report, 0, sizeof(*report));
-	report->started_ns = now_ns();
+	report_begin(report);
 	report->printed_ns = report->started_ns;
+}
+
+void report_begin(struct report *report)
+{
+	report->cpu_before = cpu_now();
+	report->started_ns = now_ns();
 }
 
 void report_answer(struct report *report, const char *name, int length, uint64_t took_ns)
@@ -180,8 +206,11 @@ void report_result(const struct report *report, const struct options *options)
 	       (unsigned long long)report->open_connections);
 	print_tally(&report->total);
 	printf(",\"latency_us\":{\"p50\":%.2f,\"p90\":%.2f,\"p99\":%.2f,\"p999\":%.2f,\"max\":%.2f}"
-	       "}\n",
+	       ",\"bytes\":%llu,\"bytes_per_second\":%.0f,",
 	       percentile_us(total, 0.5), percentile_us(total, 0.9), percentile_us(total, 0.99),
-	       percentile_us(total, 0.999), longest_ns / 1e3);
+	       percentile_us(total, 0.999), longest_ns / 1e3, (unsigned long long)report->bytes,
+	       report->bytes / seconds);
+	print_cpu_since(&report->cpu_before);
+	printf("}\n");
 	fflush(stdout);
 }

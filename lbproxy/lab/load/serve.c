@@ -2,7 +2,8 @@
  *
  * The server: TCP and UDP on every given port, both families. It answers each
  * newline (each datagram for UDP) with its name; after a '?' with its name and
- * the client's address and port as it sees them.
+ * the client's address and port as it sees them. What begins with BULK_MARK it
+ * reads to the end, and answers once.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -21,16 +22,25 @@
 
 enum kind { LISTENER, DATAGRAMS, CONNECTION };
 
+/* By what a connection sent so far: nothing, a '?' last, anything else, BULK_MARK first. */
+enum state { NEW, ASKED_ADDRESS, ASKED, BULK };
+
+struct connection {
+	enum state state;
+	uint64_t bulk_bytes;
+};
+
 struct server {
 	int epoll;
 	const char *name;
 	char plain[NAME_LENGTH + 2]; /* the name and a newline */
 	int plain_length;
-	bool *asked_address; /* by descriptor: the last byte read was a '?' */
+	struct connection *connections; /* by descriptor */
 	rlim_t descriptors;
 	uint64_t accepted;
 	uint64_t tcp_answers;
 	uint64_t udp_answers;
+	uint64_t bulk_bytes;
 };
 
 static int watch(struct server *server, int fd, enum kind kind)
@@ -65,7 +75,7 @@ static void accept_one(struct server *server, int listener)
 		close(fd);
 		return;
 	}
-	server->asked_address[fd] = false;
+	server->connections[fd] = (struct connection){0};
 	server->accepted++;
 }
 
@@ -88,24 +98,64 @@ static bool answer_stream(struct server *server, int fd, bool with_address)
 	return send(fd, answer, length, MSG_NOSIGNAL) == length;
 }
 
+static void count_bulk(struct server *server, int fd, ssize_t length)
+{
+	server->connections[fd].state = BULK;
+	server->connections[fd].bulk_bytes += length;
+	server->bulk_bytes += length;
+}
+
+/* Data is copied out as an application would have it, not discarded in the kernel. */
+static void serve_bulk(struct server *server, int fd)
+{
+	static char data[BULK_CHUNK];
+	char answer[TOTAL_LENGTH];
+	ssize_t length = recv(fd, data, sizeof(data), 0);
+
+	if (length > 0) {
+		count_bulk(server, fd, length);
+		return;
+	}
+	if (length < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	if (!length) {
+		length = snprintf(answer, sizeof(answer), "%llu %s\n",
+				  (unsigned long long)server->connections[fd].bulk_bytes,
+				  server->name);
+		if (send(fd, answer, length, MSG_NOSIGNAL) == length)
+			server->tcp_answers++;
+	}
+	close(fd);
+}
+
 static void serve_stream(struct server *server, int fd)
 {
+	enum state *state = &server->connections[fd].state;
 	char request[REQUEST_LENGTH];
-	ssize_t length = recv(fd, request, sizeof(request), 0);
+	ssize_t length;
 	ssize_t i;
 
+	if (*state == BULK) {
+		serve_bulk(server, fd);
+		return;
+	}
+	length = recv(fd, request, sizeof(request), 0);
 	if (length < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
 	if (length <= 0) {
 		close(fd);
 		return;
 	}
+	if (*state == NEW && request[0] == BULK_MARK) {
+		count_bulk(server, fd, length);
+		return;
+	}
 	for (i = 0; i < length; i++) {
-		if (request[i] == '\n' && !answer_stream(server, fd, server->asked_address[fd])) {
+		if (request[i] == '\n' && !answer_stream(server, fd, *state == ASKED_ADDRESS)) {
 			close(fd);
 			return;
 		}
-		server->asked_address[fd] = request[i] == '?';
+		*state = request[i] == '?' ? ASKED_ADDRESS : ASKED;
 	}
 }
 
@@ -200,9 +250,9 @@ static int prepare(struct server *server, const struct options *options)
 	if (getrlimit(RLIMIT_NOFILE, &files))
 		return 1;
 	server->descriptors = files.rlim_cur;
-	server->asked_address = calloc(files.rlim_cur, sizeof(bool));
+	server->connections = calloc(files.rlim_cur, sizeof(*server->connections));
 	server->epoll = epoll_create1(EPOLL_CLOEXEC);
-	if (!server->asked_address || server->epoll < 0) {
+	if (!server->connections || server->epoll < 0) {
 		perror("load: epoll");
 		return 1;
 	}
@@ -220,6 +270,7 @@ int serve(const struct options *options)
 {
 	struct server server = {0};
 	struct epoll_event events[EVENTS];
+	struct cpu_time cpu_before;
 	int status = prepare(&server, options);
 	sigset_t stops;
 	sigset_t before;
@@ -235,6 +286,7 @@ int serve(const struct options *options)
 	sigprocmask(SIG_BLOCK, &stops, &before);
 	printf("{\"ready\":true}\n");
 	fflush(stdout);
+	cpu_before = cpu_now();
 	while (!stopping) {
 		ready = epoll_pwait(server.epoll, events, EVENTS, -1, &before);
 		for (i = 0; i < ready; i++) {
@@ -253,8 +305,10 @@ int serve(const struct options *options)
 			}
 		}
 	}
-	printf("{\"mode\":\"serve\",\"accepted\":%llu,\"tcp\":%llu,\"udp\":%llu}\n",
+	printf("{\"mode\":\"serve\",\"accepted\":%llu,\"tcp\":%llu,\"udp\":%llu,\"bytes\":%llu,",
 	       (unsigned long long)server.accepted, (unsigned long long)server.tcp_answers,
-	       (unsigned long long)server.udp_answers);
+	       (unsigned long long)server.udp_answers, (unsigned long long)server.bulk_bytes);
+	print_cpu_since(&cpu_before);
+	printf("}\n");
 	return 0;
 }
