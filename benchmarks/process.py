@@ -137,6 +137,18 @@ class MemoryCgroup:
         """Return the most that was ever in it, None without a controller."""
         return None if self._folder is None else int(self._peak.read_text())
 
+    def kernel_bytes(self) -> int | None:
+        """Return what the kernel holds on behalf of its processes, those that have ended too.
+
+        Rules of netfilter are among it, and stay when the command that wrote them has ended; but
+        not the counters that iptables-legacy keeps for each rule and CPU. None without a controller.
+        """
+        if self._folder is None:
+            return None
+        statistics = (self._folder / "memory.stat").read_text()
+        found = re.search(r"^kernel (\d+)$", statistics, re.MULTILINE)  # of version 2
+        return int(found[1] if found else (self._folder / "memory.kmem.usage_in_bytes").read_text())
+
     def remove(self) -> None:
         """Remove it when its last process has ended; OSError if one does not."""
         if self._folder is not None:

@@ -1,0 +1,107 @@
+"""Puts rules into a network namespace with the tools that kube-proxy calls, and asks the kernel for them.
+
+    at = load.Rules(lambda argv: lab.command("n1", argv), load.Backend.LEGACY, settings)
+    seconds = at.start(ports)           # what kube-proxy writes at its start
+    seconds = at.change(ports, moved)   # what it writes when endpoints of a service have changed
+    at.rules(ports[0])                  # the rules of the first port's own chain, from the kernel
+
+They go with the namespace. What they occupy in the kernel is charged
+to the cgroup of the command: `process.MemoryCgroup.kernel_bytes`.
+"""
+
+import collections.abc
+import enum
+import subprocess
+import time
+
+from benchmarks.kubeproxy import iptables, model, nftables
+
+Command = collections.abc.Callable[[collections.abc.Sequence[str]], list[str]]
+
+TIMEOUT_S = 900.0  # iptables 1.8.9 on nf_tables takes minutes for 10,000 services
+
+
+class Backend(enum.StrEnum):
+    """What keeps the rules, and the tool that puts them there."""
+
+    LEGACY = "iptables-legacy"
+    NF_TABLES = "iptables-nft"
+    NATIVE = "nft"
+
+
+class Rules:
+    """The rules of one namespace."""
+
+    def __init__(self, command: Command, backend: Backend, settings: model.Settings) -> None:
+        """Write nothing yet; `command` makes a command line one that runs in the namespace."""
+        self.backend = backend
+        self._command = command
+        self._settings = settings
+
+    def start(
+        self,
+        ports: collections.abc.Sequence[model.ServicePort],
+        order: collections.abc.Sequence[int] | None = None,
+    ) -> float:
+        """Load all rules into a namespace without any; the seconds that all but jumps and sysctls took."""
+        native = self.backend is Backend.NATIVE
+        text = (nftables if native else iptables).full(ports, self._settings, order)
+        for key, value in (nftables if native else iptables).SYSCTLS.items():
+            path = f"/proc/sys/{key.replace('.', '/')}"
+            self._run(["/bin/sh", "-c", 'echo "$1" > "$2"', "sysctl", value, path])
+        if not native:
+            self._load(iptables.hooks())
+        return self._load(text)
+
+    def change(
+        self,
+        before: collections.abc.Sequence[model.ServicePort],
+        after: collections.abc.Sequence[model.ServicePort],
+        order: collections.abc.Sequence[int] | None = None,
+    ) -> float:
+        """Take rules for `before` to `after` and return the seconds that this took.
+
+        That is the restore alone, after which the first packet meets the new rules. A
+        kube-proxy has also to hear of the change, and to read back what is there.
+        """
+        if self.backend is not Backend.NATIVE:
+            return self._load(iptables.update(before, after, self._settings, order))
+        return self._load(nftables.update(before, after, self._settings, order))
+
+    def rules(self, port: model.ServicePort) -> list[str]:
+        """Return the rules that the kernel has in the first of a port's own chains, [] where it has none."""
+        native = self.backend is Backend.NATIVE
+        names = (nftables if native else iptables).chains(port)
+        if not names:
+            return []
+        listing = (
+            ["nft", "list", "chain", *nftables.TABLE.split(), names[0]]
+            if native
+            else [str(self.backend), "-w", "-t", "nat", "-S", names[0]]
+        )
+        done = self._run(listing, check=False)
+        lines = [line.strip() for line in done.stdout.splitlines()]
+        return [line for line in lines if line.startswith("meta l4proto" if native else "-A")]
+
+    def saved(self) -> str:
+        """Return all rules, as the tool prints them."""
+        if self.backend is Backend.NATIVE:
+            return self._run(["nft", "list", "table", *nftables.TABLE.split()]).stdout
+        return self._run([f"{self.backend}-save"]).stdout
+
+    def _load(self, text: str) -> float:
+        native = self.backend is Backend.NATIVE
+        argv = ["nft", "-f", "-"] if native else [f"{self.backend}-restore", "-w", "--noflush", "--counters"]
+        started_s = time.perf_counter()
+        self._run(argv, text)
+        return time.perf_counter() - started_s
+
+    def _run(
+        self, argv: collections.abc.Sequence[str], text: str = "", *, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self._command(argv), input=text, text=True, capture_output=True, check=False, timeout=TIMEOUT_S
+        )
+        if check and done.returncode:
+            raise RuntimeError(f"{' '.join(argv)}: {done.stderr.strip()[-500:]}")
+        return done
