@@ -220,7 +220,8 @@ EVENTS: typing.Final = {
 FLOWS = Definition(
     "lbproxy_flows",
     Type.GAUGE,
-    "Flows that the packet path translates, counted every 10 s; assured are those whose client has answered",
+    "Flows that the packet path translates, counted every 10 s, where there are many less often; "
+    "assured are those whose client has answered",
     ("protocol", "assured"),
 )
 

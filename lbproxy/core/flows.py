@@ -6,6 +6,7 @@ that matter are cut out of whole batches, and each is walked once.
 
 import collections
 import itertools
+import struct
 import typing
 
 from lbproxy import abi
@@ -20,6 +21,11 @@ _KEY: typing.Final = abi.LAYOUTS["flow_key"]
 _FLOW: typing.Final = abi.LAYOUTS["flow"]
 _PROTO_AT: typing.Final = _KEY.offset("proto")
 _STAGE_AT: typing.Final = _KEY.offset("stage")
+# Reads only these of a row.
+_SEEN_AND_STATE: typing.Final = struct.Struct(
+    "=" + "".join(one.code if one.name in ("seen", "state") else f"{one.size}x" for one in _FLOW.fields)
+)
+assert _FLOW.offset("seen") < _FLOW.offset("state")
 _WORD: typing.Final = 4
 _WORDS: typing.Final = _FLOW.size // _WORD
 _SEEN_AT: typing.Final = _FLOW.offset("seen") // _WORD
@@ -45,7 +51,7 @@ class Flows(typing.NamedTuple):
 
 
 class Counts:
-    """What a look at the whole table found, batch by batch, expired rows left out."""
+    """What a look at the whole table found, batch by batch, rows that are to go left out."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -70,10 +76,10 @@ class Deadlines:
         """Of a protocol, by state."""
         return self._seen_before.get(proto) or self._seen_before[0]
 
-    def expired(self, key: bytes, row: bytes) -> bool:
-        """Whether one row has expired."""
-        flow = tables.flow(row)
-        return flow.seen < self.seen_before(key[_PROTO_AT])[flow.state % _STATES]
+    def fresh(self, key: bytes, row: bytes) -> bool:
+        """Whether one row has not expired."""
+        seen, state = _SEEN_AND_STATE.unpack(row)
+        return bool(seen >= self.seen_before(key[_PROTO_AT])[state % _STATES])
 
 
 def timeout_ticks(settings: tables.Settings, proto: int, state: int) -> int:
@@ -90,13 +96,18 @@ def timeout_ticks(settings: tables.Settings, proto: int, state: int) -> int:
     return settings.tcp_established_ticks if assured else settings.tcp_new_ticks
 
 
-def sweep(keys: bytes, rows: bytes, deadlines: Deadlines, counts: Counts) -> list[bytes]:
-    """The keys of a batch that have expired; the others are counted. Keys and rows are packed in order."""
+def sweep(
+    keys: bytes, rows: bytes, deadlines: Deadlines, counts: Counts, most: int | None = None
+) -> list[bytes]:
+    """The keys of a batch that have expired, so many `most`; the others are counted.
+
+    Keys and rows are packed in order.
+    """
     protos, stages = keys[_PROTO_AT :: _KEY.size], keys[_STAGE_AT :: _KEY.size]
     words = memoryview(rows).cast("I")
     states = words[_STATE_AT::_WORDS].tolist()
     found = collections.Counter(zip(protos, stages, states, strict=True))
-    expired = _expired(protos, words[_SEEN_AT::_WORDS].tolist(), states, deadlines)
+    expired = _expired(protos, words[_SEEN_AT::_WORDS].tolist(), states, deadlines)[:most]
     found.subtract((protos[at], stages[at], states[at]) for at in expired)
     for (proto, stage, state), count in found.items():
         counts.rows += count

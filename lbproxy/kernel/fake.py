@@ -98,13 +98,15 @@ class FakeMaps:
         while batch := list(itertools.islice(left, rows)):
             yield b"".join(key for key, _ in batch), b"".join(row for _, row in batch)
 
-    def take(self, table: str, key: bytes, unless: typing.Callable[[bytes], bool]) -> bool:
-        """Remove a row unless it is worth keeping as it is now."""
-        row = self._rows[table].get(key)
-        if row is None or unless(row):
-            return False
-        del self._rows[table][key]
-        return True
+    def take(
+        self, table: str, keys: typing.Iterable[bytes], unless: typing.Callable[[bytes, bytes], bool]
+    ) -> int:
+        """Remove rows, unless they are worth keeping as they are now."""
+        rows = self._rows[table]
+        gone = [key for key in keys if key in rows and not unless(key, rows[key])]
+        for key in gone:
+            del rows[key]
+        return len(gone)
 
     def dump(self) -> ledger.Dump:
         """What a ledger can be restored from."""

@@ -4,6 +4,7 @@ A process that imports bcc keeps 75 to 125 MB resident; one that opens pins
 through libbpf keeps two. Every call raises OSError with the errno of the kernel.
 """
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -309,14 +310,41 @@ def delete(fd: int, key: bytes) -> bool:
     return True
 
 
-def take(fd: int, key: bytes, value_size: int) -> bytes | None:
-    """Delete one row of a hash map and return what it held; None where there was none."""
+def take(
+    fd: int,
+    keys: typing.Iterable[bytes],
+    value_size: int,
+    unless: typing.Callable[[bytes, bytes], bool],
+) -> int:
+    """Delete rows of a hash map, but those of which `unless` says of key and value that they stay.
+
+    Returns how many went. One that a program writes between the look at it and its
+    removal is put back, unless it has been written once more: then that row stands.
+    """
     value = ctypes.create_string_buffer(value_size)
-    result = _LIB.bpf_map_lookup_and_delete_elem(fd, key, value)
+    taken = 0
+    for key in keys:
+        if not _found(_LIB.bpf_map_lookup_elem(fd, key, value), "look up map"):
+            continue
+        seen = value.raw
+        if unless(key, seen):
+            continue
+        if not _found(_LIB.bpf_map_lookup_and_delete_elem(fd, key, value), "take from map"):
+            continue
+        row = value.raw
+        if row != seen and unless(key, row):
+            with contextlib.suppress(FileExistsError):
+                update(fd, key, row, NOEXIST)
+        else:
+            taken += 1
+    return taken
+
+
+def _found(result: int, step: str) -> bool:
     if result < 0 and ctypes.get_errno() == errno.ENOENT:
-        return None
-    _check(result, "take from map")
-    return value.raw
+        return False
+    _check(result, step)
+    return True
 
 
 def update_batch(fd: int, keys: bytes, values: bytes, count: int) -> int:

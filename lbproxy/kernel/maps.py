@@ -4,7 +4,6 @@ Rows are written in batches. The order of writes is kept: only neighbours of the
 same table are joined.
 """
 
-import contextlib
 import itertools
 import os
 import typing
@@ -45,10 +44,12 @@ class Maps(typing.Protocol):
         """The keys and the values of a hash table, joined, about so many rows at a time. Raises OSError."""
         ...
 
-    def take(self, table: str, key: bytes, unless: typing.Callable[[bytes], bool]) -> bool:
-        """Remove a row of a hash table unless it is worth keeping as it is now. Raises OSError.
+    def take(
+        self, table: str, keys: typing.Iterable[bytes], unless: typing.Callable[[bytes, bytes], bool]
+    ) -> int:
+        """Remove rows of a hash table, unless key and row as it is now are worth keeping. Raises OSError.
 
-        False where it stays, or there was none. One that a program writes meanwhile is not lost.
+        Returns how many went. One that a program writes meanwhile is not lost.
         """
         ...
 
@@ -193,19 +194,12 @@ class BpfMaps:
         opened = self._maps[table]
         return libbpf.batches(opened.fd, opened.info, rows)
 
-    def take(self, table: str, key: bytes, unless: typing.Callable[[bytes], bool]) -> bool:
-        """Remove a row unless it is worth keeping as it is now."""
+    def take(
+        self, table: str, keys: typing.Iterable[bytes], unless: typing.Callable[[bytes, bytes], bool]
+    ) -> int:
+        """Remove rows, unless they are worth keeping as they are now."""
         opened = self._maps[table]
-        row = opened.row(key)
-        if row is None or unless(row):
-            return False
-        row = libbpf.take(opened.fd, key, opened.info.value_size)
-        if row is None or not unless(row):
-            return row is not None
-        # A program wrote it between these two calls. Where it has done so again, that row stands.
-        with contextlib.suppress(FileExistsError):
-            libbpf.update(opened.fd, key, row, libbpf.NOEXIST)
-        return False
+        return libbpf.take(opened.fd, keys, opened.info.value_size, unless)
 
     def dump(self) -> ledger.Dump:
         """Everything the ledger wants to know. Raises OSError."""

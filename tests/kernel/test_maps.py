@@ -320,24 +320,26 @@ def test_batches_hold_every_row_once(make: Make, rows: int) -> None:
 def test_a_row_is_taken_unless_it_is_worth_keeping(make: Make) -> None:
     kernel, table = make(), tables.Table.FLOWS
     kernel.apply([put(table, 1), put(table, 2)])
-    assert not kernel.take(table, key(table, 3), unless=lambda _row: False)
-    assert not kernel.take(table, key(table, 1), unless=lambda row: row == value(table, 1))
-    assert kernel.take(table, key(table, 2), unless=lambda row: row == value(table, 1))
+    asked = [key(table, number) for number in (1, 2, 3)]
+    assert kernel.take(table, asked, lambda at, row: (at, row) == (asked[0], value(table, 1))) == 1
     assert numbers(kernel, table) == [1]
+    assert kernel.take(table, asked, lambda _key, _row: False) == 1
+    assert numbers(kernel, table) == []
 
 
 def test_a_row_that_changes_while_it_is_being_taken_is_put_back(root: pathlib.Path) -> None:
     conftest.create_maps(root / "maps", SIZES)
     kernel, table = maps.BpfMaps(str(root / "maps")), tables.Table.FLOWS
-    kernel.apply([put(table, 1, 5)])
+    kernel.apply([put(table, 1, 5), put(table, 2, 5)])
 
-    def unless(row: bytes) -> bool:
+    def unless(at: bytes, row: bytes) -> bool:
         fresh = row == value(table, 6)
-        kernel.apply([put(table, 1, 6)])  # as a program would, between the look and the taking
+        if at == key(table, 1):
+            kernel.apply([put(table, 1, 6)])  # as a program would, between the look and the taking
         return fresh
 
-    assert not kernel.take(table, key(table, 1), unless)
-    assert kernel.row(table, key(table, 1)) == value(table, 6)
+    assert kernel.take(table, [key(table, 1), key(table, 2)], unless) == 1
+    assert list(kernel.rows(table)) == [(key(table, 1), value(table, 6))]
     kernel.close()
 
 

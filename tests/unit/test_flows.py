@@ -152,6 +152,72 @@ def test_a_look_removes_what_has_expired_and_writes_the_count_of_the_unassured()
     assert looked.counts.rows == 2
 
 
+def test_a_look_may_leave_some_for_later_which_still_count() -> None:
+    kernel, looked = table_of(*(row(number, UDP, 0, 90) for number in range(5)))
+    assert looked.look(3) == 3
+    assert looked.counts.rows == unassured(kernel) == len(list(kernel.rows("flows"))) == 2
+    assert looked.look(3) == 2
+    assert looked.counts.rows == unassured(kernel) == 0
+
+
+def test_what_became_another_row_meanwhile_stays() -> None:
+    old = row(1, UDP, 0, 90)
+    kernel, looked = table_of(old)
+    deadlines = flows.Deadlines(SETTINGS, NOW)
+    for number, (state, idle, gone) in enumerate([(0, 32, 0), (0, 33, 1), (State.ASSURED, 90, 0)], 2):
+        key, value = row(number, UDP, state, idle)
+        kernel.apply([tables.Put(tables.Table.FLOWS, key, value)])
+        assert kernel.take("flows", [key], deadlines.fresh) == gone
+    assert looked.look() == 1
+
+
+HALF = serving.SIZES["flows"] // 2
+
+
+@pytest.mark.parametrize(
+    ("unanswered", "found", "most"),
+    [
+        (0, 3, flow_table._QUIET_ROWS),
+        (0, HALF + 3, flow_table._QUIET_ROWS + 3),
+        (serving.SIZES["flows"], 3, None),
+    ],
+)
+async def test_the_more_crowded_a_table_the_more_is_removed_at_once(
+    unanswered: int, found: int, most: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, looked = table_of(unassured=unanswered)
+    looked.counts.rows = found
+    asked: list[int | None] = []
+
+    def look(most: int | None) -> int:
+        asked.append(most)
+        return 0
+
+    monkeypatch.setattr(looked, "look", look)
+    running = asyncio.create_task(looked.run())
+    await polling.eventually_async(lambda: bool(asked))
+    running.cancel()
+    assert asked == [most]
+
+
+async def test_a_long_look_is_followed_by_a_longer_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_table, "_INTERVAL_S", 0.001)
+    monkeypatch.setattr(flow_table, "_QUIET_PAUSES", 1_000_000.0)
+    _, looked = table_of()
+    looks = 0
+
+    def look(_most: int | None) -> int:
+        nonlocal looks
+        looks += 1
+        return 0
+
+    monkeypatch.setattr(looked, "look", look)
+    running = asyncio.create_task(looked.run())
+    await asyncio.sleep(0.2)
+    running.cancel()
+    assert looks == 1
+
+
 @pytest.mark.parametrize("counted", [-3, 0, 5])
 def test_the_count_is_put_right_whatever_the_programs_made_of_it(counted: int) -> None:
     kernel, looked = table_of(row(1, UDP, 0, 3), unassured=counted)
@@ -191,10 +257,10 @@ async def test_a_crowded_table_is_looked_at_sooner(
     set_aside(kernel, 7)
     looks = 0
 
-    def look() -> int:
+    def look(most: int | None) -> int:
         nonlocal looks
         looks += 1
-        expired = flow_table.FlowTable.look(looked)
+        expired = flow_table.FlowTable.look(looked, most)
         set_aside(kernel, 7 + looks * sent_aside)
         return expired
 
