@@ -3,7 +3,7 @@
     at = load.Rules(lambda argv: lab.command("n1", argv), load.Backend.LEGACY, settings)
     seconds = at.start(ports)           # what kube-proxy writes at its start
     seconds = at.change(ports, moved)   # what it writes when endpoints of a service have changed
-    at.rules(ports[0])                  # the rules of the first port's own chain, from the kernel
+    at.holds(moved[0])                  # whether the kernel draws from just that port's endpoints
 
 They go with the namespace. What they occupy in the kernel is charged
 to the cgroup of the command: `process.MemoryCgroup.kernel_bytes`.
@@ -11,6 +11,7 @@ to the cgroup of the command: `process.MemoryCgroup.kernel_bytes`.
 
 import collections.abc
 import enum
+import re
 import subprocess
 import time
 
@@ -68,20 +69,19 @@ class Rules:
             return self._load(iptables.update(before, after, self._settings, order))
         return self._load(nftables.update(before, after, self._settings, order))
 
-    def rules(self, port: model.ServicePort) -> list[str]:
-        """Return the rules that the kernel has in the first of a port's own chains, [] where it has none."""
-        native = self.backend is Backend.NATIVE
-        names = (nftables if native else iptables).chains(port)
-        if not names:
-            return []
-        listing = (
-            ["nft", "list", "chain", *nftables.TABLE.split(), names[0]]
-            if native
-            else [str(self.backend), "-w", "-t", "nat", "-S", names[0]]
-        )
-        done = self._run(listing, check=False)
-        lines = [line.strip() for line in done.stdout.splitlines()]
-        return [line for line in lines if line.startswith("meta l4proto" if native else "-A")]
+    def holds(self, port: model.ServicePort) -> bool:
+        """Tell whether the kernel draws from this port's endpoints and no others, for its ClusterIP first."""
+        cluster = port.uses_cluster or not port.uses_local
+        endpoints = port.endpoints if cluster else port.local_endpoints
+        if self.backend is Backend.NATIVE:
+            name = nftables.chain("service" if cluster else "local", port)
+            done = self._run(["nft", "list", "chain", *nftables.TABLE.split(), name], check=False)
+            found = re.findall(r"(\d+\.\S+) \. (\d+)", done.stdout)
+            return found == [(each.ip, str(each.port)) for each in endpoints]
+        name = iptables.chain("SVC" if cluster else "SVL", port)
+        done = self._run([self.backend, "-w", "-t", "nat", "-S", name], check=False)
+        targets = re.findall(r"-j (KUBE-SEP\S+)", done.stdout)
+        return targets == [iptables.chain("SEP", port, str(each)) for each in endpoints]
 
     def saved(self) -> str:
         """Return all rules, as the tool prints them."""
