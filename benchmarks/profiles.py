@@ -38,6 +38,7 @@ class Profile:
     cpu_s: float
     packet_rounds: int
     packet_services: int  # that share the tables
+    maglev_repeats: int
     outside_rounds: int  # of connections to NodePorts, at the least and the greatest number of services
     outside_s: float
 
@@ -55,6 +56,7 @@ QUICK = Profile(
     cpu_s=20.0,
     packet_rounds=11,
     packet_services=10_000,
+    maglev_repeats=5,
     outside_rounds=10,
     outside_s=0.2,
 )
@@ -71,6 +73,7 @@ FULL = Profile(
     cpu_s=60.0,
     packet_rounds=41,
     packet_services=30_000,
+    maglev_repeats=41,
     outside_rounds=40,
     outside_s=0.4,
 )
@@ -88,6 +91,7 @@ SMOKE = Profile(
     cpu_s=2.0,
     packet_rounds=2,
     packet_services=200,
+    maglev_repeats=1,
     outside_rounds=2,
     outside_s=0.2,
 )

@@ -8,7 +8,7 @@ import collections.abc
 import pathlib
 import sys
 
-from benchmarks import machine, packet_rows, ratios, results, rows, stats
+from benchmarks import machine, maglev_rows, packet_rows, ratios, results, rows, stats
 
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 README = machine.ROOT / "README.md"
@@ -129,6 +129,7 @@ def page(found: results.Results) -> str:
             _bullets(remarks(found)),
             table(rows.rows(found)),
             *(_of_packets(found) if found.packets else []),
+            *(["### Maglev", maglev_rows.section(found)] if found.maglev else []),
             "### Rates",
             rates(found),
             "### BPF maps, MB",

@@ -114,6 +114,29 @@ class Ports(msgspec.Struct, frozen=True):
     filled: dict[str, list[Filled]]  # by the share of ports taken
 
 
+class Maglev(msgspec.Struct, frozen=True):
+    """Maglev tables of one size for so many backends: a sample each of another set of backends."""
+
+    slots: int
+    backends: int
+    chosen: bool  # lbproxy gives so many backends this many slots
+    build_ms: list[float]  # of CPU time
+    most: float  # slots of the most loaded backend ÷ the mean, in the worst of the tables
+    least: float
+    weighted_most: float  # with unequal weights: slots ÷ what the weight is due
+    weighted_least: float
+    moved: dict[int, list[float]]  # by how many leave: the share of the others' slots that change hands
+
+
+class Resized(msgspec.Struct, frozen=True):
+    """One backend leaves, and the table gets the next smaller size."""
+
+    backends: int  # before
+    slots: int
+    slots_after: int
+    moved: list[float]  # the share of the other backends' flows that change hands
+
+
 class Noise(msgspec.Struct, frozen=True):
     """What else the machine did."""
 
@@ -143,6 +166,8 @@ class Results(msgspec.Struct):
     packets: list[Packets] = []
     others_during_packets: list[float] = []  # the share of the CPUs that other processes had
     ports: list[Ports] = []
+    maglev: list[Maglev] = []
+    maglev_resized: list[Resized] = []
 
 
 def write(results: Results, path: pathlib.Path) -> None:

@@ -23,11 +23,11 @@ import time
 import types
 import typing
 
-from benchmarks import machine, process, profiles, progress, report, results, rows, stage
+from benchmarks import machine, maglev, process, profiles, progress, report, results, rows, stage
 from lbproxy import errors
 
 _BUSY_LOAD = 0.5
-_PARTS = ("packets", "cluster")
+_PARTS = ("packets", "maglev", "cluster")
 
 
 def main() -> int:
@@ -56,6 +56,8 @@ def main() -> int:
         with contextlib.ExitStack() as stack:
             of_packets = stack.enter_context(contextlib.ExitStack())
             listed = profiles.packet_steps(profile, cpu, found, of_packets) if "packets" in parts else []
+            if "maglev" in parts:
+                listed += maglev.steps(profile.maglev_repeats, found)
             if "cluster" in parts:
                 at = stack.enter_context(stage.Stage(cpu))
                 listed += profiles.steps(profile, at, found)
@@ -90,7 +92,9 @@ def _flags() -> argparse.Namespace:
         "30,000, more rounds, all traffic at all sizes; smoke: shows that all of it works, in two minutes",
     )
     parser.add_argument(
-        "--only", choices=_PARTS, help="packets: single ones, through the programs; cluster: all the rest"
+        "--only",
+        choices=_PARTS,
+        help="packets: single ones, through the programs; maglev: lookup tables; cluster: all the rest",
     )
     parser.add_argument(
         "--out", type=pathlib.Path, metavar="FILE", help="default: benchmarks/results/PROFILE.json"

@@ -30,13 +30,14 @@ def size(backends: int) -> int:
     return next((prime for prime in SIZES if prime >= SLOTS_PER_BACKEND * backends), LARGEST)
 
 
-def table(backends: Sequence[tuple[bytes, int]]) -> "array.array[int]":
+def table(backends: Sequence[tuple[bytes, int]], slots: int | None = None) -> "array.array[int]":
     """Return a table of indexes into `backends`, each an (identity, weight) pair.
 
-    Identities are distinct. Slots go by weight: with W the sum of the weights and M
-    slots, backend i of n has at most M·w/W + 1 and more than M·w/W - n·w/W; equal
-    weights differ by at most one. A backend of weight 0 has none, any other at least
-    one. One backend needs one slot; more backends than the largest table has slots
+    It has `slots` slots, a prime, or by default as many as `size` says. Identities are
+    distinct. Slots go by weight: with W the sum of the weights and M slots, backend i
+    of n has at most M·w/W + 1 and more than M·w/W - n·w/W; equal weights differ by at
+    most one. A backend of weight 0 has none, any other at least one, where there are
+    as many. One backend needs one slot; more backends than the largest table has slots
     have one each, whatever their weights. Raises ValueError for a negative weight.
     """
     if any(weight < 0 for _, weight in backends):
@@ -45,7 +46,7 @@ def table(backends: Sequence[tuple[bytes, int]]) -> "array.array[int]":
     indexes = [index for _, index in order]
     if len(indexes) < 2 or len(indexes) > LARGEST:
         return array.array("I", indexes)
-    slots = size(len(indexes))
+    slots = slots or size(len(indexes))
     walks = [_walk(identity, slots) for identity, _ in order]
     weights = [backends[index][1] for index in indexes]
     equal = min(weights) == max(weights)

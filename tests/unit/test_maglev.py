@@ -128,6 +128,20 @@ def test_none_and_one(pairs: list[tuple[bytes, int]], slots: list[int]) -> None:
     assert list(maglev.table(pairs)) == slots
 
 
+@given(weighted())
+@settings(max_examples=60)
+def test_a_backend_of_weight_0_is_as_if_it_were_not_there(pairs: list[tuple[bytes, int]]) -> None:
+    assert by_identity(pairs) == by_identity([pair for pair in pairs if pair[1]])
+
+
+@pytest.mark.parametrize("slots", [251, 65537])
+def test_another_size_may_be_asked_for(slots: int) -> None:
+    held = collections.Counter(maglev.table(backends(10), slots))
+    assert held.total() == slots
+    assert max(held.values()) - min(held.values()) <= 1
+    assert maglev.table(backends(10), maglev.size(10)) == maglev.table(backends(10))
+
+
 def test_a_negative_weight_is_refused() -> None:
     with pytest.raises(ValueError, match="negative"):
         maglev.table([(b"a", 1), (b"b", -1)])
