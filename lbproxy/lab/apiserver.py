@@ -1,7 +1,8 @@
 """An API server stand-in over real HTTP, with the faults that a real one can have.
 
 It serves what lbproxy reads: lists in chunks, watches with bookmarks, selectors,
-410 for compacted history, bearer tokens, TLS and client certificates. Objects
+410 for compacted history, bearer tokens, TLS and client certificates. A kube-proxy can
+follow it too: watches that begin with the list are understood, protobuf is not. Objects
 change through `store` or, from another process, through PUT, PATCH and DELETE.
 """
 
@@ -10,6 +11,7 @@ import asyncio
 import base64
 import binascii
 import collections
+import collections.abc
 import contextlib
 import dataclasses
 import pathlib
@@ -28,6 +30,8 @@ _PATH = re.compile(
     r"(?P<root>/api/v1|/apis/[^/]+/[^/]+)(/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)(/(?P<name>[^/]+))?"
 )
 _SNAPSHOTS = 16
+_PROTOBUF = "application/vnd.kubernetes.protobuf"
+_LIST_ENDS = {"k8s.io/initial-events-end": "true"}
 
 
 @dataclasses.dataclass
@@ -215,6 +219,10 @@ class ApiServer:
 
     async def _serve(self, request: web.Request, target: Target) -> web.StreamResponse:
         plural = target.resource.plural
+        if request.content_type == _PROTOBUF:
+            # What real ones answer where they know a kind's JSON only. Clients can ask for any
+            # encoding, though, and take what they get: kube-proxy reads JSON, but writes its events so.
+            return _failure(415, f"the body of the request was in {_PROTOBUF}, accepted is application/json")
         match request.method, bool(target.name):
             case "GET", False if request.query.get("watch") in ("1", "true"):
                 return await self._watch(request, target)
@@ -294,12 +302,16 @@ class ApiServer:
         plural = target.resource.plural
         watcher = Watcher(plural, _selector(request, target))
         version = int(request.query.get("resourceVersion") or "0")
+        with_list = request.query.get("sendInitialEvents") == "true"
+        if with_list and request.query.get("resourceVersionMatch") != "NotOlderThan":
+            raise ValueError("sendInitialEvents needs resourceVersionMatch=NotOlderThan")
         gone = self.faults.gone_watches > 0
         self.faults.gone_watches -= gone
         try:
             if gone:
                 raise apistore.Gone
-            changes = self.store.since(plural, version) if version else self._initial(plural)
+            since = version and not with_list
+            changes = self.store.since(plural, version) if since else self._initial(plural)
         except apistore.Gone:
             if self.faults.gone_as_status:
                 raise
@@ -308,6 +320,8 @@ class ApiServer:
             changes = []
         for change in changes:
             watcher.tell(change)
+        if with_list and not watcher.ended:
+            watcher.send(_bookmark(target.resource, self.store.version, _LIST_ENDS))
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         # Before anything is awaited, or a change could fall between history and watching.
         self.watchers.add(watcher)
@@ -378,17 +392,19 @@ def _selector(request: web.Request, target: Target) -> apistore.Selector:
     return apistore.selector(request.query.get("labelSelector", ""), fields)
 
 
-def _bookmark(resource: apistore.Resource, version: int) -> bytes:
-    obj = {
-        "kind": resource.kind,
-        "apiVersion": resource.api_version,
-        "metadata": {"resourceVersion": str(version), "creationTimestamp": None},
-    }
+def _bookmark(
+    resource: apistore.Resource, version: int, annotations: collections.abc.Mapping[str, str] | None = None
+) -> bytes:
+    metadata: dict[str, typing.Any] = {"resourceVersion": str(version), "creationTimestamp": None}
+    if annotations:
+        metadata["annotations"] = annotations
+    obj = {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata}
     return msgspec.json.encode({"type": "BOOKMARK", "object": obj}) + b"\n"
 
 
 def _status(code: int, message: str) -> bytes:
-    reason = {401: "Unauthorized", 404: "NotFound", 410: "Expired"}.get(code, "InternalError")
+    reasons = {401: "Unauthorized", 404: "NotFound", 410: "Expired", 415: "UnsupportedMediaType"}
+    reason = reasons.get(code, "InternalError")
     status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
     return msgspec.json.encode({**status, "message": message, "reason": reason, "code": code})
 

@@ -42,6 +42,7 @@ async def test_another_process_can_change_objects(server: apiserver.ApiServer) -
         ("GET", "/apis/discovery.k8s.io/v1beta1/endpointslices", 404),
         ("GET", "/api/v1/services?continue=junk", 400),
         ("GET", "/api/v1/services?limit=x", 400),
+        ("GET", "/api/v1/services?watch=1&sendInitialEvents=true", 400),
         ("GET", "/api/v1/services?labelSelector=a+in+(b)", 400),
         ("PUT", "/api/v1/services", 405),
         ("GET", "/apis/networking.k8s.io/v1/servicecidrs", 200),
@@ -71,6 +72,42 @@ async def test_a_list_in_chunks_shows_one_moment(server: apiserver.ApiServer) ->
     assert "continue" not in second["metadata"]
     assert second["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
     assert "kind" not in second["items"][0]
+
+
+async def test_a_watch_may_begin_with_the_list_and_says_where_that_ends(
+    server: apiserver.ApiServer,
+) -> None:
+    for name in ("a", "b"):
+        server.store.put(objects.service(name))
+    params = {"watch": "1", "sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{server.url}/api/v1/services", params=params) as reply,
+    ):
+        events = [json.loads(await reply.content.readline()) for _ in range(3)]
+        server.store.put(objects.service("c"))
+        events.append(json.loads(await reply.content.readline()))
+    names = [event["object"]["metadata"].get("name") for event in events]
+    assert list(zip([event["type"] for event in events], names, strict=True)) == [
+        ("ADDED", "a"),
+        ("ADDED", "b"),
+        ("BOOKMARK", None),
+        ("ADDED", "c"),
+    ]
+    bookmark = events[2]["object"]["metadata"]
+    assert bookmark["annotations"] == {"k8s.io/initial-events-end": "true"}
+    assert bookmark["resourceVersion"] == events[1]["object"]["metadata"]["resourceVersion"]
+
+
+async def test_bodies_in_protobuf_are_refused(server: apiserver.ApiServer) -> None:
+    url = f"{server.url}/apis/events.k8s.io/v1/namespaces/default/events"
+    headers = {"Content-Type": "application/vnd.kubernetes.protobuf"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(url, data=b"k8s\0", headers=headers) as reply,
+    ):
+        assert reply.status == 415
+        assert (await reply.json())["reason"] == "UnsupportedMediaType"
 
 
 @pytest.mark.parametrize(
