@@ -34,6 +34,7 @@ HOLDS: typing.Final = {
     "earlier_slots": "slot tables that DSR frontends drew from before their last change",
     "scratch": "what a packet program works with while it runs",
     "unassured": "how many rows of flows are of flows whose client has not answered yet",
+    "ticks": "the time, as the packet programs have read it last",
 }
 """What a map holds, in a few words."""
 
@@ -57,7 +58,7 @@ _LOST: typing.Final = {"flows": "what does not fit goes to flows_new, where the 
 _WITHOUT_ROW_0: typing.Final = frozenset(
     {"slots", "backends", "backend_stats", "services", "service_stats", "localities"}
 )
-_FIXED: typing.Final = frozenset({"settings", "counters", "unassured", "scratch"})
+_FIXED: typing.Final = frozenset({"settings", "counters", "unassured", "ticks", "scratch"})
 _COOKIE: typing.Final = slice(0, 8)
 _NO_COOKIE: typing.Final = bytes(8)
 

@@ -410,6 +410,7 @@ def test_a_table_of_one_size_has_no_percent(pinned: Pinned, capsys: pytest.Captu
         "settings",
         "counters",
         "unassured",
+        "ticks",
         "scratch",
         "total",
     }
