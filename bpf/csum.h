@@ -20,6 +20,12 @@ static __always_inline __u16 csum_grown(__u16 checksum, __u32 more)
 	return ~csum_fold((__u32)(__u16)~checksum + csum_fold(more));
 }
 
+/* Of two sums that are the same to a checksum, 0 and 0xffff, one. */
+static __always_inline __u16 csum_rest(__u16 sum)
+{
+	return sum == 0xffff ? 0 : sum;
+}
+
 /* A sum of words in 32 bits. The helper for it, bpf_csum_diff, takes longer than it does. */
 static __always_inline __u32 csum_short(__u64 sum)
 {

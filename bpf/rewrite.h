@@ -60,36 +60,64 @@ static __always_inline bool ip_write(struct __sk_buff *skb, __u32 l3, bool ipv4,
 	return true;
 }
 
+/* Changes the checksum over ports and addresses. The helper knows what the field holds: a
+ * checksum, or a sum for the device to go on from, which covers no ports. What it has done tells
+ * the two apart, so that it need not be asked again for the ports.
+ */
+static __always_inline bool l4_checksum_update(struct __sk_buff *skb, const struct packet *p,
+					       __u32 at, __u32 addresses, __u32 from, __u32 want)
+{
+	__u64 flags = p->tuple.proto == LB_IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	__u16 *checksum = packet_at(skb_data(skb), at), before, grown;
+
+	if ((void *)(checksum + 1) > skb_end(skb))
+		return false;
+	before = *checksum;
+	if (l4_replace_addresses(skb, at, addresses, flags, p->ipv4))
+		return false;
+	if (from == want)
+		return true;
+	checksum = packet_at(skb_data(skb), at);
+	if ((void *)(checksum + 1) > skb_end(skb))
+		return false;
+	/* It has fallen by what the addresses have grown: a checksum. It has grown too, or is
+	 * none at all, over IPv4: nothing to do. Where they add up to the same as before, nothing
+	 * can be told.
+	 */
+	grown = csum_fold(addresses);
+	if (!csum_rest(grown))
+		return !bpf_l4_csum_replace(skb, at, from, want, flags | sizeof(__u32));
+	if (csum_rest(csum_fold((__u32)*checksum + grown)) != csum_rest(before))
+		return true;
+	*checksum = csum_grown(*checksum, csum_short((__u64)want + (__u32)~from));
+	if (flags && !*checksum)
+		*checksum = 0xffff;
+	return true;
+}
+
 /* Turns a packet into what its flow says. false: it could not be done, and must not go on. */
 static __always_inline bool rewrite(struct __sk_buff *skb, const struct packet *p,
 				    const struct flow *to)
 {
 	__u32 difference = address_difference(p, to->src, to->dst);
-	bool ports = p->fragment != LB_LATER_FRAGMENT &&
-		     (p->tuple.sport != to->sport || p->tuple.dport != to->dport);
 	__u32 checksum_at = l4_checksum_at(p);
-	__u64 flags = p->tuple.proto == LB_IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 	struct l4_ports from = {p->tuple.sport, p->tuple.dport};
 	struct l4_ports want = {to->sport, to->dport};
 	struct l4_ports *l4;
+	__u32 was = *(__u32 *)&from, becomes = *(__u32 *)&want;
 
-	if (checksum_at) {
-		if (l4_replace_addresses(skb, checksum_at, difference, flags, p->ipv4))
-			return false;
-		if (ports && bpf_l4_csum_replace(skb, checksum_at, *(__u32 *)&from, *(__u32 *)&want,
-						 flags | sizeof(__u32)))
-			return false;
-	}
+	if (checksum_at && !l4_checksum_update(skb, p, checksum_at, difference, was, becomes))
+		return false;
 	if (!ip_write(skb, p->l3, p->ipv4, to->src, to->dst, difference))
 		return false;
-	if (!ports)
+	if (p->fragment == LB_LATER_FRAGMENT || was == becomes)
 		return true;
 	l4 = packet_at(skb_data(skb), p->l4);
 	if ((void *)(l4 + 1) > skb_end(skb))
 		return false;
 	*l4 = want;
 	if (p->tuple.proto == LB_IPPROTO_SCTP)
-		return sctp_update(skb, p, *(__u32 *)&from ^ *(__u32 *)&want);
+		return sctp_update(skb, p, was ^ becomes);
 	return true;
 }
 
