@@ -2,6 +2,7 @@
 
     at = load.Rules(lambda argv: lab.command("n1", argv), load.Backend.LEGACY, settings)
     seconds = at.start(ports)           # what kube-proxy writes at its start
+    seconds = at.read_back(ports)       # what it reads before it writes anything
     seconds = at.change(ports, moved)   # what it writes when endpoints of a service have changed
     at.holds(moved[0])                  # whether the kernel draws from just that port's endpoints
 
@@ -51,8 +52,8 @@ class Rules:
             path = f"/proc/sys/{key.replace('.', '/')}"
             self._run(["/bin/sh", "-c", 'echo "$1" > "$2"', "sysctl", value, path])
         if not native:
-            self._load(iptables.hooks())
-        return self._load(text)
+            self.load(iptables.hooks())
+        return self.load(text)
 
     def change(
         self,
@@ -60,14 +61,47 @@ class Rules:
         after: collections.abc.Sequence[model.ServicePort],
         order: collections.abc.Sequence[int] | None = None,
     ) -> float:
-        """Take rules for `before` to `after` and return the seconds that this took.
+        """Take rules for `before` to `after` and return the seconds that the tool took for it.
 
-        That is the restore alone, after which the first packet meets the new rules. A
-        kube-proxy has also to hear of the change, and to read back what is there.
+        From then on packets meet the new rules. A kube-proxy has to hear of the change first,
+        to `read_back` what is there, and to write the text, of which nothing is counted here.
         """
-        if self.backend is not Backend.NATIVE:
-            return self._load(iptables.update(before, after, self._settings, order))
-        return self._load(nftables.update(before, after, self._settings, order))
+        return self.load(self.update(before, after, order))
+
+    def update(
+        self,
+        before: collections.abc.Sequence[model.ServicePort],
+        after: collections.abc.Sequence[model.ServicePort],
+        order: collections.abc.Sequence[int] | None = None,
+    ) -> str:
+        """Return the text that `change` loads."""
+        if self.backend is Backend.NATIVE:
+            return nftables.update(before, after, self._settings, order)
+        return iptables.update(before, after, self._settings, order)
+
+    def read_back(self, ports: collections.abc.Sequence[model.ServicePort]) -> float:
+        """Read what kube-proxy reads of its rules for these ports before a change; the seconds this took.
+
+        In nftables mode the names of chains and sets are wanted, but all rules come with them.
+        In iptables mode nothing is read but every 30 s, where there are many endpoints.
+        """
+        if self.backend is Backend.NATIVE:
+            argv = ["nft", "--json", "list", "table", *nftables.TABLE.split()]
+        elif not iptables.is_large(ports):
+            argv = [f"{self.backend}-save", "-t", "nat"]
+        else:
+            return 0.0
+        started_s = time.perf_counter()
+        self._run(argv)
+        return time.perf_counter() - started_s
+
+    def load(self, text: str) -> float:
+        """Load a text of this backend's mode, and return the seconds that the tool took for it."""
+        native = self.backend is Backend.NATIVE
+        argv = ["nft", "-f", "-"] if native else [f"{self.backend}-restore", "-w", "--noflush", "--counters"]
+        started_s = time.perf_counter()
+        self._run(argv, text)
+        return time.perf_counter() - started_s
 
     def holds(self, port: model.ServicePort) -> bool:
         """Tell whether the kernel draws from this port's endpoints and no others, for its ClusterIP first."""
@@ -88,13 +122,6 @@ class Rules:
         if self.backend is Backend.NATIVE:
             return self._run(["nft", "list", "table", *nftables.TABLE.split()]).stdout
         return self._run([f"{self.backend}-save"]).stdout
-
-    def _load(self, text: str) -> float:
-        native = self.backend is Backend.NATIVE
-        argv = ["nft", "-f", "-"] if native else [f"{self.backend}-restore", "-w", "--noflush", "--counters"]
-        started_s = time.perf_counter()
-        self._run(argv, text)
-        return time.perf_counter() - started_s
 
     def _run(
         self, argv: collections.abc.Sequence[str], text: str = "", *, check: bool = True

@@ -148,6 +148,7 @@ def test_a_change_is_there_when_the_command_has_ended(
     moved = (dataclasses.replace(web, endpoints=web.endpoints[:1]), *before[1:])
     assert all(map(rules[node].holds, before))
     try:
+        assert rules[node].read_back(before) > 0
         assert rules[node].change(before, moved) > 0
         kept = {f"{node}/p1"} if web.endpoints[0].is_local else {ELSEWHERE}
         assert servers(lab, f"{node}/p2", WEB, 80)[0] == kept
