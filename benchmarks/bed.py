@@ -23,7 +23,7 @@ import typing
 
 import msgspec
 
-from benchmarks import cluster, frames, stage, test_runs
+from benchmarks import arena, cluster, frames, test_runs
 from lbproxy import abi, cgroup2, config
 from lbproxy.core import addresses, decode, ledger, model, node_rows, plan, state, tables
 from lbproxy.kernel import bpffs, datapath, device_links, libbpf, maps, namespaces, programs
@@ -113,7 +113,7 @@ class Bed:
 
     def __enter__(self) -> "Bed":
         with contextlib.ExitStack() as stack:
-            stage.sweep()
+            arena.sweep()
             # Named as what a lab makes: the next run's sweep knows those of dead processes.
             self._run = f"{lab_cluster.run_prefix()}{_SERIAL}"
             space = f"{self._run}-bed"
@@ -125,7 +125,7 @@ class Bed:
                 1, initializer=_enter, initargs=(netns.path(space), self._cpu)
             )
             stack.callback(self._thread.shutdown)
-            pins = pathlib.Path(tempfile.gettempdir()) / f"{stage.own_prefix()}bed"
+            pins = pathlib.Path(tempfile.gettempdir()) / f"{arena.own_prefix()}bed"
             stack.callback(shutil.rmtree, pins, ignore_errors=True)
             stack.callback(bpffs.remove, pins)
             bpffs.ensure(pins)

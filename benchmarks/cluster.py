@@ -19,6 +19,9 @@ MEASURED_IP = "10.111.255.254"
 MEASURED_PORT = 80
 NODE_PORTS = {"local": 30080, "masqueraded": 30081, "remote": 30082, "dsr": 30083}
 MEASURED = ("zz-measured", "web")  # the last in a list, which is sorted by namespace and name
+# Traffic goes to each of so many in turn, since to some proxies it matters where in a list a service stands.
+MEASURED_COPIES = 8
+REMOTE_IP = "10.111.254.254"
 _TIME = "2025-01-01T00:00:00Z"
 _TRIGGER = "endpoints.kubernetes.io/last-change-trigger-time"
 
@@ -31,6 +34,21 @@ class Place:
     nodes: tuple[str, ...]
 
 
+def copies(services: int) -> int:
+    """Return how many of so many services are measured."""
+    return min(services, MEASURED_COPIES)
+
+
+def fillers(services: int) -> int:
+    """Return how many of so many services get no traffic."""
+    return services - copies(services)
+
+
+def measured_ip(copy: int) -> str:
+    """Return the ClusterIP of a measured service (from 0, which is `MEASURED`)."""
+    return f"10.111.255.{254 - copy}"
+
+
 def objects(
     services: int,
     node: str,
@@ -39,26 +57,43 @@ def objects(
     port: int,
     more: collections.abc.Iterable[Object] = (),
 ) -> collections.abc.Iterator[Object]:
-    """Yield a cluster: this node, `services` - 1 services without traffic, `more`, and the measured one.
+    """Yield a cluster: this node, services without traffic, `more`, and the measured ones.
 
-    The measured service has TCP and UDP on `MEASURED_IP`:`MEASURED_PORT`, and answers on `port`.
+    The measured services have TCP and UDP on `measured_ip`:`MEASURED_PORT`, and answer on `port`.
     """
     if not 1 <= services <= MAX_FILLERS:
         raise ValueError(f"between 1 and {MAX_FILLERS} services, not {services}")
     yield node_object(node, node_ip)
-    for number in range(services - 1):
+    for number in range(fillers(services)):
         namespace, name = filler_name(number)
         yield service(number, namespace, name, _cluster_ip(number), ("TCP",), 80, 8080)
         yield endpoint_slice(number, namespace, name, filler_place(number), ("TCP",), 8080)
     yield from more
-    namespace, name = MEASURED
-    yield service(MAX_FILLERS, namespace, name, MEASURED_IP, ("TCP", "UDP"), MEASURED_PORT, port)
-    yield endpoint_slice(MAX_FILLERS, namespace, name, measured, ("TCP", "UDP"), port)
+    for copy in reversed(range(copies(services))):
+        namespace, name = measured_name(copy)
+        number = MAX_FILLERS + copy
+        yield service(number, namespace, name, measured_ip(copy), ("TCP", "UDP"), MEASURED_PORT, port)
+        yield endpoint_slice(number, namespace, name, measured, ("TCP", "UDP"), port)
 
 
-def node_port_objects(here: Place, elsewhere: Place, port: int) -> collections.abc.Iterator[Object]:
-    """Yield the services of `NODE_PORTS`: two of pods here, two of pods of another node."""
-    for number, (name, node_port) in enumerate(NODE_PORTS.items(), MAX_FILLERS + 1):
+def measured_name(copy: int) -> tuple[str, str]:
+    """Return namespace and name of a measured service (from 0, which is `MEASURED`)."""
+    return ("measured", f"web-{copy}") if copy else MEASURED
+
+
+def remote_objects(place: Place, port: int) -> collections.abc.Iterator[Object]:
+    """Yield a service with TCP on `REMOTE_IP`:`MEASURED_PORT` and its endpoints elsewhere."""
+    number = MAX_FILLERS + MEASURED_COPIES
+    yield service(number, "measured", "remote", REMOTE_IP, ("TCP",), MEASURED_PORT, port)
+    yield endpoint_slice(number, "measured", "remote", place, ("TCP",), port)
+
+
+def node_port_objects(
+    here: Place, elsewhere: Place, by_dsr: Place, port: int
+) -> collections.abc.Iterator[Object]:
+    """Yield the services of `NODE_PORTS`: two of pods here, two of pods of other nodes."""
+    places = {"local": here, "masqueraded": here, "remote": elsewhere, "dsr": by_dsr}
+    for number, (name, node_port) in enumerate(NODE_PORTS.items(), MAX_FILLERS + MEASURED_COPIES + 1):
         made = service(number, "node-ports", name, f"10.111.0.{number & 255}", ("TCP",), 80, port)
         made["spec"]["type"] = "NodePort"
         made["spec"]["ports"][0]["nodePort"] = node_port
@@ -66,8 +101,7 @@ def node_port_objects(here: Place, elsewhere: Place, port: int) -> collections.a
         if name == "dsr":
             made["metadata"]["annotations"]["lbproxy.io/mode"] = "dsr"
         yield made
-        place = elsewhere if name in ("remote", "dsr") else here
-        yield endpoint_slice(number, "node-ports", name, place, ("TCP",), port)
+        yield endpoint_slice(number, "node-ports", name, places[name], ("TCP",), port)
 
 
 def filler_name(number: int) -> tuple[str, str]:

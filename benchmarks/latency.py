@@ -11,28 +11,27 @@ import random
 import threading
 import time
 
-from benchmarks import cluster, results, stage
+from benchmarks import arena, cluster, contestants, results
 
 _POLL_TIMEOUT_MS = 2000
 _SHOW_TIMEOUT_S = 20.0
-_PAUSE_S = (0.05, 0.15)  # so that changes fall in step with nothing
 
 
-def programming(at: stage.Stage, changes: int, churn_per_s: float) -> results.Programming:
+def programming(of: contestants.Contestant, changes: int, churn_per_s: float) -> results.Programming:
     """Change the measured service so many times."""
     pauses = random.Random(changes)
     took_ms: list[float] = []
     lost = 0
-    with at.serving():
-        poller = at.poll(_POLL_TIMEOUT_MS)
-        if poller.until_answer(at.measured_at, _SHOW_TIMEOUT_S) is None:
-            raise stage.BenchError("the measured service does not answer")
-        with stage.Churn(at, churn_per_s) as churn:
+    with of.at.serving(of.site):
+        poller = of.at.poll(of.site, _POLL_TIMEOUT_MS)
+        if poller.until_answer(of.measured_at, _SHOW_TIMEOUT_S) is None:
+            raise arena.BenchError(f"{of.name}: the measured service does not answer")
+        with of.churn(churn_per_s) as churn:
             began_s = time.monotonic()
             for _ in range(changes):
-                time.sleep(pauses.uniform(*_PAUSE_S))
+                time.sleep(pauses.uniform(*of.pause_s))
                 sent_ns = time.monotonic_ns()
-                wanted = at.move()
+                wanted = of.move()
                 shown_ns = poller.until_answer(wanted, _SHOW_TIMEOUT_S)
                 if shown_ns is None:
                     lost += 1
@@ -40,12 +39,13 @@ def programming(at: stage.Stage, changes: int, churn_per_s: float) -> results.Pr
                     took_ms.append((shown_ns - sent_ns) / 1e6)
             achieved = churn.changes / (time.monotonic() - began_s)
         _, failures = poller.stop()
-    return results.Programming(at.services, round(achieved, 1), took_ms, lost, sum(failures.values()))
+    failed = sum(failures.values())
+    return results.Programming(of.name, of.services, round(achieved, 1), took_ms, lost, failed)
 
 
-def stand_in(at: stage.Stage, changes: int) -> results.StandIn:
+def stand_in(of: contestants.Contestant, changes: int) -> results.StandIn:
     """Measure the stand-in alone: from the patch to the event on a watch that only reads the clock."""
-    watching = stage.Api(at.lab, at.url)
+    watching = of.connect()
     lines = watching.watch()
     namespace, name = cluster.MEASURED
     wanted = f'"name":"{cluster.slice_name(name)}"'.encode()
@@ -66,10 +66,10 @@ def stand_in(at: stage.Stage, changes: int) -> results.StandIn:
         time.sleep(0.02)
         arrived.clear()
         sent_ns = time.monotonic_ns()
-        at.move()
+        of.move()
         if not arrived.wait(10):
-            raise stage.BenchError("the stand-in sent no event for a change")
+            raise arena.BenchError("the stand-in sent no event for a change")
         took_ms.append((arrived_ns[number] - sent_ns) / 1e6)
     reader.join()
     watching.close()
-    return results.StandIn(at.services, took_ms)
+    return results.StandIn(of.services, took_ms)

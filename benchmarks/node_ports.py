@@ -1,121 +1,73 @@
 """Short connections from outside to NodePorts, against the same pods dialled directly.
 
-Rounds as in `ratios`: every round makes one run of each variant, each with a client
-and a server of its own on one CPU.
+Rounds as in `ratios`:
 
 | variant | the client outside dials | who answers |
 |---|---|---|
-| direct, direct_again | the pod's address, by way of its node | the pod of this node |
-| local | a NodePort of externalTrafficPolicy Local | the same, and sees the client |
-| masqueraded | a NodePort of policy Cluster | the same, and sees the node |
-| elsewhere | the pod's address, by way of its node | a pod of another node |
-| remote | a NodePort of policy Cluster | the same, and sees the first node |
-| dsr | a NodePort of policy Cluster with `lbproxy.io/mode: dsr` | the same, and answers the client itself |
+| bare, bare/again | a pod's address, by way of its node, where nothing is programmed | that pod |
+| NAME/local | a NodePort of externalTrafficPolicy Local | a pod of this node, that sees the client |
+| NAME/masqueraded | a NodePort of policy Cluster | the same pod, and sees the node |
+| bare/elsewhere | a pod's address, by way of its node, where nothing is programmed | that pod |
+| NAME/remote | a NodePort of policy Cluster | a pod of another node, and sees the first node |
+| lbproxy/dsr | the same with `lbproxy.io/mode: dsr` | a pod of another node, which answers the client |
 
-The packets of `direct` and `elsewhere` pass the programs too, as those of no service.
+The node of `remote`'s pod has nothing programmed, whoever the contestant is.
 """
 
-import collections.abc
 import time
 
-from benchmarks import cluster, process, ratios, results, stage
+from benchmarks import arena, cluster, contestants, ratios, results, rounds
 
-VARIANTS = ("direct", "local", "masqueraded", "direct_again", "elsewhere", "remote", "dsr")
-AGAINST = {
-    "local": ("direct", "direct_again"),
-    "masqueraded": ("direct", "direct_again"),
-    "direct_again": ("direct",),
-    "remote": ("elsewhere",),
-    "dsr": ("elsewhere",),
-}
-# Not the one that services lead to: a client's port may be the same there at the same time.
-DIRECT_PORT = stage.PORT + 1
-PORTS = (stage.PORT, DIRECT_PORT)
 _READY_S = 40.0
 
 
-def expected_s(rounds: int, seconds: float) -> float:
-    """Return about how long `measure` takes."""
-    return 5 + len(VARIANTS) * (rounds * (seconds + ratios.OVERHEAD_S) + ratios.WARM_UP_S + ratios.OVERHEAD_S)
+def variants(names: list[str]) -> tuple[str, ...]:
+    """List the variants of a round, for these contestants."""
+    listed = ["bare"]
+    for name in names:
+        listed += [f"{name}/{what}" for what in ("local", "masqueraded", "remote")]
+        listed += [f"{name}/dsr"] * (name == contestants.Lbproxy.name)
+    return (*listed, "bare/elsewhere", "bare/again")
 
 
-def order(number: int) -> tuple[str, ...]:
-    """Return the order of variants in a round."""
-    turn = number % len(VARIANTS)
-    rotated = (*VARIANTS[turn:], *VARIANTS[:turn])
-    return rotated if number // len(VARIANTS) % 2 == 0 else rotated[::-1]
+def way(at: arena.Arena, variant: str, _number: int = 0) -> rounds.Way:
+    """Return who serves, and what the client outside dials."""
+    name, _, what = variant.partition("/")
+    site = at.sites[name]
+    here = site.servers[0]
+    if variant in ratios.BARE:
+        return rounds.Way(here, arena.OUTSIDE, at.lab[here].ipv4, arena.DIRECT_PORT)
+    if what == "elsewhere":
+        return rounds.Way(at.far, arena.OUTSIDE, at.lab[at.far].ipv4, arena.DIRECT_PORT)
+    server = {"remote": at.far, "dsr": at.peer}.get(what, here)
+    return rounds.Way(server, arena.OUTSIDE, at.lab[site.node].ipv4, cluster.NODE_PORTS[what])
 
 
-def measure(at: stage.Stage, rounds: int, seconds: float) -> results.Traffic:
-    """Run the rounds, after one of warm-up that does not count."""
-    with at.other_agent():
-        for variant in VARIANTS:
-            _until_served(at, variant)
-            _run(at, variant, ratios.WARM_UP_S)
-        made = [
-            results.Round({variant: _run(at, variant, seconds) for variant in order(number)})
-            for number in range(rounds)
-        ]
-    return results.Traffic(at.services, "node-port", seconds, made)
+def measure(at: arena.Arena, names: list[str], count: int, seconds: float) -> list[results.Round]:
+    """Run the rounds, once all NodePorts answer."""
+    listed = variants(names)
+    for variant in listed:
+        _until_served(at, variant)
+    return rounds.measure(
+        at, listed, lambda variant, number: way(at, variant, number), "short", count, seconds
+    )
 
 
-def _place(at: stage.Stage, variant: str) -> tuple[str, str, int]:
-    """Return who serves, and what the client dials."""
-    node = at.lab[stage.NODE].ipv4
-    match variant:
-        case "direct" | "direct_again":
-            return stage.SERVERS[0], at.lab[stage.SERVERS[0]].ipv4, DIRECT_PORT
-        case "elsewhere":
-            return stage.ELSEWHERE, at.lab[stage.ELSEWHERE].ipv4, DIRECT_PORT
-        case "remote" | "dsr":
-            return stage.ELSEWHERE, node, cluster.NODE_PORTS[variant]
-        case _:
-            return stage.SERVERS[0], node, cluster.NODE_PORTS[variant]
-
-
-def _until_served(at: stage.Stage, variant: str) -> None:
-    server, address, port = _place(at, variant)
-    serving = at.lab.serve(server, PORTS, cpu=at.cpu)
+def _until_served(at: arena.Arena, variant: str) -> None:
+    chosen = way(at, variant)
+    serving = at.lab.serve(chosen.server, arena.PORTS, cpu=at.cpu)
     try:
         deadline = time.monotonic() + _READY_S
         while True:
-            seen = at.lab.client(stage.OUTSIDE, "short", address, port, count=1, timeout_s=1.0).result()
-            if seen.servers == {server: 1}:
+            client = at.lab.client(
+                chosen.client, "short", chosen.address, chosen.port, count=1, timeout_s=1.0
+            )
+            seen = client.result()
+            if seen.servers == {chosen.server: 1}:
                 return
             if time.monotonic() > deadline:
-                raise stage.BenchError(f"{variant}: {address}:{port} gives {seen.servers or seen.failures}")
+                said = seen.servers or seen.failures
+                raise arena.BenchError(f"{variant}: {chosen.address}:{chosen.port} gives {said}")
             time.sleep(0.2)
     finally:
         serving.stop()
-
-
-def _run(at: stage.Stage, variant: str, seconds: float) -> results.Run:
-    name, address, port = _place(at, variant)
-    before_s = process.ended_children_cpu_s()
-    server = at.lab.serve(name, PORTS, cpu=at.cpu)
-    try:
-        client = at.lab.client(
-            stage.OUTSIDE, "short", address, port, seconds=seconds, cpu=at.cpu, connections=1
-        )
-        seen = client.result()
-    finally:
-        server.stop()
-    strangers = sum(count for who, count in seen.servers.items() if who != name)
-    if strangers:
-        raise stage.BenchError(f"{variant}: {strangers} answers of others: {seen.servers}")
-    return ratios.run_of(seen, process.ended_children_cpu_s() - before_s)
-
-
-def compared(rounds: collections.abc.Sequence[results.Round], variant: str) -> list[float]:
-    """Return a variant's rate ÷ that of the same pod dialled directly, a round each."""
-    return [_compared({name: run.rate_per_s for name, run in each.runs.items()}, variant) for each in rounds]
-
-
-def thrift(rounds: collections.abc.Sequence[results.Round], variant: str) -> list[float]:
-    """Return the same of CPU time for a connection, upside down."""
-    return [_compared({name: 1 / run.cpu_us for name, run in each.runs.items()}, variant) for each in rounds]
-
-
-def _compared(speeds: dict[str, float], variant: str) -> float:
-    against = AGAINST[variant]
-    return speeds[variant] * len(against) / sum(speeds[name] for name in against)

@@ -13,7 +13,7 @@ import statistics
 import time
 import typing
 
-from benchmarks import bed, frames, process, results, stage, talks, test_runs
+from benchmarks import arena, bed, frames, process, results, talks, test_runs
 
 FLOWS = 1 << 16
 NOTHING = "returns at once"
@@ -122,12 +122,12 @@ def _prove(at: bed.Bed, listed: Set, case: Case) -> None:
         outcome = at.once(case.program, case.device, frame)
         wanted = asked if case.becomes is None else case.becomes(number)
         if outcome.verdict != case.verdict or frames.read(outcome.frame) != wanted:
-            raise stage.BenchError(
+            raise arena.BenchError(
                 f"{case.program}, {case.what}: verdict {outcome.verdict} and {frames.read(outcome.frame)} "
                 f"where {case.verdict} and {wanted} were expected"
             )
         if not frames.l4_checksum_is_right(outcome.frame, listed.proto):
-            raise stage.BenchError(f"{case.program}, {case.what}: a wrong checksum")
+            raise arena.BenchError(f"{case.program}, {case.what}: a wrong checksum")
     if not case.flows:
         at.forget_flows()
 
@@ -143,13 +143,13 @@ def _sample(at: bed.Bed, listed: Set, case: Case, frame: bytes) -> float:
         return _singly(at, listed, case)
     verdict, ns = at.repeat(case.program, case.device, frame, case.asks, case.flows, case.times)
     if verdict != case.verdict:
-        raise stage.BenchError(f"{case.program}, {case.what}: verdict {verdict}, not {case.verdict}")
+        raise arena.BenchError(f"{case.program}, {case.what}: verdict {verdict}, not {case.verdict}")
     if not case.flows:
         at.forget_flows()
     after = at.counters()
     wrong = [name for name in _MISHAPS if name != "FLOWS_FULL" and after[name] != before[name]]
     if wrong:
-        raise stage.BenchError(f"{case.program}, {case.what}: counted {', '.join(wrong)}")
+        raise arena.BenchError(f"{case.program}, {case.what}: counted {', '.join(wrong)}")
     return ns
 
 
@@ -159,7 +159,7 @@ def _singly(at: bed.Bed, listed: Set, case: Case) -> float:
     ]
     verdicts, ns = at.singly(case.program, case.device, made)
     if verdicts != {case.verdict} or at.flows():
-        raise stage.BenchError(f"{case.program}, {case.what}: verdicts {verdicts}, {len(at.flows())} rows")
+        raise arena.BenchError(f"{case.program}, {case.what}: verdicts {verdicts}, {len(at.flows())} rows")
     return statistics.median(ns)
 
 

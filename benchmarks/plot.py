@@ -6,15 +6,18 @@ from benchmarks import ratios, results, stats, targets
 
 _APART = 1.08
 _SHOWN = {
-    "service": "through a ClusterIP",
-    "direct": "to a pod address",
-    "bare_again": "bare again (control)",
+    "lbproxy/service": "through a ClusterIP",
+    "lbproxy/direct": "to a pod address",
+    "bare/again": "bare again (control)",
 }
 
 
 def draw(found: results.Results, path: pathlib.Path) -> None:
     """Draw short connections' ratios with their quartiles; nothing where there are none."""
-    short = sorted((each for each in found.traffic if each.mode == "short"), key=lambda each: each.services)
+    short = sorted(
+        (each for each in found.traffic if (each.mode, each.path) == ("short", "pod") and each.services),
+        key=lambda each: each.services,
+    )
     if not short:
         return
     import matplotlib as mpl  # noqa: PLC0415 - heavy, and only here

@@ -1,11 +1,14 @@
 """What a run measures, and the steps it consists of."""
 
+import collections.abc
 import contextlib
 import dataclasses
 import functools
 
 from benchmarks import (
+    arena,
     bed,
+    contestants,
     latency,
     node_ports,
     packets,
@@ -13,12 +16,12 @@ from benchmarks import (
     ratios,
     report,
     results,
-    stage,
+    rounds,
     starts,
     stats,
 )
 
-# Services beyond which memory, start and latency are worth their time.
+# Services beyond which start and latency are worth their time.
 _LARGE = 10_000
 
 
@@ -95,12 +98,36 @@ SMOKE = Profile(
     outside_rounds=2,
     outside_s=0.2,
 )
+# Beside short connections between pods of a node.
+_OTHERS: tuple[tuple[rounds.Path, rounds.Mode], ...] = (
+    ("remote", "short"),
+    ("node", "short"),
+    ("pod", "established"),
+    ("pod", "udp-established"),
+    ("pod", "udp-new"),
+    ("pod", "bulk"),
+)
+_PATHS = {"pod": "pod to pod", "remote": "pod to a pod of another node", "node": "node to pod"}
+Action = collections.abc.Callable[["Field", contestants.Contestant], str]
+Adder = collections.abc.Callable[[contestants.Contestant, str, float, Action], None]
 PROFILES = {profile.name: profile for profile in (QUICK, FULL, SMOKE)}
 
 
-def steps(profile: Profile, at: stage.Stage, into: results.Results) -> list[progress.Step]:
-    """List what to do at every number of services, smallest first."""
-    return [step for services in profile.services for step in _at_size(profile, at, into, services)]
+class Field:
+    """The contestants on their sites, and where what is found goes."""
+
+    def __init__(
+        self, at: arena.Arena, who: collections.abc.Sequence[contestants.Contestant], into: results.Results
+    ) -> None:
+        self.at, self.who, self.into = at, who, into
+        self.names = [each.name for each in who]
+
+
+def steps(profile: Profile, field: Field) -> list[progress.Step]:
+    """List what to do: with nothing programmed anywhere, then at every number of services, smallest first."""
+    count, seconds = profile.other_rounds, profile.other_s
+    listed = [_traffic_step(field, 0, "pod", "short", count, seconds)]
+    return listed + [step for services in profile.services for step in _at_size(profile, field, services)]
 
 
 def packet_steps(
@@ -146,111 +173,166 @@ def _packets(at: bed.Bed, into: results.Results, family: int, proto: int, rounds
     return ", ".join(said) + busy
 
 
-def _at_size(profile: Profile, at: stage.Stage, into: results.Results, services: int) -> list[progress.Step]:
-    greatest = max(profile.services)
-    last = services == greatest
-    thorough = services >= _LARGE or last
-    load_s = 1 + services / 3_000  # of the stand-in
-    start_s = 4 + services / 3_000
-    said = f"{services:,} service{'s' if services > 1 else ''}"
+def _at_size(profile: Profile, field: Field, services: int) -> list[progress.Step]:
+    greatest, least = max(profile.services), min(profile.services)
+    thorough = services >= _LARGE or services == greatest
+    fill_s = 1 + services / 3_000
+    listed: list[progress.Step] = []
 
-    def step(label: str, expected_s: float, action: functools.partial[str]) -> progress.Step:
-        return progress.Step(f"{said}: {label}", expected_s, action)
+    def add(of: contestants.Contestant, label: str, expected_s: float, action: Action) -> None:
+        text = f"{_services(services)}: {of.name}: {label}"
+        listed.append(progress.Step(text, expected_s, functools.partial(action, field, of)))
 
-    listed = [step("fill the API server", load_s, functools.partial(_fill, at, services))]
-    listed += [
-        step("first start", start_s, functools.partial(_start, at, into, "fresh"))
-        for _ in range(profile.starts if thorough else 1)
-    ]
-    listed.append(step("memory", 1, functools.partial(_memory, at, into)))
-    for mode in ratios.MODES:
-        rounds, seconds = profile.other_rounds, profile.other_s
-        if mode == "short":
-            rounds, seconds = profile.short_rounds, profile.short_s
-        elif not (profile.others_everywhere or last):
-            continue
-        expected_s = ratios.expected_s(rounds, seconds)
-        traffic = functools.partial(_traffic, at, into, mode, rounds, seconds)
-        listed.append(step(f"{mode}, {rounds} rounds", expected_s, traffic))
-    if services in (min(profile.services), greatest):
-        outside = functools.partial(_outside, at, into, profile.outside_rounds, profile.outside_s)
-        expected_s = node_ports.expected_s(profile.outside_rounds, profile.outside_s)
-        listed.append(step(f"NodePorts from outside, {profile.outside_rounds} rounds", expected_s, outside))
-    if thorough:
-        for churn in (0, 10):
-            latencies = functools.partial(_programming, at, into, profile.changes, churn)
-            label = f"{profile.changes} changes seen by a client, {churn} others a second"
-            listed.append(step(label, 2 + profile.changes * 0.15, latencies))
-        listed.append(
-            step("the stand-in by itself", 2, functools.partial(_stand_in, at, into, profile.changes))
-        )
-        for changes_per_s in (0, 1):
-            spent = functools.partial(_cpu, at, into, changes_per_s, profile.cpu_s)
-            listed.append(step(f"CPU at {changes_per_s} changes a second", profile.cpu_s, spent))
+    for of in field.who:
+        add(of, "fill the API server", fill_s, functools.partial(_fill, services=services))
+        for _ in range(profile.starts if thorough and of.real else 1):
+            add(of, "first start", 4 + services / 3_000, _fresh)
+        add(of, "memory", 1, _memory)
+    count, seconds = profile.short_rounds, profile.short_s
+    listed.append(_traffic_step(field, services, "pod", "short", count, seconds))
+    if profile.others_everywhere or services == greatest:
         listed += [
-            step("restart", start_s, functools.partial(_start, at, into, "adopted"))
-            for _ in range(profile.starts)
+            _traffic_step(field, services, path, mode, profile.other_rounds, profile.other_s)
+            for path, mode in _OTHERS
         ]
+    if profile.others_everywhere or services in (least, greatest):
+        listed.append(_outside_step(field, services, profile.outside_rounds, profile.outside_s))
+    for of in field.who:
+        if thorough:
+            for churn in (0, 10) if of.real else (0,):
+                label = f"{profile.changes} changes seen by a client, {churn} others a second"
+                latencies = functools.partial(_programming, changes=profile.changes, churn=churn)
+                add(of, label, 2 + profile.changes * (0.05 + sum(of.pause_s) / 2), latencies)
+        elif profile.others_everywhere:
+            label = f"{profile.changes} changes seen by a client"
+            latencies = functools.partial(_programming, changes=profile.changes, churn=0)
+            add(of, label, 2 + profile.changes * (0.05 + sum(of.pause_s) / 2), latencies)
+        if thorough and of.real:
+            _at_length(profile, of, services, add)
+        add(of, "end", 1, _end)
     return listed
 
 
-def _fill(at: stage.Stage, services: int) -> str:
-    at.fill(services)
-    return at.url
+def _at_length(profile: Profile, of: contestants.Contestant, services: int, add: Adder) -> None:
+    """Add what only an agent can be asked."""
+    if of.name == contestants.Lbproxy.name:
+        stand_in = functools.partial(_stand_in, changes=profile.changes)
+        add(of, "the API server stand-in by itself", 2, stand_in)
+    for changes_per_s in (0, 1, 10):
+        spent = functools.partial(_cpu, changes_per_s=changes_per_s, seconds=profile.cpu_s)
+        add(of, f"CPU at {changes_per_s} changes a second", profile.cpu_s, spent)
+    start_s = 4 + services / 3_000
+    for _ in range(profile.starts):
+        add(of, "restart", start_s, _adopted)
+    if of.name == contestants.Lbproxy.name:
+        for _ in range(profile.starts):
+            add(of, "upgrade", start_s, _upgraded)
 
 
-def _start(at: stage.Stage, into: results.Results, how: str) -> str:
-    found = starts.fresh(at) if how == "fresh" else starts.adopted(at)
-    into.starts.append(found)
+def _services(count: int) -> str:
+    return f"{count:,} service{'s' if count > 1 else ''}" if count else "nothing programmed"
+
+
+def _traffic_step(
+    field: Field, services: int, path: rounds.Path, mode: rounds.Mode, count: int, seconds: float
+) -> progress.Step:
+    listed = rounds.variants(field.names, services > 0)
+    if mode == "udp-new":
+        seconds = min(seconds, rounds.UDP_NEW_S)
+
+    def action() -> str:
+        for of in field.who:
+            of.settle_measured()
+        way = rounds.inside(field.at, services, path)
+        found = results.Traffic(
+            services, path, mode, seconds, rounds.measure(field.at, listed, way, mode, count, seconds)
+        )
+        field.into.traffic.append(found)
+        return _said(found, [variant for variant in listed if variant != "bare"])
+
+    label = f"{_services(services)}: {mode}, {_PATHS[path]}, {count} rounds"
+    return progress.Step(label, rounds.expected_s(len(listed), count, seconds), action)
+
+
+def _outside_step(field: Field, services: int, count: int, seconds: float) -> progress.Step:
+    listed = node_ports.variants(field.names)
+
+    def action() -> str:
+        with contextlib.ExitStack() as stack:
+            for of in field.who:
+                stack.enter_context(of.beside())
+            made = node_ports.measure(field.at, field.names, count, seconds)
+        found = results.Traffic(services, "outside", "short", seconds, made)
+        field.into.traffic.append(found)
+        return _said(found, [one for one in listed if not one.startswith("bare")])
+
+    label = f"{_services(services)}: NodePorts from outside, {count} rounds"
+    return progress.Step(label, 5 + rounds.expected_s(len(listed), count, seconds), action)
+
+
+def _said(found: results.Traffic, variants: collections.abc.Iterable[str]) -> str:
+    failed = sum(run.failed for each in found.rounds for run in each.runs.values())
+    medians = (
+        f"{variant} {stats.summary(ratios.ratios(found.rounds, variant)).median:.3f}" for variant in variants
+    )
+    return f"÷ bare: {', '.join(medians)}; {_failures(failed)}"
+
+
+def _fill(_field: Field, of: contestants.Contestant, services: int) -> str:
+    of.fill(services)
+    return "done"
+
+
+def _fresh(field: Field, of: contestants.Contestant) -> str:
+    return _started(field, starts.fresh(of))
+
+
+def _adopted(field: Field, of: contestants.Contestant) -> str:
+    return _started(field, starts.adopted(of))
+
+
+def _upgraded(field: Field, of: contestants.Contestant) -> str:
+    assert isinstance(of, contestants.Lbproxy)
+    return _started(field, starts.upgraded(of))
+
+
+def _started(field: Field, found: results.Start) -> str:
+    field.into.starts.append(found)
     return f"synced after {found.synced_s:.2f} s, {found.cpu_s:.2f} s of CPU, {_failures(found.failed)}"
 
 
-def _memory(at: stage.Stage, into: results.Results) -> str:
-    assert at.agent is not None
-    found = at.agent.memory(at.services, at.pins)
-    into.memory.append(found)
-    return f"agent {found.rss / 1e6:.1f} MB, BPF maps {sum(found.maps.values()) / 1e6:.1f} MB"
+def _memory(field: Field, of: contestants.Contestant) -> str:
+    found = of.memory()
+    field.into.memory.append(found)
+    parts = [
+        ("agent", found.rss), ("BPF maps", sum(found.maps.values())), ("rules", found.rules or 0)
+    ]  # fmt: skip
+    return ", ".join(f"{what} {size / 1e6:.1f} MB" for what, size in parts if size)
 
 
-def _traffic(at: stage.Stage, into: results.Results, mode: ratios.Mode, rounds: int, seconds: float) -> str:
-    found = ratios.measure(at, mode, rounds, seconds)
-    into.traffic.append(found)
-    said = [
-        f"{variant} ÷ bare {stats.summary(ratios.ratios(found.rounds, variant)).median:.3f}"
-        for variant in ("service", "direct", "bare_again")
-    ]
-    failed = sum(run.failed for each in found.rounds for run in each.runs.values())
-    return ", ".join([*said, _failures(failed)])
-
-
-def _outside(at: stage.Stage, into: results.Results, rounds: int, seconds: float) -> str:
-    found = node_ports.measure(at, rounds, seconds)
-    into.outside.append(found)
-    said = [
-        f"{variant} ÷ direct {stats.summary(node_ports.compared(found.rounds, variant)).median:.3f}"
-        for variant in node_ports.AGAINST
-    ]
-    failed = sum(run.failed for each in found.rounds for run in each.runs.values())
-    return ", ".join([*said, _failures(failed)])
-
-
-def _programming(at: stage.Stage, into: results.Results, changes: int, churn: float) -> str:
-    found = latency.programming(at, changes, churn)
-    into.programming.append(found)
+def _programming(field: Field, of: contestants.Contestant, changes: int, churn: float) -> str:
+    found = latency.programming(of, changes, churn)
+    field.into.programming.append(found)
     p50, p99 = (stats.percentile(found.latency_ms, share) for share in (0.5, 0.99))
     return f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, {found.lost} not seen, {_failures(found.failed)}"
 
 
-def _stand_in(at: stage.Stage, into: results.Results, changes: int) -> str:
-    found = latency.stand_in(at, changes)
-    into.stand_in.append(found)
+def _stand_in(field: Field, of: contestants.Contestant, changes: int) -> str:
+    found = latency.stand_in(of, changes)
+    field.into.stand_in.append(found)
     return f"p50 {stats.percentile(found.event_ms, 0.5):.2f} ms"
 
 
-def _cpu(at: stage.Stage, into: results.Results, changes_per_s: float, seconds: float) -> str:
-    found = starts.cpu(at, changes_per_s, seconds)
-    into.cpu.append(found)
+def _cpu(field: Field, of: contestants.Contestant, changes_per_s: float, seconds: float) -> str:
+    found = starts.cpu(of, changes_per_s, seconds)
+    field.into.cpu.append(found)
     return f"{found.cpu_s / found.seconds:.2%} of a CPU at {found.changes_per_s:g} changes a second"
+
+
+def _end(_field: Field, of: contestants.Contestant) -> str:
+    of.close()
+    of.forget()
+    return "done"
 
 
 def _failures(count: int) -> str:

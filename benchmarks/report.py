@@ -36,7 +36,7 @@ def rates(found: results.Results) -> str:
         "| traffic | services | variant | a second, median | quartiles | p50 µs | p99 µs | CPU µs | failed |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for traffic in (*found.traffic, *found.outside):
+    for traffic in found.traffic:
         for variant in traffic.rounds[0].runs if traffic.rounds else ():
             runs = [each.runs[variant] for each in traffic.rounds]
             seen = stats.summary([run.rate_per_s for run in runs])
@@ -71,7 +71,7 @@ def remarks(found: results.Results) -> list[str]:
             "of the CPU time."
         )
     spreads = [
-        stats.summary(ratios.ratios(each.rounds, "bare_again")).spread
+        stats.summary(ratios.ratios(each.rounds, "bare/again")).spread
         for each in found.traffic
         if each.rounds
     ]

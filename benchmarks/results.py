@@ -5,24 +5,41 @@ import typing
 
 import msgspec
 
-SCHEMA: typing.Final = 1
+SCHEMA: typing.Final = 2
 DIRECTORY = pathlib.Path(__file__).with_name("results")
+
+
+class Contestant(msgspec.Struct, frozen=True):
+    """Who balances: lbproxy, a kube-proxy, or rules as a kube-proxy writes them."""
+
+    name: str  # as in variants: "lbproxy", "iptables", "nftables"
+    label: str  # as people should read it, with what is real of it
+    real: bool  # an agent runs; else rules were generated and loaded, and there is none to measure
+    facts: dict[str, str] = {}  # versions, the backend of iptables
 
 
 class Run(msgspec.Struct, frozen=True):
     """One client's run."""
 
-    rate_per_s: float
+    rate_per_s: float  # connections or questions answered; MB for throughput
     p50_us: float
     p99_us: float
-    cpu_us: float  # CPU time of client and server for each request
+    cpu_us: float  # CPU time of client and server for each request; for all of `bulk`
+    own_share: float  # of that time, what they spent in their own code and not in the kernel
     count: int
     failed: int
     failures: dict[str, int]  # by errno name
 
 
 class Round(msgspec.Struct, frozen=True):
-    """One run of each variant, in the order they were made."""
+    """One run of each variant, in the order they were made.
+
+    Variants are "bare", "bare/again" (the same once more: the control), and for each
+    contestant "NAME/service" (through a service's address) and "NAME/direct" (to a pod's
+    address beside it); from outside "bare", "bare/again", "bare/elsewhere" (pods of this
+    and of another node, dialled directly) and "NAME/local", "NAME/masqueraded",
+    "NAME/remote", "NAME/dsr" (NodePorts).
+    """
 
     runs: dict[str, Run]
 
@@ -31,14 +48,20 @@ class Traffic(msgspec.Struct, frozen=True):
     """Interleaved rounds of one kind of traffic at one number of services."""
 
     services: int
-    mode: str
+    path: str  # "pod", "remote", "node", "outside": who asks, and where the backend is (see `rounds`)
+    mode: str  # "short", "established", "udp-new", "udp-established", "bulk"
     seconds: float  # of each run
     rounds: list[Round]
 
 
 class Programming(msgspec.Struct, frozen=True):
-    """From a slice's patch to the first connection that reached a new endpoint."""
+    """From a slice's patch to the first connection that reached a new endpoint.
 
+    Of a contestant that is not real: from the moment the changed rules begin to be
+    loaded, without whoever would have to compute them.
+    """
+
+    contestant: str
     services: int
     churn_per_s: float  # other slices changed meanwhile, as achieved
     latency_ms: list[float]
@@ -54,10 +77,11 @@ class StandIn(msgspec.Struct, frozen=True):
 
 
 class Start(msgspec.Struct, frozen=True):
-    """One start of the agent, beside an API server that is already there."""
+    """One start of an agent, beside an API server that is already there; of generated rules, a loading."""
 
+    contestant: str
     services: int
-    how: str  # "fresh": nothing pinned; "adopted": the datapath of the agent before
+    how: str  # "fresh": nothing there; "adopted": over what the agent before left; "upgraded": replacing it
     synced_s: float  # from the command to the first connection to where the last service now is
     cpu_s: float  # until it is quiet, children included
     failed: int  # connections: "fresh" after the first that succeeded, "adopted" all the time
@@ -66,21 +90,24 @@ class Start(msgspec.Struct, frozen=True):
 
 
 class Memory(msgspec.Struct, frozen=True):
-    """What the agent and its maps occupy once it is quiet, in bytes."""
+    """What an agent and its objects in the kernel occupy once it is quiet, in bytes; rss 0 without one."""
 
+    contestant: str
     services: int
     rss: int
     rss_anonymous: int
     rss_of_maps: int  # part of `rss`: pages of BPF maps, counted in `maps` as well
     rss_peak: int
     cgroup_peak: int | None  # with the compiler, page cache and kernel memory; None: no memory cgroup here
-    maps: dict[str, int]  # as the kernel charges them
+    maps: dict[str, int]  # BPF maps as the kernel charges them
     programs: int
+    rules: int | None = None  # of a kube-proxy: what the kernel's memory grew by as they were loaded
 
 
 class Cpu(msgspec.Struct, frozen=True):
-    """What the agent computes while so many slices change."""
+    """What an agent computes while so many slices change."""
 
+    contestant: str
     services: int
     changes_per_s: float  # as achieved
     seconds: float
@@ -156,13 +183,13 @@ class Results(msgspec.Struct):
     took_s: float = 0.0
     complete: bool = False
     noise: Noise | None = None
+    contestants: list[Contestant] = []
     traffic: list[Traffic] = []
     programming: list[Programming] = []
     stand_in: list[StandIn] = []
     starts: list[Start] = []
     memory: list[Memory] = []
     cpu: list[Cpu] = []
-    outside: list[Traffic] = []  # to NodePorts
     packets: list[Packets] = []
     others_during_packets: list[float] = []  # the share of the CPUs that other processes had
     ports: list[Ports] = []

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from benchmarks import node_ports, ratios, results, stats, targets
+from benchmarks import ratios, results, stats, targets
 
 CONTROL = "bare ÷ bare: the control"
 _WORDS = {
@@ -10,6 +10,7 @@ _WORDS = {
     "established": "requests on an open TCP connection",
     "udp-established": "requests on a connected UDP socket",
     "udp-new": "requests from a new UDP socket each",
+    "bulk": "throughput",
 }
 
 
@@ -38,11 +39,12 @@ class Row:
 def rows(found: results.Results) -> list[Row]:
     """Return every figure of a run that has a target, or says how to take the others."""
     listed: list[Row] = []
-    for mode in ratios.MODES:
-        traffic = [each for each in found.traffic if each.mode == mode]
+    for mode in _WORDS:
+        traffic = [
+            each for each in found.traffic if (each.mode, each.path) == (mode, "pod") and each.services
+        ]
         for each in sorted(traffic, key=lambda one: one.services):
             listed += _ratio_rows(each)
-    listed += [row for each in found.outside for row in _outside_rows(each)]
     for programming in found.programming:
         listed += _programming_rows(programming)
     listed += [_stand_in_row(each) for each in found.stand_in]
@@ -55,11 +57,15 @@ def rows(found: results.Results) -> list[Row]:
 def _ratio_rows(traffic: results.Traffic) -> list[Row]:
     goal = {"short": targets.SHORT, "udp-new": None}.get(traffic.mode, targets.ESTABLISHED)
     what = _WORDS[traffic.mode]
-    control = stats.summary(ratios.ratios(traffic.rounds, "bare_again"))
+    control = stats.summary(ratios.ratios(traffic.rounds, "bare/again"))
     compared = (
-        (f"{what}, through a ClusterIP ÷ bare", "service", goal),
-        (f"{what}, to a pod address ÷ bare", "direct", targets.DIRECT if traffic.mode == "short" else None),
-        (f"{what}, {CONTROL}", "bare_again", None),
+        (f"{what}, through a ClusterIP ÷ bare", "lbproxy/service", goal),
+        (
+            f"{what}, to a pod address ÷ bare",
+            "lbproxy/direct",
+            targets.DIRECT if traffic.mode == "short" else None,
+        ),
+        (f"{what}, {CONTROL}", "bare/again", None),
     )
     listed = []
     for said, variant, target in compared:
@@ -72,27 +78,6 @@ def _ratio_rows(traffic: results.Traffic) -> list[Row]:
             missed = target.missed_by(seen.median)
             doubt = f"give or take {margin:.3f}" if abs(seen.median - target.bound) <= margin else ""
         listed.append(Row(said, traffic.services, f"{seen.median:.3f}", spread, target, missed, doubt))
-    return listed
-
-
-_OUTSIDE_WORDS = {
-    "local": "to a NodePort of policy Local ÷ to its pod",
-    "masqueraded": "to a NodePort, masqueraded ÷ to its pod",
-    "remote": "to a NodePort, masqueraded to another node ÷ to its pod",
-    "dsr": "to a NodePort, to another node by DSR ÷ to its pod",
-    "direct_again": "to a pod ÷ to a pod: the control",
-}
-
-
-def _outside_rows(traffic: results.Traffic) -> list[Row]:
-    """Return ratios to direct connections: the targets are of ratios to kube-proxy, which is not there."""
-    listed = []
-    for variant, said in _OUTSIDE_WORDS.items():
-        seen = stats.summary(node_ports.compared(traffic.rounds, variant))
-        by_cpu = stats.summary(node_ports.thrift(traffic.rounds, variant))
-        spread = f"{seen.low:.3f} – {seen.high:.3f}; by CPU time {by_cpu.median:.3f}"
-        what = f"short TCP connections from outside, {said}"
-        listed.append(Row(what, traffic.services, f"{seen.median:.3f}", spread))
     return listed
 
 
@@ -125,6 +110,7 @@ def _start_rows(found: results.Results) -> list[Row]:
     listed = []
     words = {
         "fresh": "first start → last service answers",
+        "upgraded": "upgrade → a change made meanwhile answers",
         "adopted": "restart → a change made meanwhile answers",
     }
     for how, services in sorted({(each.how, each.services) for each in found.starts}, reverse=True):
@@ -139,7 +125,7 @@ def _start_rows(found: results.Results) -> list[Row]:
                 "CPU of that start, until quiet", services, cpu.median, _between(cpu, "s"), None, "s"
             ),
         ]
-        if how == "adopted":
+        if how != "fresh":
             failed, made = sum(each.failed for each in chosen), sum(each.connections for each in chosen)
             what = "failed connections during those restarts"
             listed.append(_with_target(what, services, failed, f"of {made:,}", targets.FAILED))
@@ -194,12 +180,7 @@ def _between(seen: stats.Summary, unit: str) -> str:
 def failures(found: results.Results) -> int:
     """Count what should not have failed: connections of every kind, and changes that never showed."""
     return (
-        sum(
-            run.failed
-            for traffic in (*found.traffic, *found.outside)
-            for each in traffic.rounds
-            for run in each.runs.values()
-        )
+        sum(run.failed for traffic in found.traffic for each in traffic.rounds for run in each.runs.values())
         + sum(each.failed + each.lost for each in found.programming)
         + sum(each.failed for each in found.starts)
     )

@@ -1,10 +1,15 @@
-"""Measure lbproxy on this machine: packets, connections, programming latency, start, memory, CPU.
+"""Measure lbproxy beside kube-proxy and no proxy at all: connections, latency, start, memory, CPU, packets.
 
-Builds a node of network namespaces with a stand-in for the API server, runs the
-real agent in it, and takes everything down again, also when interrupted. Nothing
-outside those namespaces and a cgroup of its own is touched. Needs root, and a
-machine that does nothing else meanwhile: whether two runs of the same thing agree
-is measured too, and reported.
+Builds nodes of network namespaces, one with nothing in it and one for each
+contestant, with a stand-in for the API server; runs the real agent, sends real
+traffic in interleaved rounds, and takes everything down again, also when
+interrupted. Nothing outside those namespaces and cgroups of its own is touched.
+Needs root, and a machine that does nothing else meanwhile: whether two runs of the
+same thing agree is measured too, and reported.
+
+kube-proxy is the program that --kube-proxy names. Without it, a generator writes
+the rules that kube-proxy would, and they are loaded: that shows what they cost
+packets, and everything made of it says that no kube-proxy ran.
 
 Writes one JSON document with every sample; `python -m benchmarks.report` makes the
 tables in README.md and docs/benchmarks.md from it. Exits with 1 where connections
@@ -23,11 +28,25 @@ import time
 import types
 import typing
 
-from benchmarks import machine, maglev, process, profiles, progress, report, results, rows, stage
+from benchmarks import (
+    arena,
+    cluster,
+    contestants,
+    kube_proxies,
+    machine,
+    maglev,
+    process,
+    profiles,
+    progress,
+    report,
+    results,
+    rows,
+)
 from lbproxy import errors
 
 _BUSY_LOAD = 0.5
 _PARTS = ("packets", "maglev", "cluster")
+CONTESTANTS = (contestants.Lbproxy.name, *kube_proxies.MODES)
 
 
 def main() -> int:
@@ -47,7 +66,7 @@ def main() -> int:
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=machine.machine(),
         software=machine.software(),
-        settings={"cpu_of_clients_and_servers": cpu, "endpoints_per_service": 4},
+        settings={"cpu_of_clients_and_servers": cpu, "endpoints_per_service": cluster.ENDPOINTS},
     )
     steal_s, total_s = process.steal_and_total_s()
     began_s = time.monotonic()
@@ -59,8 +78,8 @@ def main() -> int:
             if "maglev" in parts:
                 listed += maglev.steps(profile.maglev_repeats, found)
             if "cluster" in parts:
-                at = stack.enter_context(stage.Stage(cpu))
-                listed += profiles.steps(profile, at, found)
+                field = _field(stack, flags, cpu, found)
+                listed += profiles.steps(profile, field)
             progress.run(listed)
         found.complete = True
     except KeyboardInterrupt:
@@ -75,6 +94,22 @@ def main() -> int:
     print(report.page(found))
     print(f"written to {path}", file=sys.stderr)
     return 0 if found.complete and not rows.failures(found) else 1
+
+
+def _field(
+    stack: contextlib.ExitStack, flags: argparse.Namespace, cpu: int, found: results.Results
+) -> profiles.Field:
+    names: list[str] = flags.contestants
+    at = stack.enter_context(arena.Arena(names, cpu))
+    who: list[contestants.Contestant] = []
+    for name in names:
+        if name == contestants.Lbproxy.name:
+            who.append(contestants.Lbproxy(at))
+        else:
+            who.append(kube_proxies.make(at, name, flags.kube_proxy, flags.iptables))
+        stack.enter_context(who[-1])
+    found.contestants = [each.about() for each in who]
+    return profiles.Field(at, who, found)
 
 
 def _flags() -> argparse.Namespace:
@@ -97,9 +132,36 @@ def _flags() -> argparse.Namespace:
         help="packets: single ones, through the programs; maglev: lookup tables; cluster: all the rest",
     )
     parser.add_argument(
+        "--contestants",
+        type=_contestants,
+        default=list(CONTESTANTS),
+        metavar="NAMES",
+        help=f"who is measured, of {', '.join(CONTESTANTS)}; bare always is (default: all)",
+    )
+    parser.add_argument(
+        "--kube-proxy",
+        type=pathlib.Path,
+        metavar="PATH",
+        help="a real kube-proxy; else its rules are generated",
+    )
+    parser.add_argument(
+        "--iptables",
+        choices=("legacy", "nft"),
+        default="legacy",
+        help="the backend of iptables (default: legacy, which loads 10,000 services in seconds)",
+    )
+    parser.add_argument(
         "--out", type=pathlib.Path, metavar="FILE", help="default: benchmarks/results/PROFILE.json"
     )
     return parser.parse_args()
+
+
+def _contestants(text: str) -> list[str]:
+    chosen = text.split(",")
+    unknown = [name for name in chosen if name not in CONTESTANTS]
+    if unknown or len(set(chosen)) != len(chosen):
+        raise argparse.ArgumentTypeError(f"{text!r}: a list of {', '.join(CONTESTANTS)} is wanted")
+    return chosen
 
 
 def _interrupt(_number: int, _frame: types.FrameType | None) -> typing.NoReturn:

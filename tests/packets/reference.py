@@ -302,7 +302,7 @@ class _Serving:
 
     def find(self, key: tables.FlowKey) -> tables.Flow | None:
         row = self.stored(key)
-        if row is None or self.now - row.seen > self.rows.timeout(key.proto, row.state):
+        if row is None or (self.now - row.seen) % 2**32 > self.rows.timeout(key.proto, row.state):
             return None
         return row
 

@@ -4,6 +4,7 @@ import collections
 import io
 import itertools
 import pathlib
+import unittest.mock
 
 import msgspec
 import pytest
@@ -11,7 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import (
+    arena,
     cluster,
+    contestants,
+    kube_proxies,
+    node_ports,
     plot,
     process,
     profiles,
@@ -19,15 +24,19 @@ from benchmarks import (
     ratios,
     report,
     results,
+    rounds,
     rows,
-    stage,
     stats,
     targets,
 )
+from benchmarks.kubeproxy import model as kubeproxy
 from lbproxy.core import decode, events, model
 
+LB = "lbproxy"
 FLOATS = st.floats(-1e6, 1e6)
-MEASURED = stage.place_of(stage.SERVERS[0])
+SITE = arena.Site("n1", 1)
+MEASURED = SITE.place_of(SITE.servers[0])
+NAMES = ("lbproxy", "iptables", "nftables")
 
 
 # --- statistics ---
@@ -60,18 +69,30 @@ def test_percentiles_grow_with_the_share_and_stay_within_the_sample(
 
 # --- order of runs ---
 
+VARIANTS = rounds.variants(NAMES)
 
-def test_every_variant_stands_equally_often_at_every_place_of_a_round() -> None:
-    cycle = [ratios.order(number) for number in range(2 * len(ratios.VARIANTS))]
-    for place in range(len(ratios.VARIANTS)):
+
+@pytest.mark.parametrize("listed", [VARIANTS, node_ports.variants(list(NAMES))])
+def test_every_variant_stands_equally_often_at_every_place_of_a_round(listed: tuple[str, ...]) -> None:
+    cycle = [rounds.order(listed, number) for number in range(2 * len(listed))]
+    for place in range(len(listed)):
         assert set(collections.Counter(order[place] for order in cycle).values()) == {2}
-    assert all(sorted(order) == sorted(ratios.VARIANTS) for order in cycle)
+    assert all(sorted(order) == sorted(listed) for order in cycle)
 
 
 def test_no_variant_follows_one_other_more_often_than_it_precedes_it() -> None:
-    cycle = [ratios.order(number) for number in range(2 * len(ratios.VARIANTS))]
+    cycle = [rounds.order(VARIANTS, number) for number in range(2 * len(VARIANTS))]
     follows = collections.Counter(pair for order in cycle for pair in itertools.pairwise(order))
     assert all(follows[before, after] == follows[after, before] for before, after in follows)
+
+
+def test_bare_is_measured_twice_and_everybody_directly_and_through_a_service() -> None:
+    assert VARIANTS == (
+        "bare", "lbproxy/service", "lbproxy/direct", "iptables/service", "iptables/direct",
+        "nftables/service", "nftables/direct", "bare/again",
+    )  # fmt: skip
+    assert rounds.variants(["lbproxy"], services=False) == ("bare", "lbproxy/direct", "bare/again")
+    assert [one for one in node_ports.variants(list(NAMES)) if "dsr" in one] == ["lbproxy/dsr"]
 
 
 # --- ratios ---
@@ -79,28 +100,37 @@ def test_no_variant_follows_one_other_more_often_than_it_precedes_it() -> None:
 
 def run(rate: float, failed: int = 0) -> results.Run:
     return results.Run(
-        rate, 50.0, 90.0, 1e6 / rate, int(rate), failed, {"ECONNREFUSED": failed} if failed else {}
+        rate, 50.0, 90.0, 1e6 / rate, 0.1, int(rate), failed, {"ECONNREFUSED": failed} if failed else {}
     )
 
 
-def rounds(*rates: tuple[float, float, float, float]) -> list[results.Round]:
-    return [
-        results.Round(dict(zip(("bare", "bare_again", "direct", "service"), map(run, each), strict=True)))
-        for each in rates
-    ]
+SHOWN = ("bare", "bare/again", "lbproxy/direct", "lbproxy/service")
+
+
+def made_of(*rates: tuple[float, ...], names: tuple[str, ...] = SHOWN) -> list[results.Round]:
+    return [results.Round(dict(zip(names, map(run, each), strict=True))) for each in rates]
 
 
 def test_ratios_are_of_rates_within_a_round() -> None:
-    made = rounds((90, 110, 99, 95), (200, 200, 100, 50))
-    assert ratios.ratios(made, "service") == [0.95, 0.25]
-    assert ratios.ratios(made, "direct") == [0.99, 0.5]
-    assert ratios.ratios(made, "bare_again") == [pytest.approx(110 / 90), 1.0]
+    made = made_of((90, 110, 99, 95), (200, 200, 100, 50))
+    assert ratios.ratios(made, "lbproxy/service") == [0.95, 0.25]
+    assert ratios.ratios(made, "lbproxy/direct") == [0.99, 0.5]
+    assert ratios.ratios(made, "bare/again") == [pytest.approx(110 / 90), 1.0]
 
 
 def test_half_the_cpu_time_for_a_request_is_twice_the_speed() -> None:
-    made = rounds((100, 100, 50, 200))
-    assert ratios.thrift(made, "service") == [pytest.approx(2)]
-    assert ratios.thrift(made, "direct") == [pytest.approx(0.5)]
+    made = made_of((100, 100, 50, 200))
+    assert ratios.thrift(made, "lbproxy/service") == [pytest.approx(2)]
+    assert ratios.thrift(made, "lbproxy/direct") == [pytest.approx(0.5)]
+
+
+def test_what_is_dialled_on_another_node_is_compared_with_its_server_there() -> None:
+    names = ("bare", "bare/again", "bare/elsewhere", "lbproxy/remote", "iptables/masqueraded")
+    made = made_of((100.0, 60.0, 50.0, 40.0, 20.0), names=names)
+    assert ratios.ratios(made, "lbproxy/remote") == [0.8]
+    assert ratios.thrift(made, "lbproxy/remote") == [pytest.approx(0.8)]
+    assert ratios.ratios(made, "iptables/masqueraded") == [0.25]
+    assert ratios.against(made, "lbproxy/remote", "iptables/masqueraded") == [2]
 
 
 # --- objects ---
@@ -136,6 +166,8 @@ def test_the_measured_service_is_the_last_of_a_list_and_has_both_protocols() -> 
 
 def test_names_and_addresses_are_unique_at_every_size_measured() -> None:
     numbers = range(max(profiles.FULL.services))
+    measured = [cluster.measured_ip(copy) for copy in range(cluster.MEASURED_COPIES)]
+    assert len({*measured, cluster.REMOTE_IP}) == len(measured) + 1
     assert len({cluster.filler_name(number) for number in numbers}) == len(numbers)
     addresses = [address for number in numbers for address in cluster.filler_place(number).addresses]
     assert len(set(addresses)) == len(numbers) * cluster.ENDPOINTS
@@ -152,7 +184,7 @@ def test_each_generation_moves_one_endpoint(number: int, generation: int) -> Non
 
 
 def test_a_move_replaces_the_endpoints_and_keeps_the_rest() -> None:
-    other = stage.place_of(stage.SERVERS[1])
+    other = SITE.place_of(SITE.servers[1])
     assert not set(other.addresses) & set(MEASURED.addresses)
     patch = cluster.move_patch(other, 3)
     assert [each["addresses"] for each in patch["endpoints"]] == [[address] for address in other.addresses]
@@ -220,15 +252,17 @@ def found() -> results.Results:
         settings={},
         complete=True,
         noise=results.Noise(0.1, 0.001),
-        traffic=[results.Traffic(10_000, "short", 1.0, rounds(*[(100.0, 100.0, 99.5, 90.0)] * 7))],
-        programming=[results.Programming(10_000, 0, [1.0, 2.0, 4.0], 0, 0)],
+        traffic=[results.Traffic(10_000, "pod", "short", 1.0, made_of(*[(100.0, 100.0, 99.5, 90.0)] * 7))],
+        programming=[results.Programming(LB, 10_000, 0, [1.0, 2.0, 4.0], 0, 0)],
         stand_in=[results.StandIn(10_000, [0.5])],
         starts=[
-            results.Start(10_000, "fresh", 2.5, 3.0, 0, 100, ["ready"]),
-            results.Start(10_000, "adopted", 0.5, 1.0, 0, 1000, ["ready"]),
+            results.Start(LB, 10_000, "fresh", 2.5, 3.0, 0, 100, ["ready"]),
+            results.Start(LB, 10_000, "adopted", 0.5, 1.0, 0, 1000, ["ready"]),
         ],
-        memory=[results.Memory(10_000, 50_000_000, 40_000_000, 0, 60_000_000, None, {"m": 10_000_000}, 5000)],
-        cpu=[results.Cpu(10_000, 1.0, 20.0, 0.1)],
+        memory=[
+            results.Memory(LB, 10_000, 50_000_000, 40_000_000, 0, 60_000_000, None, {"m": 10_000_000}, 5000)
+        ],
+        cpu=[results.Cpu(LB, 10_000, 1.0, 20.0, 0.1)],
     )  # fmt: skip
 
 
@@ -254,22 +288,24 @@ def test_each_figure_stands_beside_its_target(found: results.Results) -> None:
 def test_a_verdict_that_noise_could_turn_says_so(found: results.Results) -> None:
     what = "short TCP connections, through a ClusterIP ÷ bare"
     found.traffic = [
-        results.Traffic(1, "short", 1.0, rounds((100, 90, 95, 90), (100, 110, 105, 100), (100, 100, 98, 96)))
+        results.Traffic(
+            1, "pod", "short", 1.0, made_of((100, 90, 95, 90), (100, 110, 105, 100), (100, 100, 98, 96))
+        )
     ]
     assert verdicts(found)[what].startswith("missed by 0.018, give or take 0.0")
     steady = [(100.0, 100.0, 99.5, rate) for rate in (99.0, 98.9, 99.1, 99.0)]
-    found.traffic = [results.Traffic(1, "short", 1.0, rounds(*steady))]
+    found.traffic = [results.Traffic(1, "pod", "short", 1.0, made_of(*steady))]
     assert verdicts(found)[what] == "met"
     scattered = [(100.0, 100.0, 99.5, rate) for rate in (99.0, 90.0, 110.0, 99.0)]
-    found.traffic = [results.Traffic(1, "short", 1.0, rounds(*scattered))]
+    found.traffic = [results.Traffic(1, "pod", "short", 1.0, made_of(*scattered))]
     assert verdicts(found)[what].startswith("met, give or take ")
 
 
 def test_failures_are_counted_wherever_they_happened(found: results.Results) -> None:
     assert rows.failures(found) == 0
-    found.traffic[0].rounds[0].runs["service"] = run(90, failed=2)
-    found.programming.append(results.Programming(10_000, 10, [1.0], lost=3, failed=4))
-    found.starts.append(results.Start(10_000, "adopted", 0.5, 1.0, 5, 1000, []))
+    found.traffic[0].rounds[0].runs["lbproxy/service"] = run(90, failed=2)
+    found.programming.append(results.Programming(LB, 10_000, 10, [1.0], lost=3, failed=4))
+    found.starts.append(results.Start(LB, 10_000, "adopted", 0.5, 1.0, 5, 1000, []))
     assert rows.failures(found) == 14
     assert "**14 failures.**" in report.remarks(found)
     assert verdicts(found)["failed connections during those restarts"] == "missed by 5"
@@ -277,7 +313,7 @@ def test_failures_are_counted_wherever_they_happened(found: results.Results) -> 
 
 
 def test_changes_that_never_showed_have_a_row_too(found: results.Results) -> None:
-    found.programming = [results.Programming(10_000, 0, [], lost=30, failed=0)]
+    found.programming = [results.Programming(LB, 10_000, 0, [], lost=30, failed=0)]
     assert "| never |" in report.page(found).replace("**", "")
 
 
@@ -286,7 +322,7 @@ def test_what_makes_figures_worth_less_is_said(found: results.Results) -> None:
     found.complete = False
     found.software["dirty"] = "true"
     found.traffic.append(
-        results.Traffic(1, "short", 1.0, rounds((100, 80, 1, 1), (100, 120, 1, 1), (100, 100, 1, 1)))
+        results.Traffic(1, "pod", "short", 1.0, made_of((100, 80, 1, 1), (100, 120, 1, 1), (100, 100, 1, 1)))
     )
     said = "\n".join(report.remarks(found))
     assert "did not finish" in said
@@ -368,7 +404,33 @@ def test_a_plot_is_drawn(found: results.Results, tmp_path: pathlib.Path) -> None
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_profile_measures_short_connections_at_every_size(found: results.Results) -> None:
-    for profile in profiles.PROFILES.values():
-        labels = [step.label for step in profiles.steps(profile, stage.Stage(0), found)]
-        assert len([label for label in labels if ": short" in label]) == len(profile.services)
+@pytest.mark.parametrize("profile", profiles.PROFILES.values(), ids=lambda profile: profile.name)
+def test_every_profile_measures_short_connections_and_everybody_at_every_size(
+    profile: profiles.Profile, found: results.Results
+) -> None:
+    at = unittest.mock.MagicMock(
+        sites={name: arena.Site(name, number) for number, name in enumerate(NAMES, 2)}
+    )
+    who: list[contestants.Contestant] = [
+        contestants.Lbproxy(at),
+        *(kube_proxies.Generated(at, mode, "legacy") for mode in kube_proxies.MODES),
+    ]
+    labels = [step.label for step in profiles.steps(profile, profiles.Field(at, who, found))]
+    assert len([label for label in labels if ": short, pod to pod" in label]) == len(profile.services) + 1
+    for name in NAMES:
+        filled = [label for label in labels if f"{name}: fill" in label]
+        assert len(filled) == len([label for label in labels if f"{name}: end" in label])
+        assert len(filled) == len(profile.services)
+    assert len([label for label in labels if "NodePorts" in label]) >= 2
+
+
+def test_the_measured_services_stand_evenly_among_all() -> None:
+    listed = kube_proxies.spread(model_of(built(808)))
+    owners = [owner for owner, _ in itertools.groupby(port.owner for port in listed)]
+    places = [owners.index(cluster.measured_name(copy)) for copy in range(cluster.MEASURED_COPIES)]
+    assert [after - before for before, after in itertools.pairwise(places)] == [101] * 7
+    assert sorted(listed, key=str) == sorted(model_of(built(808)), key=str)
+
+
+def model_of(objects: list[cluster.Object]) -> tuple[kubeproxy.ServicePort, ...]:
+    return kubeproxy.ports(objects, "n1")

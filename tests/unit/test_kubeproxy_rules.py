@@ -143,9 +143,9 @@ def loaded(ports: tuple[model.ServicePort, ...]) -> tuple[Tables, Table]:
 
 def test_ports_are_those_of_the_cluster_with_this_nodes_endpoints_marked() -> None:
     here = cluster.Place(("10.244.1.10", "10.244.1.2"), (NODE, "n2"))
-    more = cluster.node_port_objects(here, here, 8080)
-    ports = model.ports(cluster.objects(3, NODE, "172.18.0.1", here, 8080, more), NODE)
-    assert len(ports) == 2 + len(cluster.NODE_PORTS) + 2
+    more = cluster.node_port_objects(here, here, here, 8080)
+    ports = model.ports(cluster.objects(10, NODE, "172.18.0.1", here, 8080, more), NODE)
+    assert len(ports) == 2 + len(cluster.NODE_PORTS) + 2 * cluster.MEASURED_COPIES
     local, *_, tcp, udp = ports[2:]
     assert (local.node_port, local.external_local, local.text) == (30080, True, "node-ports/local:tcp-80")
     assert (tcp.protocol, udp.protocol, tcp.cluster_ip) == ("tcp", "udp", cluster.MEASURED_IP)

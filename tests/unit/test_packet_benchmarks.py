@@ -11,14 +11,11 @@ from benchmarks import (
     bed,
     cluster,
     frames,
-    node_ports,
     packet_rows,
     packets,
     profiles,
     report,
     results,
-    rows,
-    stage,
     talks,
     targets,
     test_runs,
@@ -120,7 +117,7 @@ def test_no_two_flows_of_a_talk_look_alike_anywhere() -> None:
 def test_node_port_services_are_decoded_without_a_warning() -> None:
     here, elsewhere = cluster.Place(("10.244.1.3",), ("n1",)), cluster.Place(("10.244.2.2",), ("n2",))
     decoders = {"Service": decode.service, "EndpointSlice": decode.endpoint_slice}
-    listed = list(cluster.node_port_objects(here, elsewhere, 8080))
+    listed = list(cluster.node_port_objects(here, elsewhere, elsewhere, 8080))
     for each in listed:
         event = decoders[each["kind"]](msgspec.json.encode(each))
         assert isinstance(event, events.Upsert)
@@ -128,29 +125,6 @@ def test_node_port_services_are_decoded_without_a_warning() -> None:
         assert event.warnings == ()
     of_remote = [each for each in listed if each["kind"] == "EndpointSlice"][-1]
     assert of_remote["endpoints"][0]["nodeName"] == "n2"
-
-
-def run(rate: float) -> results.Run:
-    return results.Run(rate, 50.0, 90.0, 1e6 / rate, int(rate), 0, {})
-
-
-MADE = results.Round(
-    dict(zip(node_ports.VARIANTS, map(run, (100.0, 90.0, 60.0, 140.0, 50.0, 40.0, 45.0)), strict=True))
-)
-
-
-def test_node_ports_are_compared_with_the_same_pod() -> None:
-    assert node_ports.compared([MADE], "local") == [0.75]
-    assert node_ports.compared([MADE], "masqueraded") == [0.5]
-    assert node_ports.compared([MADE], "direct_again") == [1.4]
-    assert node_ports.compared([MADE], "remote") == [0.8]
-    assert node_ports.compared([MADE], "dsr") == [0.9]
-    assert node_ports.thrift([MADE], "remote") == [pytest.approx(0.8)]
-
-
-def test_every_variant_of_node_ports_stands_at_every_place_of_a_round() -> None:
-    cycle = [node_ports.order(number) for number in range(2 * len(node_ports.VARIANTS))]
-    assert all({order[place] for order in cycle} == set(node_ports.VARIANTS) for place in range(7))
 
 
 # --- tables ---
@@ -174,7 +148,6 @@ def found() -> results.Results:
     ]
     filled = {"0": [results.Filled(900, 0)], "0.9": [results.Filled(2000, 0.25)]}
     made.ports = [results.Ports(4, 28976, 19000, filled)]
-    made.outside = [results.Traffic(1, "node-port", 0.2, [MADE])]
     return made
 
 
@@ -194,14 +167,10 @@ def test_single_packets_have_a_line_a_kind_and_the_worst_protocol_decides(found:
     assert "| tc | returns at once |" in table
 
 
-def test_ports_and_node_ports_are_in_the_report(found: results.Results) -> None:
+def test_ports_are_in_the_report(found: results.Results) -> None:
     page = report.page(found)
     assert "refused when 19,000 were open" in page
     assert "| 90% | 2,000 | 2,000 – 2,000 | 25.0% |" in page
-    assert "to a NodePort of policy Local ÷ to its pod | 1 |  | **0.750**" in page
-    assert "| node-port | 1 | remote | 40 |" in page
-    assert "from outside" in report.summary_section(found)
-    assert all(row.target is None for row in rows.rows(found))
 
 
 def test_a_machine_too_busy_for_single_packets_is_told(found: results.Results) -> None:
@@ -211,9 +180,7 @@ def test_a_machine_too_busy_for_single_packets_is_told(found: results.Results) -
     assert "up to 40% of the CPUs" in "".join(report.remarks(found))
 
 
-def test_every_profile_measures_packets_of_both_families_and_node_ports(found: results.Results) -> None:
+def test_every_profile_measures_packets_of_both_families(found: results.Results) -> None:
     for profile in profiles.PROFILES.values():
         labels = [step.label for step in profiles.packet_steps(profile, 0, found, contextlib.ExitStack())]
         assert len([label for label in labels if "IPv" in label]) == 4
-        of_cluster = [step.label for step in profiles.steps(profile, stage.Stage(0), found)]
-        assert len([label for label in of_cluster if "NodePorts" in label]) == 2

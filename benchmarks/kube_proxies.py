@@ -1,0 +1,255 @@
+"""kube-proxy as a contestant: the real program where there is one, else the rules it would have written."""
+
+import collections.abc
+import dataclasses
+import os
+import pathlib
+import random
+import re
+import shutil
+import subprocess
+import time
+import typing
+
+from pyroute2.netlink.nfnetlink import nfctsocket
+
+from benchmarks import agents, arena, cluster, contestants, process, results
+from benchmarks.kubeproxy import load, model
+from lbproxy.lab import netns
+
+Mode = typing.Literal["iptables", "nftables"]
+MODES: tuple[Mode, ...] = ("iptables", "nftables")
+Backend = typing.Literal["legacy", "nft"]
+BACKENDS = {"legacy": load.Backend.LEGACY, "nft": load.Backend.NF_TABLES}
+_TOOLS = ("iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore")
+_TABLES = ("nat", "filter", "mangle")
+
+
+class _WithRules(contestants.Contestant):
+    """Rules in a node's namespace, whoever writes them, and the connection tracker that they need."""
+
+    def __init__(self, at: arena.Arena, mode: Mode, backend: Backend) -> None:
+        self.name = mode
+        super().__init__(at)
+        self.backend = backend
+
+    def forget_connections(self) -> None:
+        """Empty the node's connection tracker."""
+
+        def flush() -> None:
+            with nfctsocket.NFCTSocket() as tracker:
+                tracker.flush()
+
+        netns.inside(self.at.lab.netns(self.site.node), flush)
+
+    def remove_rules(self) -> None:
+        """Remove all rules from the node: nobody else has any there."""
+        if self.name == "nftables":
+            commands = [["nft", "flush", "ruleset"]]
+        else:
+            tool = f"iptables-{self.backend}"
+            commands = [[tool, "-w", "-t", table, flag] for table in _TABLES for flag in ("-F", "-X")]
+        for argv in commands:
+            self.at.lab.check_output(self.site.node, argv, cgroup=False, timeout_s=load.TIMEOUT_S)
+
+
+class KubeProxy(_WithRules):
+    """A real kube-proxy, against the API server stand-in."""
+
+    # It waits for a second between writing rules twice: changes that come sooner would measure that.
+    pause_s = (1.2, 1.6)
+
+    def __init__(self, at: arena.Arena, mode: Mode, program: pathlib.Path, backend: Backend) -> None:
+        super().__init__(at, mode, backend)
+        self._program = program
+        self._version = version(program)
+
+    def about(self) -> results.Contestant:
+        """Say which version, and of which tool."""
+        label = f"kube-proxy {self._version}, {self.name} mode"
+        if self.name == "iptables":
+            label += f" ({tool_version(self.backend)})"
+        return results.Contestant(self.name, label, True, {"version": self._version})
+
+    def forget(self) -> None:
+        """End it, and remove its rules."""
+        self.stop()
+        self.remove_rules()
+
+    def start(self) -> agents.Agent:
+        """Start it, and return it at once."""
+        argv = [
+            str(self._program), "--master", self._url, "--hostname-override", self.site.node,
+            "--proxy-mode", self.name, "--kube-api-content-type", "application/json",
+            # Sizing the connection tracker is for the whole machine, which is not ours.
+            "--conntrack-max-per-core", "0",
+        ]  # fmt: skip
+        if self.name == "nftables" and self._version.startswith(("v1.29.", "v1.30.")):
+            argv += ["--feature-gates", "NFTablesProxyMode=true"]
+        environment = {**os.environ, "PATH": f"{self._tools()}:{os.environ['PATH']}"}
+        self.agent = agents.Agent(self.at.lab, self.site.node, argv, environment)
+        return self.agent
+
+    def _tools(self) -> pathlib.Path:
+        """Return a folder in which `iptables` is the one with the chosen backend."""
+        folder = self.at.lab.workdir / f"tools-{self.backend}"
+        if not folder.exists():
+            folder.mkdir()
+            for tool in _TOOLS:
+                family, _, rest = tool.partition("-")
+                found = shutil.which(f"{family}-{self.backend}{'-' if rest else ''}{rest}")
+                if found is None:
+                    raise arena.BenchError(f"{family} with the {self.backend} backend is not installed")
+                # It looks at the name that it was called by.
+                wrapper = folder / tool
+                wrapper.write_text(f'#!/bin/sh\nexec "{found}" "$@"\n')
+                wrapper.chmod(0o755)
+        return folder
+
+    def memory(self) -> results.Memory:
+        """Return what there is of it now."""
+        assert self.agent is not None
+        of_agent = self.agent.memory()
+        return results.Memory(
+            contestant=self.name,
+            services=self.services,
+            rss=of_agent["VmRSS"],
+            rss_anonymous=of_agent["RssAnon"],
+            rss_of_maps=0,
+            rss_peak=of_agent["VmHWM"],
+            cgroup_peak=self.agent.cgroup_peak(),
+            maps={},
+            programs=0,
+            rules=self.agent.kernel_bytes(),
+        )
+
+
+class Generated(_WithRules):
+    """The rules that a kube-proxy would have written, and nobody who writes them."""
+
+    real = False
+
+    def __init__(self, at: arena.Arena, mode: Mode, backend: Backend) -> None:
+        super().__init__(at, mode, backend)
+        self._ports: tuple[model.ServicePort, ...] = ()
+        self._memory: process.MemoryCgroup | None = None
+        self._rules = load.Rules(
+            self._command,
+            BACKENDS[backend] if mode == "iptables" else load.Backend.NATIVE,
+            model.Settings(node_ip=at.lab[self.site.node].ipv4),
+        )
+
+    def _command(self, argv: collections.abc.Sequence[str]) -> list[str]:
+        listed = list(argv) if self._memory is None else self._memory.command(list(argv))
+        return self.at.lab.command(self.site.node, listed, cgroup=False)
+
+    def about(self) -> results.Contestant:
+        """Say which version, and of which tool."""
+        tool = tool_version(self.backend if self.name == "iptables" else None)
+        label = f"kube-proxy's rules in {self.name} mode, generated ({tool}): no kube-proxy ran"
+        return results.Contestant(self.name, label, False, {"tool": tool})
+
+    def forget(self) -> None:
+        """Remove the rules."""
+        self.remove_rules()
+        if self._memory is not None:
+            self._memory.remove()
+            self._memory = None
+
+    def fill(self, services: int) -> None:
+        """Replace the cluster by one of so many services, with nothing in the kernel yet."""
+        self.forget()
+        self.services = services
+        self.measured_at, self.generation = self.site.servers[0], 0
+        self._ports = spread(model.ports(self.objects(), self.site.node))
+
+    def start(self) -> agents.Started:
+        """Load all rules."""
+        self._memory = process.MemoryCgroup(f"{arena.own_prefix()}rules-{self.name}")
+        return Loaded(lambda: self._rules.start(self._ports))
+
+    def _move(self, place: cluster.Place) -> None:
+        moved = tuple(model.Endpoint(ip, arena.PORT, True) for ip in place.addresses)
+        after = tuple(
+            dataclasses.replace(port, endpoints=moved) if port.owner == cluster.MEASURED else port
+            for port in self._ports
+        )
+        self._rules.change(self._ports, after)
+        self._ports = after
+
+    def memory(self) -> results.Memory:
+        """Return what there is of it now."""
+        return results.Memory(
+            contestant=self.name, services=self.services, rss=0, rss_anonymous=0, rss_of_maps=0, rss_peak=0,
+            cgroup_peak=None, maps={}, programs=0,
+            rules=None if self._memory is None else self._memory.kernel_bytes(),
+        )  # fmt: skip
+
+
+class Loaded:
+    """Rules that have been loaded."""
+
+    def __init__(self, action: collections.abc.Callable[[], float]) -> None:
+        before = process.ended_children_cpu()
+        self.started_ns = time.monotonic_ns()
+        self._seconds = action()
+        self._spent = process.ended_children_cpu() - before
+
+    def check(self) -> None:
+        """Do nothing: it can not end."""
+
+    def settle(self) -> float:
+        """Return the CPU time that loading took."""
+        return sum(self._spent)
+
+    def log(self) -> list[str]:
+        """Say how long loading took by itself."""
+        return [f"loaded in {self._seconds:.3f} s"]
+
+
+def make(
+    at: arena.Arena, name: str, program: pathlib.Path | None, backend: Backend
+) -> contestants.Contestant:
+    """Return the real kube-proxy in this mode if there is a program, else its rules."""
+    mode = next(each for each in MODES if each == name)
+    return Generated(at, mode, backend) if program is None else KubeProxy(at, mode, program, backend)
+
+
+def spread(ports: collections.abc.Iterable[model.ServicePort]) -> tuple[model.ServicePort, ...]:
+    """Return the ports in a drawn order, but for the measured services': those stand at even distances.
+
+    kube-proxy's own order is drawn anew whenever it writes all of them: where a service stands is luck.
+    """
+    groups: dict[tuple[str, str], list[model.ServicePort]] = {}
+    for port in ports:
+        groups.setdefault(port.owner, []).append(port)
+    measured = [
+        groups.pop(owner) for owner in map(cluster.measured_name, range(len(groups))) if owner in groups
+    ]
+    others = list(groups.values())
+    random.Random(len(others)).shuffle(others)
+    for number, group in reversed(list(enumerate(measured))):
+        others.insert(int((number + 0.5) * len(groups) / len(measured)), group)
+    return tuple(port for group in others for port in group)
+
+
+def version(program: pathlib.Path) -> str:
+    """Ask a kube-proxy for its version; BenchError where it is none."""
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise arena.BenchError(f"{program} does not run: {error}") from error
+    match = re.match(r"Kubernetes (v\S+)", done.stdout)
+    if match is None:
+        raise arena.BenchError(f"{program} does not say that it is a kube-proxy: {done.stdout[:100]!r}")
+    return match[1]
+
+
+def tool_version(backend: Backend | None) -> str:
+    """Return what iptables with this backend, or for None nft, says of itself: `iptables v1.8.9 (legacy)`."""
+    tool = "nft" if backend is None else f"iptables-{backend}"
+    try:
+        done = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise arena.BenchError(f"{tool} does not run: {error}") from error
+    return done.stdout.strip()
