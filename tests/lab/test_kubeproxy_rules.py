@@ -9,7 +9,7 @@ import dataclasses
 import pytest
 
 from benchmarks.kubeproxy import load, model
-from lbproxy.lab import cluster
+from lbproxy.lab import cluster, shell
 from tests.lab.conftest import LabFactory
 
 BACKENDS = {"n1": load.Backend.LEGACY, "n2": load.Backend.NF_TABLES, "n3": load.Backend.NATIVE}
@@ -76,9 +76,9 @@ def servers(
 ) -> tuple[set[str], set[str]]:
     """Connect until two servers have answered, but `TRIES` times at most: who answered, and whom they saw."""
     found, seen = set(), set()
-    with lab.shell(where) as shell:
+    with lab.shell(where) as client:
         for _ in range(TRIES):
-            answer = shell.udp(address, port) if udp else shell.tcp(address, port)
+            answer = client.udp(address, port) if udp else client.tcp(address, port)
             assert not answer.error
             assert answer.seen
             found.add(answer.server)
@@ -86,6 +86,11 @@ def servers(
             if len(found) == 2:
                 break
     return found, seen
+
+
+def errors(client: shell.Shell, address: str, port: int) -> list[str]:
+    """Ask by datagram, three times since the kernel need not answer each, what becomes of it."""
+    return [client.udp(address, port, timeout_s=1.0).error for _ in range(3)]
 
 
 @every_node
@@ -133,9 +138,9 @@ def test_without_endpoints_clients_are_refused_and_without_local_ones_ignored(
     lab: cluster.Lab, node: str
 ) -> None:
     with lab.shell(f"{node}/p2") as pod:
-        assert pod.udp(NONE, 80).error == "ECONNREFUSED"
+        assert "ECONNREFUSED" in errors(pod, NONE, 80)
     with lab.shell("outside") as outside:
-        assert outside.udp(lab[node].ipv4, 30083).error == "ECONNREFUSED"
+        assert "ECONNREFUSED" in errors(outside, lab[node].ipv4, 30083)
         assert outside.tcp(lab[node].ipv4, 30082, timeout_s=WAIT_S).error == "ETIMEDOUT"
 
 
