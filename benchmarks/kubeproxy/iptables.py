@@ -13,6 +13,7 @@ reads all chains back, though with more than `LARGE` endpoints only every 30 s.
 import base64
 import collections.abc
 import dataclasses
+import functools
 import hashlib
 
 from benchmarks.kubeproxy import model
@@ -56,8 +57,12 @@ _NAT_CHAINS = ("KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-MARK
 
 def chain(prefix: str, port: model.ServicePort, endpoint: str = "") -> str:
     """Return a chain's name: the prefix (`SVC`, `SVL`, `EXT`, `SEP`) and a hash of whose it is."""
-    digest = hashlib.sha256(f"{port.text}{port.protocol}{endpoint}".encode()).digest()
-    return f"KUBE-{prefix}-{base64.b32encode(digest)[:16].decode()}"
+    return f"KUBE-{prefix}-{_hash(f'{port.text}{port.protocol}{endpoint}')}"
+
+
+@functools.cache
+def _hash(text: str) -> str:
+    return base64.b32encode(hashlib.sha256(text.encode()).digest())[:16].decode()
 
 
 def hooks() -> str:

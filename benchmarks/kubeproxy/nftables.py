@@ -92,12 +92,11 @@ def full(ports: Ports, settings: model.Settings, order: Order = None) -> str:
 def update(before: Ports, after: Ports, settings: model.Settings, order: Order = None) -> str:
     """Return what takes a table that has `before` to `after`; `order` is that of `after`."""
     changed = model.changed(before, after)
-    after = model.ordered(after, order)
-    lines: list[str] = []
-    for port in after:
-        if port.owner in changed:
-            lines += _own(port, settings)
-    had, have = _elements(before), _elements(after)
+    written = [port for port in model.ordered(after, order) if port.owner in changed]
+    lines = [line for port in written for line in _own(port, settings)]
+    others = _hairpins(port for port in after if port.owner not in changed)
+    had = others | _elements(port for port in before if port.owner in changed)
+    have = others | _elements(written)
     for (where, key), what in have.items():
         old = had.get((where, key))
         # A comment alone is no change to kube-proxy.
@@ -229,17 +228,24 @@ def _external(port: model.ServicePort, settings: model.Settings) -> collections.
         yield _rule(name, f"goto {chain('local', port) if port.external_local else cluster}")
 
 
-def _elements(ports: Ports) -> _Elements:
+def _hairpins(ports: collections.abc.Iterable[model.ServicePort]) -> _Elements:
+    """Return the elements that ports of several services can have in common."""
+    return {
+        ("hairpin-connections", f"{each.ip} . {each.ip} . {port.protocol} . {each.port}"): ("", "")
+        for port in ports
+        for each in port.reachable
+        if each.is_local
+    }
+
+
+def _elements(ports: collections.abc.Iterable[model.ServicePort]) -> _Elements:
     """Return what sets and maps hold for these ports."""
-    found: _Elements = {}
+    ports = list(ports)
+    found = _hairpins(ports)
     for port in ports:
         at = f"{port.cluster_ip} . {port.protocol} . {port.port}"
         at_node = f"{port.protocol} . {port.node_port}"
         refusal = ("drop" if port.endpoints else "goto reject-chain", port.text)
-        for endpoint in port.reachable:
-            if endpoint.is_local:
-                key = f"{endpoint.ip} . {endpoint.ip} . {port.protocol} . {endpoint.port}"
-                found["hairpin-connections", key] = ("", "")
         found["cluster-ips", port.cluster_ip] = ("", "")
         if port.answers_inside:
             target = chain("local" if port.internal_local else "service", port)
