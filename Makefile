@@ -45,7 +45,7 @@ bench: setup ## measure on this machine (about 7 minutes, as root, best with not
 	@$(VENV)/bin/python -m benchmarks.run quick
 
 .PHONY: report
-report: setup ## write the newest measurement into README.md and docs/benchmarks.md
+report: setup ## write the newest measurement into README.md and docs/benchmarks.{md,html,png}
 	@$(VENV)/bin/python -m benchmarks.report
 
 .PHONY: setup

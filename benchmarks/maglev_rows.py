@@ -1,9 +1,9 @@
-"""The figures of Maglev tables as Markdown, also beside those of the paper. Pure."""
+"""The figures of Maglev tables, also beside those of the paper. Pure."""
 
 import collections.abc
 import statistics
 
-from benchmarks import maglev, results, stats
+from benchmarks import maglev, results, stats, tables
 
 # Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016.
 PAPER_BACKENDS, PAPER_SLOTS = 1_000, 65_537  # section 5.3, the smaller of its two tables
@@ -30,76 +30,96 @@ Beside the paper (Eisenbud et al., NSDI 2016, section 5.3), which measured table
 here; the paper's time is no yardstick for this machine."""
 
 
-def section(found: results.Results) -> str:
-    """Render everything about Maglev tables."""
+def parts(found: results.Results) -> list[str | tables.Table]:
+    """Return everything about Maglev tables: prose and tables by turns."""
     weights = f"{', '.join(map(str, maglev.WEIGHTS[:-1]))} and {maglev.WEIGHTS[-1]}"
-    parts = [_KEY.format(weights=weights), table(found.maglev)]
+    listed: list[str | tables.Table] = [_KEY.format(weights=weights), table(found.maglev)]
     if found.maglev_resized:
-        parts += [_RESIZED, resized(found.maglev_resized)]
-    return "\n\n".join([*parts, _PAPER, beside_paper(found.maglev)])
+        listed += [_RESIZED, resized(found.maglev_resized)]
+    return [*listed, _PAPER, beside_paper(found.maglev)]
 
 
-def table(listed: collections.abc.Iterable[results.Maglev]) -> str:
-    """Render a line for each size and number of backends."""
-    heads = " | ".join(f"{percent}% leave" for percent in maglev.PERCENTS)
-    lines = [
-        f"| backends | slots | build, ms | most | least | by weight: most | least | one leaves | {heads} |",
-        f"|---|---|---|---|---|---|---|---|{'---|' * len(maglev.PERCENTS)}",
-    ]
+def section(found: results.Results) -> str:
+    """Render them as Markdown."""
+    return "\n\n".join(each if isinstance(each, str) else tables.markdown(each) for each in parts(found))
+
+
+def table(listed: collections.abc.Iterable[results.Maglev]) -> tables.Table:
+    """Return a line for each size and number of backends."""
+    leaving = (f"{percent}% leave" for percent in maglev.PERCENTS)
+    head = ("backends", "slots", "build, ms", "most", "least", "by weight: most", "least", "one leaves")
+    rows = []
     for each in listed:
-        slots = f"**{each.slots:,}**" if each.chosen else f"{each.slots:,}"
+        look = tables.Look.FIGURE if each.chosen else tables.Look.PLAIN
         build = stats.summary(each.build_ms)
         loads = (each.most, each.least, each.weighted_most, each.weighted_least)
-        cells = [
-            f"{each.backends:,}",
-            slots,
-            f"{build.median:.2f} ({build.low:.2f} – {build.high:.2f})",
-            *(f"{load:.3f}" for load in loads),
-            _moved(each, 1),
-            *("" if count in (None, 1) else _moved(each, count) for count in _counts(each.backends)),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(
+            (
+                tables.count(each.backends),
+                tables.Cell(f"{each.slots:,}", look),
+                tables.Cell(f"{build.median:.2f}", more=f"{build.low:.2f} – {build.high:.2f}"),
+                *tables.plain(*(f"{load:.3f}" for load in loads)),
+                _moved(each, 1),
+                *(
+                    tables.Cell("") if count in (None, 1) else _moved(each, count)
+                    for count in _counts(each.backends)
+                ),
+            )
+        )
+    return tables.Table((*head, *leaving), rows)
 
 
-def resized(listed: collections.abc.Iterable[results.Resized]) -> str:
-    """Render a line for each number of backends at which a table gets another size."""
-    lines = ["| backends | slots | of the others' flows, changing hands |", "|---|---|---|"]
-    lines += [
-        f"| {each.backends:,} → {each.backends - 1:,} | {each.slots:,} → {each.slots_after:,} | "
-        f"**{_percent(stats.summary(each.moved).median)}** ({_percent(max(each.moved))}) |"
-        for each in listed
-    ]
-    return "\n".join(lines)
+def resized(listed: collections.abc.Iterable[results.Resized]) -> tables.Table:
+    """Return a line for each number of backends at which a table gets another size."""
+    rows = []
+    for each in listed:
+        moved, worst = _percent(stats.summary(each.moved).median), _percent(max(each.moved))
+        sizes = (
+            f"{each.backends:,} → {each.backends - 1:,}",
+            f"{each.slots:,} → {each.slots_after:,}",
+        )
+        rows.append((*tables.plain(*sizes), tables.Cell(moved, tables.Look.FIGURE, worst)))
+    return tables.Table(("backends", "slots", "of the others' flows, changing hands"), rows)
 
 
-def beside_paper(listed: collections.abc.Sequence[results.Maglev]) -> str:
-    """Render the paper's figures beside what the same tables gave here."""
-    lines = ["| what | the paper | here |", "|---|---|---|"]
+def beside_paper(listed: collections.abc.Sequence[results.Maglev]) -> tables.Table:
+    """Return the paper's figures beside what the same tables gave here."""
+    rows = []
     roomy = [each for each in listed if each.slots > PAPER_SLOTS_PER_BACKEND * each.backends]
     if roomy:
         greatest = max(each.most - each.least for each in roomy)
-        lines.append(
-            f"| most − least loaded backend, ÷ the mean, with more than {PAPER_SLOTS_PER_BACKEND} slots to a "
-            f"backend | at most {PAPER_DIFFERENCE:.0%} (section 3.4) | "
-            f"at most {_percent(greatest)} |"
+        rows.append(
+            tables.plain(
+                "most − least loaded backend, ÷ the mean, with more than "
+                f"{PAPER_SLOTS_PER_BACKEND} slots to a backend",
+                f"at most {PAPER_DIFFERENCE:.0%} (section 3.4)",
+                f"at most {_percent(greatest)}",
+            )
         )
     for each in listed:
         if (each.backends, each.slots) == (PAPER_BACKENDS, PAPER_SLOTS):
-            lines += _beside(each)
-    return "\n".join(lines)
+            rows += _beside(each)
+    return tables.Table(("what", "the paper", "here"), rows)
 
 
-def _beside(each: results.Maglev) -> list[str]:
+def _beside(each: results.Maglev) -> list[tuple[tables.Cell, ...]]:
     leaving = [count for count in _counts(each.backends) if count is not None]
     leave = ", ".join(f"{count / each.backends:.0%}" for count in leaving)
     changed = ", ".join(_percent(_changed(each, count)) for count in leaving)
     return [
-        f'| most loaded backend above the mean | "almost perfect", no number; Karger\'s hashing '
-        f"{PAPER_KARGER:.1%}, Rendezvous {PAPER_RENDEZVOUS:.1%} | {each.most - 1:.1%} |",
-        f"| build | {PAPER_BUILD_MS} ms | {stats.summary(each.build_ms).median:.1f} ms |",
-        f"| slots that change when {leave} of the backends leave, those of the leaving included, on average "
-        f"| a curve without numbers (figure 12) | {changed} |",
+        tables.plain(
+            "most loaded backend above the mean",
+            f'"almost perfect", no number; Karger\'s hashing {PAPER_KARGER:.1%}, '
+            f"Rendezvous {PAPER_RENDEZVOUS:.1%}",
+            f"{each.most - 1:.1%}",
+        ),
+        tables.plain("build", f"{PAPER_BUILD_MS} ms", f"{stats.summary(each.build_ms).median:.1f} ms"),
+        tables.plain(
+            f"slots that change when {leave} of the backends leave, "
+            "those of the leaving included, on average",
+            "a curve without numbers (figure 12)",
+            changed,
+        ),
     ]
 
 
@@ -114,9 +134,11 @@ def _counts(backends: int) -> list[int | None]:
     return [None if backends * percent % 100 else backends * percent // 100 for percent in maglev.PERCENTS]
 
 
-def _moved(each: results.Maglev, count: int | None) -> str:
+def _moved(each: results.Maglev, count: int | None) -> tables.Cell:
     seen = each.moved.get(count or 0)
-    return f"{_percent(stats.summary(seen).median)} ({_percent(max(seen))})" if seen else ""
+    if not seen:
+        return tables.Cell("")
+    return tables.Cell(_percent(stats.summary(seen).median), more=_percent(max(seen)))
 
 
 def _percent(share: float) -> str:

@@ -3,7 +3,7 @@
 import collections.abc
 import dataclasses
 
-from benchmarks import packets, results, stats, targets
+from benchmarks import packets, results, stats, tables, targets
 
 _COLUMNS = tuple((family, protocol) for protocol in ("TCP", "UDP") for family in (4, 6))
 # What README.md shows: the others are in docs/benchmarks.md.
@@ -60,21 +60,17 @@ def headlines(found: results.Results) -> list[Line]:
     ]
 
 
-def table(listed: collections.abc.Iterable[Line]) -> str:
-    """Render lines as Markdown: medians in ns, quartiles behind them."""
-    head = [f"IPv{family} {protocol}" for family, protocol in _COLUMNS]
-    text = [
-        f"| program | packet | flows | target | {' | '.join(head)} | |",
-        f"|---|---|---|---|{'---|' * len(head)}---|",
-    ]
+def table(listed: collections.abc.Iterable[Line]) -> tables.Table:
+    """Return lines as a table: medians in ns, quartiles behind them."""
+    columns = (f"IPv{family} {protocol}" for family, protocol in _COLUMNS)
+    rows = []
     for line in listed:
-        cells = [_cell(line.found.get(column)) for column in _COLUMNS]
-        program = _FLOORS.get(line.program, f"`{line.program}`")
-        text.append(
-            f"| {program} | {line.what} | {_flows(line)} | {line.target or ''} | "
-            f"{' | '.join(cells)} | {_verdict(line)} |"
-        )
-    return "\n".join(text)
+        floor = _FLOORS.get(line.program)
+        program = tables.Cell(floor) if floor else tables.Cell(line.program, tables.Look.CODE)
+        cells = (_cell(line.found.get(column)) for column in _COLUMNS)
+        about = tables.plain(line.what, flows(line), line.target or "")
+        rows.append((program, *about, *cells, _verdict(line)))
+    return tables.Table(("program", "packet", "flows", "target", *columns, "verdict"), rows)
 
 
 _FLOORS = {"tc": "tc", "xdp": "XDP"}
@@ -84,38 +80,38 @@ def _is_floor(line: Line) -> bool:
     return line.what in (packets.NOTHING, packets.NOTHING_SINGLY)
 
 
-def _flows(line: Line) -> str:
+def flows(line: Line) -> str:
+    """Say how many flows there are, or that each packet begins one; nothing of a floor."""
     if _is_floor(line):
         return ""
     return {0: "each new", 1: "1", packets.FLOWS: "64k"}.get(line.flows, str(line.flows))
 
 
-def _cell(seen: stats.Summary | None) -> str:
-    return "" if seen is None else f"**{seen.median:.0f}** ({seen.low:.0f} – {seen.high:.0f})"
+def _cell(seen: stats.Summary | None) -> tables.Cell:
+    if seen is None:
+        return tables.Cell("")
+    return tables.Cell(f"{seen.median:.0f}", tables.Look.FIGURE, f"{seen.low:.0f} – {seen.high:.0f}")
 
 
-def _verdict(line: Line) -> str:
+def _verdict(line: Line) -> tables.Cell:
     if line.target is None:
-        return ""
+        return tables.Cell("")
     missed = line.target.missed_by(line.worst)
-    return f"missed by {missed:.0f} ns" if missed else "met"
+    if missed:
+        return tables.Cell(f"missed by {missed:.0f} ns", tables.Look.MISSED)
+    return tables.Cell("met", tables.Look.MET)
 
 
-def ports(found: collections.abc.Iterable[results.Ports]) -> str:
-    """Render how new flows fare as ports run out, as Markdown."""
-    text = []
-    for each in found:
-        text += [
-            f"IPv{each.family}, {each.ports:,} ports of one address towards one address of a backend: the "
-            f"first new flow was refused when {each.reached:,} were open.",
-            "",
-            "| ports taken | ns for a new flow | quartiles | refused |",
-            "|---|---|---|---|",
-        ]
-        for share, rounds in each.filled.items():
-            ns = stats.summary([one.ns for one in rounds])
-            refused = stats.summary([one.refused for one in rounds]).median
-            text.append(
-                f"| {float(share):.0%} | {ns.median:,.0f} | {ns.low:,.0f} – {ns.high:,.0f} | {refused:.1%} |"
-            )
-    return "\n".join(text)
+def ports(each: results.Ports) -> tuple[str, tables.Table]:
+    """Say how new flows fare as ports run out."""
+    said = (
+        f"IPv{each.family}, {each.ports:,} ports of one address towards one address of a backend: the "
+        f"first new flow was refused when {each.reached:,} were open."
+    )
+    rows: list[tuple[tables.Cell, ...]] = []
+    for share, rounds in each.filled.items():
+        ns = stats.summary([one.ns for one in rounds])
+        refused = stats.summary([one.refused for one in rounds]).median
+        figure = tables.Cell(f"{ns.median:,.0f}", tables.Look.FIGURE, f"{ns.low:,.0f} – {ns.high:,.0f}")
+        rows.append((tables.Cell(f"{float(share):.0%}"), figure, tables.Cell(f"{refused:.1%}")))
+    return said, tables.Table(("ports taken", "ns for a new flow", "refused"), rows)

@@ -33,3 +33,10 @@ PACKET = Target(45, at_least=False, unit="ns")
 PACKET_OF_MANY = Target(250, at_least=False, unit="ns")
 PACKET_NEW = Target(150, at_least=False, unit="ns")
 FAILED = Target(0, at_least=False)
+
+
+def node_port(services: int) -> Target | None:
+    """Return what a NodePort's rate from outside has to be ÷ that of kube-proxy's iptables mode."""
+    if services == 1:
+        return Target(1.2, at_least=True)
+    return Target(2, at_least=True) if services >= 10_000 else None

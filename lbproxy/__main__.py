@@ -22,6 +22,7 @@ examples:
   lbproxy services -o json                      what the kernel balances now
   lbproxy explain --from pod --to 10.96.0.1:443 what would happen to such a connection
   lbproxy cleanup                               leave no trace
+  lbproxy bench --help                          measure it, and compare two measurements
 """
 
 EXPLAIN = """\
@@ -55,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: Sequence[str]) -> int:
     parser, subparsers = _parsers()
+    if arguments[:1] == ["bench"]:
+        # Its arguments are read by the programs that it hands over to.
+        return _call("bench", "main", arguments[1:])
     parsed, extra = parser.parse_known_args(arguments)
     if parsed.version:
         print(f"lbproxy {importlib.metadata.version('lbproxy')}")
@@ -99,7 +103,7 @@ def _read_side(module: str, parsed: argparse.Namespace) -> int:
     return status
 
 
-def _call(module: str, function: str, argument: argparse.Namespace | config.Config) -> int:
+def _call(module: str, function: str, argument: argparse.Namespace | config.Config | Sequence[str]) -> int:
     # Imported only now: no command pays for what the others need, and the agent stays small.
     return int(getattr(importlib.import_module(f"lbproxy.{module}"), function)(argument))
 
@@ -166,6 +170,7 @@ def _parsers() -> tuple[config_flags.Parser, dict[str, config_flags.Parser]]:
     demo.add_argument(
         "--screenshot", type=pathlib.Path, metavar="FILE.svg", help="write the last picture here"
     )
+    commands.add_parser("bench", help="measure it, and compare two measurements", add_help=False)
     return parser, commands.choices
 
 

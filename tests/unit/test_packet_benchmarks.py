@@ -14,12 +14,14 @@ from benchmarks import (
     packet_rows,
     packets,
     profiles,
+    remarks,
     report,
     results,
     talks,
     targets,
     test_runs,
 )
+from benchmarks import tables as tables_of
 from lbproxy import abi
 from lbproxy.core import decode, events, tables
 
@@ -161,7 +163,7 @@ def test_single_packets_have_a_line_a_kind_and_the_worst_protocol_decides(found:
     assert (many.target, many.worst) == (targets.PACKET_OF_MANY, 205)
     assert by_key[packets.STALE, packets.FLOWS].target is None
     assert by_key["new, masqueraded", 0].target is None
-    table = packet_rows.table(lines)
+    table = tables_of.markdown(packet_rows.table(lines))
     assert "| `tc_from_outside` | established, to a pod here | 1 | ≤ 45 ns | **41** (40 – 42) |" in table
     assert "missed by 10 ns" in table
     assert "| tc | returns at once |" in table
@@ -170,14 +172,16 @@ def test_single_packets_have_a_line_a_kind_and_the_worst_protocol_decides(found:
 def test_ports_are_in_the_report(found: results.Results) -> None:
     page = report.page(found)
     assert "refused when 19,000 were open" in page
-    assert "| 90% | 2,000 | 2,000 – 2,000 | 25.0% |" in page
+    assert "| 90% | **2,000** (2,000 – 2,000) | 25.0% |" in page
 
 
 def test_a_machine_too_busy_for_single_packets_is_told(found: results.Results) -> None:
     found.others_during_packets = [0.01, 0.09]
-    assert "Too busy" not in "".join(report.remarks(found))
+    assert not [each for each in remarks.remarks(found) if "Too busy" in each.text]
     found.others_during_packets = [0.01, 0.4]
-    assert "up to 40% of the CPUs" in "".join(report.remarks(found))
+    [said] = [each for each in remarks.remarks(found) if "Too busy" in each.text]
+    assert said.warning
+    assert "up to 40% of the CPUs" in said.text
 
 
 def test_every_profile_measures_packets_of_both_families(found: results.Results) -> None:

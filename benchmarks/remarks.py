@@ -1,0 +1,122 @@
+"""What has to be known of a run before its figures are believed. Pure."""
+
+import typing
+
+from benchmarks import ratios, results, rows, stats
+from benchmarks.figure import LBPROXY
+
+_NOISY = 0.05
+TOO_BUSY = 0.1  # others' share of the CPUs, beyond which times of single packets mean little
+_OWN_CODE = (
+    0.25  # share of the CPU time in client and server themselves, beyond which they slow what they measure
+)
+
+
+class Remark(typing.NamedTuple):
+    """A sentence; a warning makes the figures worth less."""
+
+    text: str
+    warning: bool = False
+
+
+def remarks(found: results.Results) -> list[Remark]:
+    """Say where and when a run was made, and everything that makes its figures worth less."""
+    about, versions = found.machine, found.software
+    dirty = {"true": ", with uncommitted changes", "false": ""}.get(versions.get("dirty", ""), "")
+    listed = [
+        Remark(
+            f"{found.started[:16].replace('T', ' ')} UTC, "
+            f"commit {versions.get('commit', 'unknown')[:10]}{dirty}, "
+            f"profile {found.profile}, {found.took_s:.0f} s."
+        ),
+        Remark(
+            f"{about.get('cpu', '?')}, {about.get('cpus', '?')} CPUs, {about.get('memory', '?')}, "
+            f"virtual: {about.get('virtual', '?')}; Linux {about.get('kernel', '?')}, "
+            f"Python {versions.get('python', '?')}."
+        ),
+    ]
+    if not found.complete:
+        listed.append(Remark("This run did not finish: figures are missing.", True))
+    if found.profile == "smoke":
+        listed.append(Remark("A smoke run: the figures mean nothing.", True))
+    generated = [each.name for each in found.contestants if not each.real]
+    if generated:
+        listed.append(
+            Remark(
+                f"No kube-proxy ran: its {' and '.join(generated)} rules were generated and loaded. What "
+                "kube-proxy itself would compute is missing from their latencies, starts and CPU time.",
+                True,
+            )
+        )
+    return [*listed, *_noise(found), *_generator(found), *_failures(found)]
+
+
+def _noise(found: results.Results) -> list[Remark]:
+    listed = []
+    if found.noise is not None:
+        listed.append(
+            Remark(
+                f"Load before {found.noise.load_before:.2f}; the hypervisor took "
+                f"{found.noise.steal_share:.1%} of the CPU time."
+            )
+        )
+    spread = worst_control(found)
+    if spread is not None:
+        said = f"between quartiles, the ratio of two runs of the same thing differs by up to {spread:.2f}"
+        if spread > _NOISY:
+            listed.append(Remark(f"A noisy machine: {said}.", True))
+        else:
+            listed.append(Remark(f"A quiet machine: {said}."))
+    busy = max(found.others_during_packets, default=0.0)
+    if busy > TOO_BUSY:
+        said = f"other processes had up to {busy:.0%} of the CPUs while those were timed"
+        listed.append(Remark(f"Too busy for single packets: {said}.", True))
+    return listed
+
+
+def worst_control(found: results.Results) -> float | None:
+    """Return the greatest distance between the quartiles of bare ÷ bare; None without traffic."""
+    spreads = [
+        stats.summary(ratios.ratios(each.rounds, "bare/again")).spread
+        for each in found.traffic
+        if each.rounds
+    ]
+    return max(spreads, default=None)
+
+
+def own_share(found: results.Results) -> float | None:
+    """Return the share of CPU time that client and server spent in their own code, the greatest of bare."""
+    shares = [
+        stats.summary([one.runs["bare"].own_share for one in each.rounds]).median
+        for each in found.traffic
+        if each.rounds
+    ]
+    return max(shares, default=None)
+
+
+def _generator(found: results.Results) -> list[Remark]:
+    share = own_share(found)
+    if share is None:
+        return []
+    said = (
+        "client and server spend their CPU time in the kernel, which is what is measured: in their own code "
+        f"at most {share:.0%} of it (median of bare runs, by kind of traffic)"
+    )
+    if share > _OWN_CODE:
+        return [Remark(f"The load generator slows what it measures: {said}.", True)]
+    return [Remark(f"The load generator is not the bottleneck: {said}.")]
+
+
+def _failures(found: results.Results) -> list[Remark]:
+    by = rows.failed_by(found)
+    called = rows.headings(found)
+    ours = rows.failures(found)
+    listed = [Remark(f"{ours} failures.", True) if ours else Remark(_NOTHING_FAILED)]
+    others = {name: number for name, number in by.items() if name not in (LBPROXY, "bare")}
+    if others:
+        said = ", ".join(f"{number} of {called.get(name, name)}" for name, number in others.items())
+        listed.append(Remark(f"Failed of others (connections, and changes never seen): {said}."))
+    return listed
+
+
+_NOTHING_FAILED = "Of lbproxy and of bare, no connection failed and no change went unseen."

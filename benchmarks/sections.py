@@ -1,0 +1,139 @@
+"""What all pages of a run say: words and tables, neither Markdown nor HTML. Pure."""
+
+import collections.abc
+
+from benchmarks import figures, results, rows, stats, tables
+from benchmarks.figure import LBPROXY, Figure, Group
+
+KEY = """\
+*Bare* is the same client and server on a node where nothing is programmed. Every round runs each
+variant once, in rotating order, client and server on one CPU; ratios are of rates within a round,
+figures are medians of rounds. *Give or take* is the median's 95 % margin, where the target is within
+it. 4 endpoints per service."""
+OF_PACKETS = """\
+Of single packets, ns in the kernel by BPF_PROG_TEST_RUN, medians with quartiles. Each run restores
+its packet first, and that is in every figure: *returns at once* is the floor. Tables have the
+default sizes, 10,000 services and, but for new flows, 64k flows in them; *64k* sends a packet of
+each in turn."""
+NOT_SHOWN = (
+    "more than one machine (all of it ran on one, over veth devices and bridges, without a NIC)",
+    "other CNIs than plain routes and a bridge",
+    "a real API server (a stand-in serves the objects over HTTP: faster, without admission or etcd)",
+)
+_NO_KUBE_PROXY = "what kube-proxy itself computes before it writes its rules (those here were generated)"
+CAPTIONS = {
+    Group.SHORT: "Connect, ask, be answered, close; pod → pod of the same node. 1 is no proxy at all.",
+    Group.VERSUS: "Rate of lbproxy ÷ that of the other, in the same rounds; DSR ÷ the other's masquerading.",
+    Group.ALIKE: "Every node is like the bare one until it is programmed: 1 but for noise.",
+    Group.PROGRAMMING: "From the patch of one slice to the first connection that reaches the new pod.",
+    Group.START: "From the command to the first connection to where the last service now is.",
+}
+_OF_GENERATED = {
+    Group.PROGRAMMING: "Of generated rules from when they begin to be loaded: nobody had to compute them.",
+    Group.START: "Of generated rules only their loading.",
+    Group.MEMORY: "Of generated rules there is no agent whose memory could be measured.",
+    Group.CPU: "Of generated rules there is no agent whose CPU time could be measured.",
+}
+
+
+def headline_caption(group: Group, found: results.Results) -> str:
+    """Say what the figures of `headlines` are."""
+    if group is Group.OTHERS:
+        return "Through a ClusterIP, pod → pod of the same node."
+    return caption(group, found)
+
+
+def caption(group: Group, found: results.Results) -> str:
+    """Say what a group's figures are, and what is missing of those of generated rules."""
+    generated = any(not each.real for each in found.contestants)
+    parts = (CAPTIONS.get(group, ""), _OF_GENERATED.get(group, "") if generated else "")
+    return " ".join(part for part in parts if part)
+
+
+def not_shown(found: results.Results) -> list[str]:
+    """Say what a run does not show."""
+    generated = any(not each.real for each in found.contestants)
+    return [*NOT_SHOWN, _NO_KUBE_PROXY] if generated else list(NOT_SHOWN)
+
+
+def rates(found: results.Results) -> tables.Table:
+    """Return the rates and latencies behind the ratios."""
+    head = ("traffic", "services", "variant", "a second", "p50 µs", "p99 µs", "CPU µs", "own code", "failed")
+    called = rows.headings(found)
+    listed = []
+    for traffic in found.traffic:
+        unit = "" if figures.rate_unit(traffic) == "/s" else " MB"
+        for variant in figures.variants(traffic):
+            runs = [each.runs[variant] for each in traffic.rounds]
+            seen = stats.summary([run.rate_per_s for run in runs])
+            name, _, way = variant.partition("/")
+            said = (
+                figures.WAYS.get(way, way)
+                if name == "bare"
+                else f"{called[name]}, {figures.WAYS.get(way, way)}"
+            )
+            # A stream has no requests to take the time of.
+            times = [
+                "–" if unit else f"{stats.summary([getattr(run, field) for run in runs]).median:,.1f}"
+                for field in ("p50_us", "p99_us", "cpu_us")
+            ]
+            own = stats.summary([run.own_share for run in runs]).median
+            listed.append(
+                (
+                    tables.Cell(figures.topic(traffic)),
+                    tables.count(traffic.services),
+                    tables.Cell(said),
+                    tables.Cell(
+                        f"{seen.median:,.0f}{unit}", tables.Look.FIGURE, f"{seen.low:,.0f} – {seen.high:,.0f}"
+                    ),
+                    *tables.plain(*times),
+                    tables.Cell(f"{own:.0%}"),
+                    tables.Cell(_failed(runs)),
+                )
+            )
+    return tables.Table(head, listed)
+
+
+def _failed(runs: collections.abc.Iterable[results.Run]) -> str:
+    by_name: dict[str, int] = {}
+    total = 0
+    for run in runs:
+        total += run.failed
+        for name, number in run.failures.items():
+            by_name[name] = by_name.get(name, 0) + number
+    names = ", ".join(f"{name} {number}" for name, number in by_name.items())
+    return f"{total} ({names})" if names else str(total)
+
+
+def headlines(found: results.Results) -> dict[Group, list[Figure]]:
+    """Return the figures for README.md by their group: what the product is chosen for."""
+    chosen: dict[Group, list[Figure]] = {}
+    greatest = max((each.services for each in found.traffic), default=0)
+    for figure in figures.figures(found):
+        group = figure.group
+        if group in (Group.PATHS, Group.OUTSIDE, Group.ALIKE):
+            continue
+
+        shown = figure.services == greatest and figure.what == figures.WAYS["service"]
+        if group is Group.OTHERS and not (shown and figure.topic.endswith(figures.PATHS["pod"])):
+            continue
+
+        if group in (Group.START, Group.MEMORY) and figure.what not in _SHOWN:
+            continue
+        if group is Group.FAILED and figure.what == f"during {figures.STARTS['fresh']}s":
+            continue
+        chosen.setdefault(group, []).append(figure)
+    return chosen
+
+
+_SHOWN = (figures.SERVING, figures.RESIDENT, figures.KERNEL_MEMORY)
+
+
+def maps(found: results.Results) -> tables.Table:
+    """Return what each BPF map occupies, at the greatest number of services."""
+    ours = [each for each in found.memory if each.contestant == LBPROXY]
+    greatest = max(ours, key=lambda each: each.services, default=None)
+    sizes = sorted(greatest.maps.items(), key=lambda item: -item[1]) if greatest else []
+    return tables.Table(
+        ("map", "MB"), [(tables.Cell(name), tables.Cell(f"{size / 1e6:.2f}")) for name, size in sizes]
+    )

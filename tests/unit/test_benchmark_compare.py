@@ -1,0 +1,307 @@
+"""Two runs beside each other: what is better, what is worse, what is noise; and the command."""
+
+import json
+import math
+import pathlib
+import sys
+import typing
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import compare, figures, results
+from benchmarks.compare import Verdict
+from benchmarks.figure import LBPROXY, Figure, Group
+from lbproxy import __main__ as command
+from lbproxy import bench, errors
+from tests.unit import benchmark_run
+
+UNITS = ("", "MB", "ms", "µs", "ns", "/s", "s", "%", "failed")
+VALUES = st.one_of(st.floats(0, 1e6), st.just(math.inf))
+
+
+def figure(value: float, margin: float, count: int, unit: str, more_is_better: bool) -> Figure:
+    return Figure(
+        Group.SHORT, "topic", "what", 1, LBPROXY, value, value, value, count, margin, unit, more_is_better
+    )
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[Figure, Figure]:
+    unit, more_is_better = draw(st.sampled_from(UNITS)), draw(st.booleans())
+    one, other = (
+        figure(draw(VALUES), draw(st.floats(0, 10)), draw(st.integers(1, 50)), unit, more_is_better)
+        for _ in range(2)
+    )
+    return one, other
+
+
+def verdicts(compared: compare.Comparison) -> dict[tuple[str, str, int, str], Verdict]:
+    return {
+        (each.about, each.what, each.services, each.contestant): each.verdict for each in compared.changes
+    }
+
+
+def slower(found: results.Results, by: float) -> None:
+    """Have lbproxy's connections through a service of the first traffic take longer."""
+    first = found.traffic[0]
+    for each in first.rounds:
+        run = each.runs["lbproxy/service"]
+        each.runs["lbproxy/service"] = msgspec.structs.replace(run, rate_per_s=run.rate_per_s * by)
+
+
+# --- figures ---
+
+
+@given(pairs())
+def test_what_is_worse_one_way_is_better_the_other_way(pair: tuple[Figure, Figure]) -> None:
+    turned = {Verdict.WORSE: Verdict.BETTER, Verdict.BETTER: Verdict.WORSE, Verdict.SAME: Verdict.SAME}
+    one, other = pair
+    assert compare.judge(other, one) is turned[compare.judge(one, other)]
+
+
+@given(pairs(), st.floats(0, 1))
+def test_nothing_is_worse_than_itself(pair: tuple[Figure, Figure], drift: float) -> None:
+    assert compare.judge(pair[0], pair[0], drift) is Verdict.SAME
+
+
+@given(pairs(), st.floats(0, 1))
+def test_a_machine_that_drifts_hides_differences_and_makes_none(
+    pair: tuple[Figure, Figure], drift: float
+) -> None:
+    calm, drifting = compare.judge(*pair), compare.judge(*pair, drift)
+    assert drifting in (calm, Verdict.SAME)
+
+
+@pytest.mark.parametrize(
+    ("unit", "more_is_better", "before", "after", "margin", "verdict"),
+    [
+        ("", True, 0.97, 0.90, 0.01, Verdict.WORSE),
+        ("", True, 0.97, 0.95, 0.011, Verdict.SAME),  # the margins overlap
+        ("", True, 0.97, 0.965, 0.0, Verdict.SAME),  # less than what always differs
+        ("", True, 0.90, 0.97, 0.01, Verdict.BETTER),
+        ("ms", False, 3.0, 4.0, 0.2, Verdict.WORSE),
+        ("ms", False, 4.0, 3.0, 0.2, Verdict.BETTER),
+        ("ms", False, 3.0, math.inf, 0.2, Verdict.WORSE),
+        ("failed", False, 0, 1, 0.0, Verdict.WORSE),
+        ("%", False, 0.1, 0.3, 0.0, Verdict.SAME),
+        ("MB", False, 80, 90, 0.0, Verdict.WORSE),
+    ],
+)
+def test_which_way_is_better_depends_on_the_figure(
+    unit: str, more_is_better: bool, before: float, after: float, margin: float, verdict: Verdict
+) -> None:
+    one, other = (figure(value, margin, 30, unit, more_is_better) for value in (before, after))
+    assert compare.judge(one, other) is verdict
+
+
+def test_a_few_samples_do_not_prove_a_start_slower() -> None:
+    one, other = (figure(value, 0.0, 1, "s", False) for value in (1.0, 1.12))
+    assert compare.judge(one, other) is Verdict.SAME
+    one, other = (figure(value, 0.0, 9, "s", False) for value in (1.0, 1.12))
+    assert compare.judge(one, other) is Verdict.WORSE
+
+
+# --- runs ---
+
+
+def test_a_run_is_the_same_as_itself() -> None:
+    compared = compare.compare(benchmark_run.made(), benchmark_run.made())
+    assert {each.verdict for each in compared.changes} == {Verdict.SAME}
+    assert compared.warnings == []
+    assert compared.worse == []
+
+
+@given(st.floats(0.5, 1.5))
+def test_comparing_the_other_way_round_turns_every_verdict(by: float) -> None:
+    one, other = benchmark_run.made(), benchmark_run.made()
+    for found in (one, other):
+        found.traffic, found.packets = found.traffic[:1], []
+    slower(other, by)
+    there, back = verdicts(compare.compare(one, other)), verdicts(compare.compare(other, one))
+    turned = {Verdict.WORSE: Verdict.BETTER, Verdict.BETTER: Verdict.WORSE, Verdict.SAME: Verdict.SAME}
+    assert back == {key: turned[verdict] for key, verdict in there.items()}
+
+
+def test_a_slower_service_is_worse_and_nothing_else_is() -> None:
+    after = benchmark_run.made()
+    slower(after, 0.9)
+    compared = compare.compare(benchmark_run.made(), after)
+    assert [(each.what, each.services) for each in compared.worse] == [
+        ("short TCP connections, pod → pod of the same node, through a ClusterIP", 1),
+        ("short TCP connections, pod → pod of the same node, through a ClusterIP, rate", 1),
+    ]
+    assert compared.changes[0].target == "≥ 0.97"
+
+
+def test_what_others_do_decides_nothing() -> None:
+    after = benchmark_run.made()
+    for each in after.traffic[0].rounds:
+        each.runs["iptables/service"] = benchmark_run.run(100.0)
+    compared = compare.compare(benchmark_run.made(), after)
+    assert [each.contestant for each in compared.changes if each.verdict is Verdict.WORSE]
+    assert compared.worse == []
+
+
+def test_a_slower_machine_is_no_slower_lbproxy() -> None:
+    after = benchmark_run.made()
+    for traffic in after.traffic:
+        for each in traffic.rounds:
+            for variant, run in each.runs.items():
+                each.runs[variant] = msgspec.structs.replace(
+                    run, rate_per_s=run.rate_per_s * 0.7, p50_us=run.p50_us / 0.7, p99_us=run.p99_us / 0.7
+                )
+    compared = compare.compare(benchmark_run.made(), after)
+    assert compared.worse == []
+    assert any("bare alone differs by up to 30%" in warning for warning in compared.warnings)
+
+
+def test_of_other_machines_only_ratios_memory_and_failures_are_compared() -> None:
+    after = benchmark_run.made()
+    after.machine["cpu"] = "Another CPU"
+    slower(after, 0.9)
+    compared = compare.compare(benchmark_run.made(), after)
+    assert "NOT THE SAME MACHINE: cpu A made-up CPU → Another CPU" in compared.warnings[0]
+    assert {each.unit for each in compared.changes} == {"", "MB", "failed"}
+    assert len(compared.worse) == 1
+
+
+def test_what_makes_a_comparison_worth_less_is_said() -> None:
+    after = benchmark_run.made()
+    after.complete, after.profile = False, "smoke"
+    after.software["dirty"] = "true"
+    after.contestants[1] = results.Contestant("iptables", "kube-proxy v1.36.0", True)
+    said = "\n".join(compare.warnings(benchmark_run.made(), after))
+    for words in (
+        "did not finish",
+        "a smoke run",
+        "uncommitted",
+        "profile quick → smoke",
+        "iptables is not the same",
+    ):
+        assert words in said
+
+
+def test_what_only_one_run_has_measured_is_listed_and_not_judged() -> None:
+    after = benchmark_run.made()
+    after.cpu = []
+    there = compare.compare(benchmark_run.made(), after)
+    assert {each.verdict for each in there.changes} == {Verdict.SAME, Verdict.GONE}
+    assert {each.after for each in there.changes if each.verdict is Verdict.GONE} == {None}
+    assert there.worse == []
+    back = compare.compare(after, benchmark_run.made())
+    assert {each.verdict for each in back.changes} == {Verdict.SAME, Verdict.NEW}
+
+
+def test_every_figure_has_a_name_of_its_own() -> None:
+    found = benchmark_run.made()
+    listed = figures.figures(found) + figures.absolutes(found)
+    assert len({one.key for one in listed}) == len(listed)
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def files(tmp_path: pathlib.Path) -> tuple[str, str]:
+    after = benchmark_run.made()
+    slower(after, 0.9)
+    results.write(benchmark_run.made(), tmp_path / "a.json")
+    results.write(after, tmp_path / "b.json")
+    return str(tmp_path / "a.json"), str(tmp_path / "b.json")
+
+
+def test_the_exit_status_says_whether_something_is_worse(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare.main(files) == 1
+    said = capsys.readouterr().out
+    assert "worse" in said
+    assert "-10.0%" in said
+    assert "2 worse" in said
+    assert compare.main(files[::-1]) == 0
+    assert "2 better" in capsys.readouterr().out
+    assert compare.main([files[0], files[0]]) == 0
+    assert "worse" not in capsys.readouterr().out
+
+
+def test_all_shows_what_is_the_same_and_what_others_did(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare.main([files[0], files[0], "--all"]) == 0
+    said = capsys.readouterr().out
+    assert "nftables" in said
+    assert "control" in said
+
+
+def test_json_has_everything(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main([*files, "-o", "json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert set(said) == {"warnings", "changes"}
+    assert said["changes"][0]["verdict"] == "worse"
+    assert said["changes"][0]["before"] == pytest.approx(0.975, abs=0.002)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", None])
+def test_files_that_are_no_runs_have_a_status_of_their_own(
+    content: str | None, files: tuple[str, str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.json"
+    if content is not None:
+        bad.write_text(content)
+    assert compare.main([files[0], str(bad)]) == 2
+    assert "bad.json" in capsys.readouterr().err
+
+
+def test_a_run_of_another_schema_cannot_be_compared(
+    files: tuple[str, str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = benchmark_run.made()
+    found.schema = results.SCHEMA + 1
+    results.write(found, tmp_path / "new.json")
+    assert compare.main([files[0], str(tmp_path / "new.json")]) == 2
+    assert "schema" in capsys.readouterr().err
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
+    made: list[tuple[list[str], dict[str, str]]] = []
+
+    def execve(program: str, argv: list[str], environment: dict[str, str]) -> typing.NoReturn:
+        assert program == sys.executable
+        made.append((argv[3:], environment))
+        raise SystemExit(7)
+
+    monkeypatch.setattr("os.execve", execve)
+    return made
+
+
+@pytest.mark.parametrize("name", bench.COMMANDS)
+def test_the_command_hands_over_to_the_checkouts_programs(
+    name: str, executed: list[tuple[list[str], dict[str, str]]]
+) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["bench", name, "--help", "x_y.json"])
+    [(argv, environment)] = executed
+    assert argv == [f"benchmarks.{name}", "--help", "x_y.json"]
+    checkout = pathlib.Path(environment["PYTHONPATH"].partition(":")[0])
+    assert (checkout / "benchmarks" / f"{name}.py").exists()
+
+
+def test_an_installed_package_says_that_it_has_no_benchmarks(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(errors.AgentError, match="in a checkout") as caught:
+        bench.main(["run"], tmp_path)
+    assert caught.value.exit_status == 1
+    assert len(caught.value.lines()) == 1
+
+
+def test_help_teaches_and_a_wrong_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["bench", "--help"])
+    assert ended.value.code == 0
+    assert "compare before.json after.json" in capsys.readouterr().out
+    assert command.main(["bench", "comprae"]) == 2
+    assert "did you mean compare?" in capsys.readouterr().err
+    assert command.main(["bench"]) == 2
