@@ -31,14 +31,21 @@ static __always_inline void address_copy(__be32 to[4], const __be32 from[4])
 	to[3] = from[3];
 }
 
+/* One branch, and not one for each word: the verifier would follow all of them. */
 static __always_inline bool address_equal(const __be32 a[4], const __be32 b[4])
 {
-	return a[3] == b[3] && a[2] == b[2] && a[1] == b[1] && a[0] == b[0];
+	__u32 difference = (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]);
+
+	asm volatile("" : "+r"(difference));
+	return !difference;
 }
 
 static __always_inline bool address_is_v4(const __be32 addr[4])
 {
-	return addr[0] == 0 && addr[1] == 0 && addr[2] == bpf_htonl(0xffff);
+	__u32 difference = addr[0] | addr[1] | (addr[2] ^ bpf_htonl(0xffff));
+
+	asm volatile("" : "+r"(difference));
+	return !difference;
 }
 
 /* 127.0.0.0/8, and 0.0.0.0, which connect() takes for it. */

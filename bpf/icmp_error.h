@@ -29,6 +29,7 @@ static __always_inline bool parse_quoted(struct __sk_buff *skb, const struct pac
 	quoted->ipv4 = p->ipv4;
 	if (!(p->ipv4 ? parse_ipv4(data, data_end, quoted) : parse_ipv6(data, data_end, quoted)))
 		return false;
+	packet_forget(skb, quoted);
 	/* What is behind the error in its frame is not quoted. */
 	return parse_l4(data, data_end, quoted, true) && quoted->l4 + LB_L4_QUOTED <= p->end;
 }

@@ -317,6 +317,25 @@ static __always_inline bool parse_l4(void *data, void *data_end, struct packet *
 	return true;
 }
 
+/* Makes the verifier forget by which way a packet was parsed: else it follows whatever comes
+ * next once for each. A protocol has 16 bits, which it does not know.
+ */
+static __always_inline void packet_forget(struct __sk_buff *skb, struct packet *p)
+{
+	__u32 zero = skb->protocol >> 16;
+
+	p->l4 |= zero;
+	p->end |= zero;
+	p->fragment_id |= zero;
+	p->tuple.proto |= zero;
+	p->fragment |= zero;
+	p->tcp_flags |= zero;
+	p->icmp_error |= zero;
+	p->ipv4 |= zero;
+	p->tunnel |= zero;
+	asm volatile("" : : : "memory");
+}
+
 /* Whether this is a packet that may belong to a flow, an ICMP error or a tunnel's; then
  * p says all about it. `length` is that of the frame, of which data may hold the
  * beginning; its IP header, of the protocol that it has on Ethernet, is at `l2`.

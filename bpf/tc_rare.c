@@ -120,6 +120,7 @@ int lb_tc_icmp_error(struct __sk_buff *skb)
 
 	if (!w || !tc_parse_again(skb, &p, w) || !p.icmp_error)
 		return LB_NEXT;
+	packet_forget(skb, &p);
 	return tc_icmp_error(skb, &p, w);
 }
 
@@ -164,9 +165,12 @@ int lb_tc_untunnel(struct __sk_buff *skb)
 	struct work *w = work_begin();
 	__u8 error;
 
-	if (!w || !tc_parse_again(skb, &p, w) || !p.tunnel || !tunnel_end(skb, &p, &w->to) ||
-	    !parse_inner(skb, &p, &inner) || !tunnel_ends_here(skb, &p, &w->to) ||
-	    !tunnelled_flow(skb, &inner, w) || !tunnelled_frontend(&w->flow_key, inner.ipv4, w))
+	if (!w || !tc_parse_again(skb, &p, w) || !p.tunnel)
+		return LB_NEXT;
+	packet_forget(skb, &p);
+	if (!tunnel_end(skb, &p, &w->to) || !parse_inner(skb, &p, &inner) ||
+	    !tunnel_ends_here(skb, &p, &w->to) || !tunnelled_flow(skb, &inner, w) ||
+	    !tunnelled_frontend(&w->flow_key, inner.ipv4, w))
 		return LB_NEXT;
 	/* The node that sent it has looked, if it was one. */
 	if (!may_send(w->flow_key.src) || ((w->fe.flags & LB_FRONTEND_SOURCE_RANGES) &&

@@ -141,6 +141,7 @@ static __always_inline bool parse_inner(struct __sk_buff *skb, const struct pack
 	p->tuple.stage = LB_STAGE_INGRESS;
 	if (!(p->ipv4 ? parse_ipv4(data, data_end, p) : parse_ipv6(data, data_end, p)))
 		return false;
+	packet_forget(skb, p);
 	return p->end <= outer->end && p->l4 <= p->end && parse_l4(data, data_end, p, false) &&
 	       !p->tunnel;
 }

@@ -34,6 +34,22 @@ def made(root: pathlib.Path, cgroup: pathlib.Path) -> collections.abc.Iterator[d
     remove_links(found)
 
 
+MOST_VERIFIED: typing.Final = 300_000
+"""Instructions, each time that the verifier comes by one: a microsecond, of a start and of every upgrade."""
+
+
+def test_the_verifier_is_soon_done(made: datapath.Datapath) -> None:
+    verified = {}
+    for path in made.programs_dir.iterdir():
+        with opened(path) as fd:
+            lines = pathlib.Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+        values = dict(line.split(":\t") for line in lines if ":\t" in line)
+        verified[path.name] = int(values["verified_insns"])
+    assert verified.keys() == {program.name for program in programs.PROGRAMS}
+    assert max(verified.values()) < MOST_VERIFIED, verified
+    assert sum(verified.values()) < 3 * MOST_VERIFIED, verified
+
+
 def remove_links(found: datapath.Datapath) -> None:
     """Let go of the cgroup, so that it can be removed."""
     shutil.rmtree(found.links_dir, ignore_errors=True)

@@ -76,6 +76,15 @@ def test_a_client_outside_is_masqueraded_there_and_back(
     assert len(lb.flows()) == 4
 
 
+@pytest.mark.parametrize("length", [0, 1, 3, 4, 255, 256, 1000, 1408, 4093])
+def test_the_sctp_checksum_is_right_whatever_is_behind_the_ports(lb: Bench, side: Side, length: int) -> None:
+    lb.service(side.far_pod, protocol=model.Protocol.SCTP)
+    payload = bytes(number * 7 & 0xFF for number in range(length))
+    for port in (1, 40000, 65535):
+        sent = frame(ip(side.client, side.node, sctp(port, 30080, payload)))
+        assert lb.outside(sent) == (NEXT, frame(ip(side.client, side.far_pod, sctp(port, 8080, payload))))
+
+
 def test_the_masquerade_address_is_that_of_the_device_towards_the_backend(lb: Bench, side: Side) -> None:
     lb.service(side.pod)
     lb.outside(frame(ip(side.client, side.node, tcp(40000, 30080))))
