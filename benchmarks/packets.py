@@ -225,9 +225,10 @@ def _near(at: bed.Bed, family: int, proto: int) -> Set:
 def _far(at: bed.Bed, family: int, proto: int) -> Set:
     """Masqueraded flows to pods of another node."""
     talk, rows = talks.hold(at, bed.FAR, family, proto)
+    leaving = [key.becomes(row) for key, row in rows.items()]
     [beyond] = [
-        (row.src, int.from_bytes(row.sport, "big")) for row in rows.values() if row.src == talk.masquerade
-        and row.dst == talk.backend
+        (packet.src, int.from_bytes(packet.sport, "big")) for packet in leaving
+        if (packet.src, packet.dst) == (talk.masquerade, talk.backend)
     ]  # fmt: skip
     copied = talks.copies(rows, talk.inside(0), beyond, at, talk, FLOWS)
 
@@ -353,7 +354,7 @@ def _take(at: bed.Bed, key: typing.Any, row: typing.Any, taken: collections.abc.
     )
     became = {
         (key.dst, int.from_bytes(key.dport, "big")): of_port,
-        (row.dst, int.from_bytes(row.dport, "big")): clients,
+        (row.addr, int.from_bytes(row.dport, "big")): clients,
     }
     made = talks.copy(key, row, became, len(taken))
     at.put_flows(made.keys, bytes(made.rows), len(taken))

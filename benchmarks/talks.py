@@ -130,8 +130,9 @@ def copies(
     for key, row in rows.items():
         ids = b""
         if row.backend:
+            service = int.from_bytes(row.service, "little")
             ids = b"".join(
-                at.backends[end.dst, end.dport, key.proto, row.service].to_bytes(4, "little") for end in ends
+                at.backends[end.dst, end.dport, key.proto, service].to_bytes(4, "little") for end in ends
             )
         made.append(copy(key, row, becomes, flows, ids))
     return made
@@ -146,13 +147,16 @@ def copy(
 ) -> Copies:
     """Copy one row so many times, with these ends exchanged; `backends` are packed ids, none to keep them."""
     packed = []
-    for layout, one in ((_KEY, key), (_ROW, row)):
+    for layout, one, packet in ((_KEY, key, key), (_ROW, row, key.becomes(row))):
         text = bytearray(one.pack() * count)
         for address, port in (("src", "sport"), ("dst", "dport")):
-            end = getattr(one, address), int.from_bytes(getattr(one, port), "big")
+            end = getattr(packet, address), int.from_bytes(getattr(packet, port), "big")
             if end in becomes:
-                _fill(text, layout.size, layout.offset(address) + 12, becomes[end].words, 4)
                 _fill(text, layout.size, layout.offset(port), becomes[end].ports, 2)
+                # A row has but one address, for a source or a destination.
+                named = address if layout is _KEY else "addr"
+                if layout is _KEY or end[0] == row.addr:
+                    _fill(text, layout.size, layout.offset(named) + 12, becomes[end].words, 4)
         packed.append(text)
     if backends:
         _fill(packed[1], _ROW.size, _ROW.offset("backend"), backends, 4)

@@ -16,7 +16,7 @@
 #define LB_ABI_H
 
 /* Bumped when the meaning of a row changes in a way its layout does not show. */
-#define LB_ABI_VERSION 2
+#define LB_ABI_VERSION 3
 
 /* frontend_key.scope: where a frontend listens, and whom its row is for. */
 #define LB_SCOPE_ADDRESS 0   /* the address in the key */
@@ -252,19 +252,19 @@ struct flow_key {
 	__u8 pad[2];
 };
 
-/* What that packet is turned into. Each flow has a row for each direction, whose
- * partner is at the other stage, under the reversed addresses that this row leads
- * to; a masqueraded flow has two such pairs, one for each end.
+/* What that packet is turned into: where it comes in it gets another destination, where it
+ * leaves another source, and ports. Each flow has a row for each direction, whose partner is at
+ * the other stage, under the reversed addresses that this row leads to; a masqueraded flow has
+ * two such pairs, one for each end. Key and row and what the kernel adds are two cache lines.
  */
 struct flow {
-	__be32 src[4];
-	__be32 dst[4];
+	__be32 addr[4];
 	__be16 sport;
 	__be16 dport;
 	__u32 backend; /* which must serve for the row to hold, if UDP; 0 in rows of other stages */
-	__u32 service;
-	__u32 seen; /* tick of the last packet, either direction */
-	__u32 state;
+	__u32 seen;    /* tick of the last packet, either direction */
+	__u8 service[3]; /* lowest byte first */
+	__u8 state;
 };
 
 /* The ports of a datagram, for its fragments after the first. */

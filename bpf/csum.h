@@ -33,26 +33,32 @@ static __always_inline __u32 csum_short(__u64 sum)
 	return (sum & 0xffffffff) + (sum >> 32);
 }
 
-/* The sum of a packet's addresses, as words. */
+/* The sum of an address, as words. The upper ones of mapped addresses are in no IPv4 packet. */
+static __always_inline __u64 address_sum(const __be32 addr[4], bool ipv4)
+{
+	return ipv4 ? addr[3] : (__u64)addr[0] + addr[1] + addr[2] + addr[3];
+}
+
 static __always_inline __u64 addresses_sum(const __be32 src[4], const __be32 dst[4], bool ipv4)
 {
-	__u64 sum = (__u64)src[3] + dst[3];
+	return address_sum(src, ipv4) + address_sum(dst, ipv4);
+}
 
-	/* The upper words of mapped addresses are not in an IPv4 packet. */
-	if (!ipv4)
-		sum += (__u64)src[0] + src[1] + src[2] + dst[0] + dst[1] + dst[2];
-	return sum;
+/* What a sum over an address grows by when it becomes another. */
+static __always_inline __u32 address_change(const __be32 from[4], const __be32 to[4], bool ipv4)
+{
+	__u64 words = ipv4 ? 1 : 4;
+
+	/* A word less is its complement more. */
+	return csum_short(address_sum(to, ipv4) + words * 0xffffffff - address_sum(from, ipv4));
 }
 
 /* What a sum over a packet's addresses grows by when they become these. */
 static __always_inline __u32 address_difference(const struct packet *p, const __be32 src[4],
 						const __be32 dst[4])
 {
-	__u64 words = p->ipv4 ? 2 : 8;
-
-	/* A word less is its complement more. */
-	return csum_short(addresses_sum(src, dst, p->ipv4) + words * 0xffffffff -
-			  addresses_sum(p->tuple.src, p->tuple.dst, p->ipv4));
+	return csum_short((__u64)address_change(p->tuple.src, src, p->ipv4) +
+			  address_change(p->tuple.dst, dst, p->ipv4));
 }
 
 #endif

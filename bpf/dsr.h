@@ -22,11 +22,10 @@ static __always_inline bool is_on_this_node(const struct backend *to)
 static __always_inline void dsr_fill(struct work *w, const struct packet *p,
 				     const struct backend *to, __u32 now)
 {
-	address_copy(w->to.src, p->tuple.src);
-	address_copy(w->to.dst, to->addr);
+	address_copy(w->to.addr, to->addr);
 	w->to.sport = p->tuple.sport;
 	w->to.dport = to->port;
-	w->to.service = w->fe.service;
+	flow_set_service(&w->to, w->fe.service);
 	w->to.seen = now;
 	w->to.state = LB_FLOW_ORIGINAL | LB_FLOW_REPLIED | LB_FLOW_TUNNEL;
 }

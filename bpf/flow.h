@@ -103,25 +103,61 @@ static __always_inline struct flow *flow_find(struct flow_key *key, __u32 now)
 	return row && flow_is_live(row, key->proto, now) ? row : NULL;
 }
 
+static __always_inline __u32 flow_service(const struct flow *row)
+{
+	return row->service[0] | row->service[1] << 8 | row->service[2] << 16;
+}
+
+static __always_inline void flow_set_service(struct flow *row, __u32 service)
+{
+	row->service[0] = service;
+	row->service[1] = service >> 8;
+	row->service[2] = service >> 16;
+}
+
+/* Addresses and ports of a packet. */
+struct ends {
+	__be32 src[4];
+	__be32 dst[4];
+	__be16 sport;
+	__be16 dport;
+};
+
+/* What a packet becomes by its row. */
+static __always_inline void flow_ends(const struct flow_key *key, const struct flow *row,
+				      struct ends *to)
+{
+	bool enters = key->stage == LB_STAGE_INGRESS;
+
+	address_copy(to->src, enters ? key->src : row->addr);
+	address_copy(to->dst, enters ? row->addr : key->dst);
+	to->sport = row->sport;
+	to->dport = row->dport;
+}
+
 /* The key of the row for the other direction. */
-static __always_inline void flow_partner(const struct flow_key *key, const struct flow *to,
+static __always_inline void flow_partner(const struct flow_key *key, const struct flow *row,
 					 struct flow_key *partner)
 {
-	address_copy(partner->src, to->dst);
-	address_copy(partner->dst, to->src);
-	partner->sport = to->dport;
-	partner->dport = to->sport;
+	struct ends to;
+
+	flow_ends(key, row, &to);
+	address_copy(partner->src, to.dst);
+	address_copy(partner->dst, to.src);
+	partner->sport = to.dport;
+	partner->dport = to.sport;
 	partner->proto = key->proto;
 	partner->stage = !key->stage;
 	partner->pad[0] = 0;
 	partner->pad[1] = 0;
 }
 
-/* Whether packets that follow a row are answered by those with this key. */
-static __always_inline bool flow_leads_back(const struct flow *row, const struct flow_key *key)
+/* Whether packets that follow a partner's row are answered by those with this key. */
+static __always_inline bool flow_leads_back(const struct flow *partner, const struct flow_key *key)
 {
-	return row->sport == key->dport && row->dport == key->sport &&
-	       address_equal(row->src, key->dst) && address_equal(row->dst, key->src);
+	/* The other address is in the partner's key. */
+	return partner->sport == key->dport && partner->dport == key->sport &&
+	       address_equal(partner->addr, key->stage == LB_STAGE_INGRESS ? key->dst : key->src);
 }
 
 static __always_inline void unassured_add(__s64 rows)
@@ -178,10 +214,11 @@ static __always_inline void flow_forget(struct flow_key *key)
 		flows_new.delete(key);
 }
 
+/* Whether two rows of the same key lead to the same. */
 static __always_inline bool flow_leads_to(const struct flow *row, const struct flow *to)
 {
 	return row->sport == to->sport && row->dport == to->dport &&
-	       address_equal(row->src, to->src) && address_equal(row->dst, to->dst);
+	       address_equal(row->addr, to->addr);
 }
 
 /* Whether a row may be kept that is another flow's now, if `has` is not NULL: that flow

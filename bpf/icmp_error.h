@@ -47,7 +47,7 @@ static __always_inline void turn_round(const struct flow_key *from, __u8 stage, 
 }
 
 static __always_inline bool rewrite_quoted(struct __sk_buff *skb, const struct packet *quoted,
-					   const struct flow *to, __u32 difference)
+					   const struct ends *to, __u32 difference)
 {
 	struct l4_ports *l4;
 
@@ -71,7 +71,8 @@ static __always_inline int icmp_error(struct __sk_buff *skb, const struct packet
 	struct l4_ports from, want;
 	__u32 inner, outer, at = p->l4 + __builtin_offsetof(struct icmp_header, checksum);
 	struct flow_key *key = &w->flow_key;
-	struct flow *row, *to = &w->to;
+	struct flow *row;
+	struct ends to;
 	__u8 type = 0;
 
 	key->proto = 0;
@@ -89,22 +90,23 @@ static __always_inline int icmp_error(struct __sk_buff *skb, const struct packet
 	/* It advises a route for an address that its receiver does not know. */
 	if (p->ipv4 && type == LB_ICMP_REDIRECT)
 		return LB_SHOOT;
-	*to = *row;
-	if (to->state & LB_FLOW_TUNNEL)
+	w->to = *row;
+	if (w->to.state & LB_FLOW_TUNNEL)
 		return LB_TUNNEL;
+	flow_ends(key, &w->to, &to);
 	address_copy(src, p->tuple.src);
 	address_copy(dst, p->tuple.dst);
 	if (p->tuple.stage == LB_STAGE_INGRESS)
-		address_copy(dst, to->dst);
+		address_copy(dst, to.dst);
 	else if (address_equal(src, key->src))
-		address_copy(src, to->src);
+		address_copy(src, to.src);
 
-	inner = address_difference(&quoted, to->dst, to->src);
+	inner = address_difference(&quoted, to.dst, to.src);
 	outer = address_difference(p, src, dst);
 	from.source = quoted.tuple.sport;
 	from.destination = quoted.tuple.dport;
-	want.source = to->dport;
-	want.destination = to->sport;
+	want.source = to.dport;
+	want.destination = to.sport;
 	if (*(__u32 *)&from != *(__u32 *)&want &&
 	    bpf_l4_csum_replace(skb, at, *(__u32 *)&from, *(__u32 *)&want, sizeof(__u32)))
 		goto mangled;
@@ -112,7 +114,7 @@ static __always_inline int icmp_error(struct __sk_buff *skb, const struct packet
 	if (!p->ipv4 && (bpf_l4_csum_replace(skb, at, 0, inner, 0) ||
 			 l4_replace_addresses(skb, at, outer, 0, false)))
 		goto mangled;
-	if (rewrite_quoted(skb, &quoted, to, inner) &&
+	if (rewrite_quoted(skb, &quoted, &to, inner) &&
 	    ip_write(skb, p->l3, p->ipv4, src, dst, outer))
 		return LB_TRANSLATE;
 mangled:

@@ -174,12 +174,11 @@ static __always_inline bool open_reply(const struct packet *p, const struct sett
 	key->dport = p->tuple.sport;
 	key->proto = p->tuple.proto;
 	key->stage = LB_STAGE_EGRESS;
-	address_copy(row->src, p->tuple.dst);
-	address_copy(row->dst, p->tuple.src);
+	address_copy(row->addr, p->tuple.dst);
 	row->sport = p->tuple.dport;
 	row->dport = p->tuple.sport;
 	row->backend = 0;
-	row->service = w->fe.service;
+	flow_set_service(row, w->fe.service);
 	row->seen = now;
 	row->state = 0;
 #pragma clang loop unroll(disable)
@@ -238,7 +237,7 @@ static __always_inline int open_masquerade(void *ctx, const struct packet *p,
 	}
 	/* key and row are still those of row D. */
 	key->stage = LB_STAGE_INGRESS;
-	address_copy(row->src, to->addr);
+	address_copy(row->addr, p->tuple.src);
 	row->sport = to->port;
 	row->dport = w->to.sport;
 	/* Sockets are asked for seldom: most of these ports are nobody's. Where a flow has been
@@ -256,9 +255,8 @@ static __always_inline int open_masquerade(void *ctx, const struct packet *p,
 	}
 
 	/* The way there is the way back reversed, at the other stage. */
-	address_copy(row->src, key->dst);
+	address_copy(row->addr, key->dst);
 	row->sport = key->dport;
-	address_copy(row->dst, to->addr);
 	row->dport = to->port;
 	row->state = LB_FLOW_ORIGINAL;
 	address_copy(key->src, p->tuple.src);
@@ -341,10 +339,9 @@ static __always_inline int flow_open(void *ctx, __u32 ifindex, bool shared, stru
 	} else {
 		forget_masquerade(&w->flow_key);
 	}
-	address_copy(w->to.src, p->tuple.src);
-	address_copy(w->to.dst, to->addr);
+	address_copy(w->to.addr, to->addr);
 	w->to.dport = to->port;
-	w->to.service = w->fe.service;
+	flow_set_service(&w->to, w->fe.service);
 	w->to.seen = now;
 	w->to.state = LB_FLOW_ORIGINAL;
 	if (!flow_put(&p->tuple, &w->to, false)) {
@@ -369,8 +366,8 @@ static __always_inline bool flow_still_holds(const struct packet *p, const struc
 	if (p->tuple.proto != LB_IPPROTO_UDP || !id)
 		return true;
 	to = backends.lookup(&id);
-	if (to && to->service == row->service && to->port == row->dport &&
-	    address_equal(to->addr, row->dst) &&
+	if (to && to->service == flow_service(row) && to->port == row->dport &&
+	    address_equal(to->addr, row->addr) &&
 	    (to->state == LB_BACKEND_ACTIVE || to->state == LB_BACKEND_TERMINATING ||
 	     to->state == LB_BACKEND_SERVING))
 		return true;

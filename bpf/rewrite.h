@@ -95,29 +95,56 @@ static __always_inline bool l4_checksum_update(struct __sk_buff *skb, const stru
 	return true;
 }
 
+/* Gives a packet another address: a destination where it comes in, a source where it leaves. */
+static __always_inline bool address_write(struct __sk_buff *skb, const struct packet *p,
+					  const __be32 addr[4], __u8 stage, __u32 difference)
+{
+	void *l3 = packet_at(skb_data(skb), p->l3), *data_end = skb_end(skb);
+
+	if (p->ipv4) {
+		struct ipv4_header *ip = l3;
+
+		if ((void *)(ip + 1) > data_end)
+			return false;
+		if (stage == LB_STAGE_INGRESS)
+			ip->dst = addr[3];
+		else
+			ip->src = addr[3];
+		ip->checksum = csum_grown(ip->checksum, difference);
+	} else {
+		struct ipv6_header *ip = l3;
+
+		if ((void *)(ip + 1) > data_end)
+			return false;
+		address_copy(stage == LB_STAGE_INGRESS ? ip->dst : ip->src, addr);
+	}
+	return true;
+}
+
 /* Turns a packet into what its flow says. false: it could not be done, and must not go on. */
 static __always_inline bool rewrite(struct __sk_buff *skb, const struct packet *p,
-				    const struct flow *to)
+				    const struct flow *to, __u8 stage)
 {
-	__u32 difference = address_difference(p, to->src, to->dst);
+	const __be32 *was = stage == LB_STAGE_INGRESS ? p->tuple.dst : p->tuple.src;
+	__u32 difference = address_change(was, to->addr, p->ipv4);
 	__u32 checksum_at = l4_checksum_at(p);
 	struct l4_ports from = {p->tuple.sport, p->tuple.dport};
 	struct l4_ports want = {to->sport, to->dport};
+	__u32 had = *(__u32 *)&from, wanted = *(__u32 *)&want;
 	struct l4_ports *l4;
-	__u32 was = *(__u32 *)&from, becomes = *(__u32 *)&want;
 
-	if (checksum_at && !l4_checksum_update(skb, p, checksum_at, difference, was, becomes))
+	if (checksum_at && !l4_checksum_update(skb, p, checksum_at, difference, had, wanted))
 		return false;
-	if (!ip_write(skb, p->l3, p->ipv4, to->src, to->dst, difference))
+	if (!address_write(skb, p, to->addr, stage, difference))
 		return false;
-	if (p->fragment == LB_LATER_FRAGMENT || was == becomes)
+	if (p->fragment == LB_LATER_FRAGMENT || had == wanted)
 		return true;
 	l4 = packet_at(skb_data(skb), p->l4);
 	if ((void *)(l4 + 1) > skb_end(skb))
 		return false;
 	*l4 = want;
 	if (p->tuple.proto == LB_IPPROTO_SCTP)
-		return sctp_update(skb, p, was ^ becomes);
+		return sctp_update(skb, p, had ^ wanted);
 	return true;
 }
 

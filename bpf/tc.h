@@ -118,9 +118,10 @@ static __always_inline bool fragment_ports(struct packet *p)
 	return true;
 }
 
-static __always_inline int tc_rewrite(struct __sk_buff *skb, struct packet *p, struct flow *to)
+static __always_inline int tc_rewrite(struct __sk_buff *skb, struct packet *p, struct flow *to,
+				      __u8 stage)
 {
-	if (rewrite(skb, p, to))
+	if (rewrite(skb, p, to, stage))
 		return LB_NEXT;
 	counter_bump(LB_COUNTER_MANGLED);
 	return LB_DROP;

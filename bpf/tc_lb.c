@@ -70,7 +70,7 @@ static __always_inline int tc_serve(struct __sk_buff *skb, __u8 place)
 	if (row && !(row->state & LB_FLOW_TUNNEL)) {
 		w->to = *row;
 		flow_track(&p.tuple, row, p.tcp_flags, now);
-		return tc_rewrite(skb, &p, &w->to);
+		return tc_rewrite(skb, &p, &w->to, p.tuple.stage);
 	}
 	if (place == LB_TO_ANY)
 		return must_not_leave(&p, w) ? LB_DROP : LB_NEXT;

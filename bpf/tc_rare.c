@@ -37,7 +37,7 @@ int lb_tc_open(struct __sk_buff *skb)
 		what = flow_open(skb, skb->ifindex, w->place == LB_FROM_INSIDE, &p, w, now);
 	}
 	if (what == LB_TRANSLATE)
-		return tc_rewrite(skb, &p, &w->to);
+		return tc_rewrite(skb, &p, &w->to, LB_STAGE_INGRESS);
 	if (what == LB_LEAVE)
 		return LB_NEXT;
 	if (what == LB_TUNNEL)
@@ -106,7 +106,7 @@ static __always_inline int tc_icmp_error(struct __sk_buff *skb, struct packet *p
 		to = backends.lookup(&id);
 		if (!to || to->service != w->fe.service || is_on_this_node(to))
 			return LB_NEXT;
-		address_copy(w->to.dst, to->addr);
+		address_copy(w->to.addr, to->addr);
 		w->to.dport = to->port;
 	}
 	tails.call(skb, LB_TAIL_TUNNEL);
@@ -130,9 +130,9 @@ int lb_tc_icmp_error(struct __sk_buff *skb)
 static __always_inline bool tunnel_ends_here(struct __sk_buff *skb, const struct packet *p,
 					     const struct flow *to)
 {
-	__u32 device = route_device(skb, skb->ifindex, p->tuple.src, to->dst, p->ipv4);
+	__u32 device = route_device(skb, skb->ifindex, p->tuple.src, to->addr, p->ipv4);
 
-	return device ? device != skb->ifindex : node_address_find(to->dst) != NULL;
+	return device ? device != skb->ifindex : node_address_find(to->addr) != NULL;
 }
 
 /* The flow that the packet inside a tunnel belongs to: w->flow_key receives it. */
@@ -201,7 +201,7 @@ static __always_inline bool is_row_of_tunnelled(const struct packet *p, const st
 {
 	__u16 segment = bpf_ntohs(to->dport) - bpf_ntohs(row->dport);
 
-	if (!address_equal(row->dst, to->dst))
+	if (!address_equal(row->addr, to->addr))
 		return false;
 	if (p->tuple.proto != LB_IPPROTO_TCP)
 		return p->ipv4 ? segment < LB_MOST_SEGMENTS : !segment;
@@ -224,14 +224,14 @@ int lb_tc_untunnelled(struct __sk_buff *skb)
 	if (row && is_row_of_tunnelled(&p, row, &w->to)) {
 		w->to = *row;
 		flow_track(&p.tuple, row, p.tcp_flags, now);
-		return tc_rewrite(skb, &p, &w->to);
+		return tc_rewrite(skb, &p, &w->to, LB_STAGE_INGRESS);
 	}
 	if (!tunnel_end_is_open(w)) {
 		counter_bump(LB_COUNTER_BAD_TUNNEL);
 		return LB_DROP;
 	}
 	if (open_tunnelled(&p, w, now))
-		return tc_rewrite(skb, &p, &w->to);
+		return tc_rewrite(skb, &p, &w->to, LB_STAGE_INGRESS);
 	counter_bump(LB_COUNTER_FLOW_FAILED);
 	return LB_DROP;
 }

@@ -47,7 +47,7 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct packe
 	__u64 flags;
 	long result;
 
-	address_copy(to, w->to.dst);
+	address_copy(to, w->to.addr);
 	fib.tot_len = longest_packet(skb, p) + outer;
 	if (p->ipv4) {
 		fib.family = LB_AF_INET;
@@ -111,7 +111,7 @@ static __always_inline bool tunnel_end(struct __sk_buff *skb, const struct packe
 	void *data_end = skb_end(skb);
 	void *l3 = packet_at(skb_data(skb), p->l3);
 
-	address_copy(to->dst, p->tuple.dst);
+	address_copy(to->addr, p->tuple.dst);
 	if (p->ipv4) {
 		struct ipv4_header *ip = l3;
 
@@ -157,7 +157,7 @@ static __always_inline bool tunnel_end_is_open(const struct work *w)
 		.proto = w->flow_key.proto,
 	};
 
-	address_copy(key.addr, w->to.dst);
+	address_copy(key.addr, w->to.addr);
 	return tunnel_ends.lookup(&key) != NULL;
 }
 
@@ -194,12 +194,11 @@ static __always_inline bool open_tunnelled(struct packet *p, struct work *w, __u
 	struct settings *set = settings_get();
 	struct backend to = {.port = w->to.dport};
 
-	address_copy(to.addr, w->to.dst);
+	address_copy(to.addr, w->to.addr);
 	if (!set || !open_reply(p, set, &to, w, now))
 		return false;
-	address_copy(w->to.src, p->tuple.src);
 	w->to.backend = 0;
-	w->to.service = w->fe.service;
+	flow_set_service(&w->to, w->fe.service);
 	w->to.seen = now;
 	w->to.state = LB_FLOW_ORIGINAL;
 	return flow_put(&p->tuple, &w->to, false);

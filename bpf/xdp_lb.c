@@ -15,7 +15,7 @@
  * the pseudo header, and it is tc that knows how to change it.
  */
 static __always_inline bool xdp_checksum(const struct packet *p, __u16 *checksum,
-					 const struct flow *to)
+					 const struct ends *to)
 {
 	__u64 pseudo = addresses_sum(p->tuple.src, p->tuple.dst, p->ipv4);
 	struct l4_ports from = {p->tuple.sport, p->tuple.dport};
@@ -38,7 +38,7 @@ static __always_inline bool xdp_checksum(const struct packet *p, __u16 *checksum
 
 /* Where the packet goes next; false unless that is out of the same device. */
 static __always_inline bool xdp_route(struct xdp_md *ctx, const struct packet *p,
-				      const struct flow *to, struct bpf_fib_lookup *fib)
+				      const struct ends *to, struct bpf_fib_lookup *fib)
 {
 	fib->ifindex = ctx->ingress_ifindex;
 	fib->tot_len = p->end - p->l3;
@@ -63,7 +63,7 @@ static __always_inline bool mac_equal(const __u8 a[6], const __u8 b[6])
 
 /* Writes what the packet becomes; false, and nothing written, where it can not be done here. */
 static __always_inline bool xdp_rewrite(struct xdp_md *ctx, const struct packet *p,
-					const struct flow *to, const struct bpf_fib_lookup *fib)
+					const struct ends *to, const struct bpf_fib_lookup *fib)
 {
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
 	void *l3 = packet_at(data, p->l3), *l4 = packet_at(data, p->l4);
@@ -117,6 +117,7 @@ int lb_xdp_from_outside(struct xdp_md *ctx)
 	struct work *w = work_begin();
 	struct flow *first, *second;
 	struct packet p = {};
+	struct ends to;
 	__u32 now;
 
 	if (!w || (void *)(eth + 1) > data_end ||
@@ -131,8 +132,8 @@ int lb_xdp_from_outside(struct xdp_md *ctx)
 	if (!first || (first->state & LB_FLOW_TUNNEL) ||
 	    ((first->state & LB_FLOW_ORIGINAL) && !flow_still_holds(&p, first, w)))
 		return XDP_PASS;
-	address_copy(w->flow_key.src, first->src);
-	address_copy(w->flow_key.dst, first->dst);
+	address_copy(w->flow_key.src, p.tuple.src);
+	address_copy(w->flow_key.dst, first->addr);
 	w->flow_key.sport = first->sport;
 	w->flow_key.dport = first->dport;
 	w->flow_key.proto = p.tuple.proto;
@@ -141,8 +142,8 @@ int lb_xdp_from_outside(struct xdp_md *ctx)
 	/* It stays on this node. */
 	if (!second)
 		return XDP_PASS;
-	w->to = *second;
-	if (!xdp_route(ctx, &p, &w->to, &fib) || !xdp_rewrite(ctx, &p, &w->to, &fib))
+	flow_ends(&w->flow_key, second, &to);
+	if (!xdp_route(ctx, &p, &to, &fib) || !xdp_rewrite(ctx, &p, &to, &fib))
 		return XDP_PASS;
 	flow_track(&p.tuple, first, p.tcp_flags, now);
 	flow_track(&w->flow_key, second, p.tcp_flags, now);

@@ -21,6 +21,7 @@ E = typing.TypeVar("E", bound=enum.Enum)
 
 PRIMARY = "primary"
 MAX_ROWS = 2**30
+_MAX_SERVICES: typing.Final = 1 << 24  # a flow's row has three bytes for its service
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -302,6 +303,8 @@ def _check_rows(rows: Mapping[str, object]) -> dict[str, int]:
             raise ValueError(f"{name}: {_show(count)} is not a row count in 1 to {MAX_ROWS}")
         if name == "sockets" and count.bit_count() != 1:
             raise ValueError(f"sockets: {count} is not a power of two")
+        if name == "services" and count > _MAX_SERVICES:
+            raise ValueError(f"services: {count} is more than {_MAX_SERVICES}")
         checked[name] = count
     return checked
 

@@ -29,7 +29,7 @@ assert _FLOW.offset("seen") < _FLOW.offset("state")
 _WORD: typing.Final = 4
 _WORDS: typing.Final = _FLOW.size // _WORD
 _SEEN_AT: typing.Final = _FLOW.offset("seen") // _WORD
-_STATE_AT: typing.Final = _FLOW.offset("state") // _WORD
+_STATE_AT: typing.Final = _FLOW.offset("state")
 
 _TCP: typing.Final = 6
 _UDP: typing.Final = 17
@@ -105,7 +105,7 @@ def sweep(
     """
     protos, stages = keys[_PROTO_AT :: _KEY.size], keys[_STAGE_AT :: _KEY.size]
     words = memoryview(rows).cast("I")
-    states = words[_STATE_AT::_WORDS].tolist()
+    states = rows[_STATE_AT :: _FLOW.size]
     found = collections.Counter(zip(protos, stages, states, strict=True))
     expired = _expired(protos, words[_SEEN_AT::_WORDS].tolist(), states, deadlines)[:most]
     found.subtract((protos[at], stages[at], states[at]) for at in expired)
@@ -119,7 +119,7 @@ def sweep(
     return [keys[at * _KEY.size : (at + 1) * _KEY.size] for at in expired]
 
 
-def _expired(protos: bytes, seens: list[int], states: list[int], deadlines: Deadlines) -> list[int]:
+def _expired(protos: bytes, seens: list[int], states: bytes, deadlines: Deadlines) -> list[int]:
     if not seens or min(seens) >= deadlines.shortest:
         return []
     before = {proto: deadlines.seen_before(proto) for proto in set(protos)}

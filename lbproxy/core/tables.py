@@ -316,17 +316,21 @@ class FlowKey(typing.NamedTuple):
         """The bytes of the key."""
         return _FLOW_KEY.pack(*self)
 
+    def becomes(self, row: "Flow") -> "FlowKey":
+        """Return what its row turns the packet into."""
+        turned = self._replace(sport=row.sport, dport=row.dport)
+        return turned._replace(src=row.addr) if self.stage else turned._replace(dst=row.addr)
+
 
 class Flow(typing.NamedTuple):
-    """What that packet is turned into."""
+    """What that packet is turned into: `addr` is its destination where it comes in, its source elsewhere."""
 
-    src: bytes
-    dst: bytes
+    addr: bytes
     sport: bytes
     dport: bytes
     backend: int
-    service: int
     seen: int
+    service: bytes  # 3 of them, the lowest first
     state: int
 
     def pack(self) -> bytes:

@@ -23,6 +23,8 @@ _MARKED: typing.Final = (1).to_bytes(4, sys.byteorder)
 _MMAPABLE: typing.Final = abi.constant("MMAPABLE")
 
 Translate = typing.Callable[[bytes], bytes]
+TranslateRow = typing.Callable[[bytes, bytes], bytes]  # of a key and a value
+_FLOWS: typing.Final = ("flows", "flows_new")
 Fields = typing.Sequence[identity.FieldOf]
 Records = dict[int, bytes]  # by the cookies of their sockets
 
@@ -63,12 +65,14 @@ def carry(
     if libbpf.map_info(new_fd).type == libbpf.MAP_TYPES["array"]:
         _carry_array(old_fd, new_fd, value_of)
     else:
+        flow_of = _flows_of_both_addresses(before, after) if name in _FLOWS else None
         for key, value in libbpf.dump(old_fd, libbpf.map_info(old_fd)):
             if done is not None:
                 if key in done:
                     continue
                 done.add(key)
-            _put_if_absent(new_fd, key_of(key), value_of(value))
+            made = flow_of(key, value) if flow_of else value_of(value)
+            _put_if_absent(new_fd, key_of(key), made)
 
 
 def translators(
@@ -82,6 +86,21 @@ def translators(
         translator(before.structs.get(old_key), after.structs.get(new_key), info.key_size),
         translator(before.structs.get(old_value), after.structs.get(new_value), info.value_size),
     )
+
+
+def _flows_of_both_addresses(before: identity.Identity, after: identity.Identity) -> TranslateRow | None:
+    """What translates flows of ABI 2, which named the address that stays as well; None for other layouts."""
+    old_key, old, new = _Struct(before, "flow_key"), _Struct(before, "flow"), _Struct(after, "flow")
+    if not old.has("src", "dst") or not new.has("addr"):
+        return None
+
+    def translate(key: bytes, row: bytes) -> bytes:
+        turned = "src" if old_key.number("stage", key) else "dst"
+        numbers = {name: old.number(name, row) for name in ("backend", "seen", "service", "state")}
+        ports = {name: row[old.place(name)] for name in ("sport", "dport")}
+        return new.pack(addr=row[old.place(turned)], **ports, **numbers)
+
+    return translate
 
 
 def _put_if_absent(fd: int, key: bytes, value: bytes) -> None:
@@ -115,7 +134,7 @@ class Transfer:
         assert before is not None
         assert after is not None
         self._before, self._after = before, after
-        self._flows: dict[str, set[bytes]] = {"flows": set(), "flows_new": set()}
+        self._flows: dict[str, set[bytes]] = {name: set() for name in _FLOWS}
         with contextlib.ExitStack() as stack:
             old_ids, new_ids = old.map_ids(), new.map_ids()
             self._maps = {

@@ -2,7 +2,9 @@
 
 import collections.abc
 import contextlib
+import itertools
 import os
+import struct
 import typing
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbproxy import abi
+from lbproxy.core import tables
 from lbproxy.kernel import carry, identity, libbpf
 
 THIS = identity.of_this_version("", "", {})
@@ -136,6 +139,31 @@ def test_keys_are_translated_too(create: Create) -> None:
     before = identity.Identity("", "", 0, "", {}, THIS.structs | {"frontend_key": older}, THIS.maps)
     carry.carry("frontends", old, new, before, THIS)
     assert contents(new) == {bytes(range(16)) + b"\x00\x50\x06\x01": row}
+
+
+def test_flows_that_named_both_addresses_keep_the_one_that_changes(create: Create) -> None:
+    fields = (("src", 16), ("dst", 16), ("sport", 2), ("dport", 2), *((name, 4) for name in ("backend",
+              "service", "seen", "state")))  # fmt: skip
+    ends = itertools.accumulate((size for _, size in fields), initial=0)
+    older = tuple(identity.FieldOf(name, at, size) for (name, size), at in zip(fields, ends, strict=False))
+    before = identity.Identity("", "", 2, "", {}, THIS.structs | {"flow": older}, THIS.maps)
+    client, service, pod = (bytes([number]) * 16 for number in range(3))
+    into = tables.FlowKey(client, service, b"\0\1", b"\0\2", 6, 0)
+    away = tables.FlowKey(pod, client, b"\0\3", b"\0\1", 6, 1)
+    numbers = struct.pack("4I", 7, 0x030201, 99, 0x42)
+    old, new = create("flows", 4, value_size=52), create("flows", 4)
+    fill(
+        old,
+        {
+            into.pack(): client + pod + b"\0\1\0\3" + numbers,
+            away.pack(): service + client + b"\0\2\0\1" + numbers,
+        },
+    )
+    carry.carry("flows", old, new, before, THIS)
+    assert {tables.flow_key(key): tables.flow(row) for key, row in contents(new).items()} == {
+        into: tables.Flow(pod, b"\0\1", b"\0\3", 7, 99, b"\1\2\3", 0x42),
+        away: tables.Flow(service, b"\0\2", b"\0\1", 7, 99, b"\1\2\3", 0x42),
+    }
 
 
 @given(st.sampled_from(sorted(abi.LAYOUTS)), st.data())

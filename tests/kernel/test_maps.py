@@ -353,7 +353,7 @@ def test_the_flow_table_is_tidied_in_the_kernel(root: pathlib.Path) -> None:
     for number in range(15_000):
         port = number.to_bytes(2, "big")
         state = tables.FlowState.ASSURED if number % 3 == 0 else tables.FlowState(0)
-        flow = tables.Flow(nowhere, nowhere, port, port, 1, 1, now + 10 - 60 * (number % 2), state)
+        flow = tables.Flow(nowhere, port, port, 1, now + 10 - 60 * (number % 2), bytes(3), state)
         flow_key = tables.FlowKey(nowhere, nowhere, port, port, 17, number % 2)
         writes.append(tables.Put(table, flow_key.pack(), flow.pack()))
     kernel.apply(writes)

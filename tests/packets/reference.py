@@ -162,7 +162,8 @@ def is_closed(state: int) -> bool:
 
 def partner(key: tables.FlowKey, row: tables.Flow) -> tables.FlowKey:
     """The key of the row for the other direction."""
-    return tables.FlowKey(row.dst, row.src, row.dport, row.sport, key.proto, 1 - key.stage)
+    to = _ends(key, row)
+    return tables.FlowKey(to.dst, to.src, to.dport, to.sport, key.proto, 1 - key.stage)
 
 
 def _is_of_tunnel(packet: Packet, row: tables.Flow, port: bytes) -> bool:
@@ -175,8 +176,10 @@ def _is_of_tunnel(packet: Packet, row: tables.Flow, port: bytes) -> bool:
     return packet.ipv4 or segment == 0
 
 
-def _ends(row: tables.Flow) -> Ends:
-    return Ends(row.src, row.dst, row.sport, row.dport)
+def _ends(key: tables.FlowKey, row: tables.Flow) -> Ends:
+    """What a packet becomes: another one's destination where it comes in, its source where it leaves."""
+    src, dst = (key.src, row.addr) if key.stage == INGRESS else (row.addr, key.dst)
+    return Ends(src, dst, row.sport, row.dport)
 
 
 class _Serving:
@@ -225,8 +228,8 @@ class _Serving:
         if row:
             self.track(key, row, packet.flags)
             if row.state & State.TUNNEL:
-                return self.tunnelled(packet, row.dst, row.dport)
-            return self.translated(packet, _ends(row))
+                return self.tunnelled(packet, row.addr, row.dport)
+            return self.translated(packet, _ends(key, row))
         if self.place.egress:
             return self.dropped() if self.must_not_leave(packet) else self.out
         if not self.place.outside and not packet.begins():
@@ -246,16 +249,17 @@ class _Serving:
             or (first.state & State.ORIGINAL and not self.still_holds(packet, first))
         ):
             return self.out
-        second_key = tables.FlowKey(*_ends(first), packet.proto, EGRESS)
+        second_key = tables.FlowKey(*_ends(key, first), packet.proto, EGRESS)
         second = self.find(second_key)
         if second is None or not self.may_go_back(packet):
             return self.out
-        device, next_hop = self.rows.route(packet.src, second.dst)
+        to = _ends(second_key, second)
+        device, next_hop = self.rows.route(packet.src, to.dst)
         if device != self.device.ifindex or not next_hop:
             return self.out
         if rewriting.is_partial(self.frame, packet):
             return self.out
-        self.out.bytes = rewriting.forward(self.frame, packet, _ends(second), self.device.mac, next_hop)
+        self.out.bytes = rewriting.forward(self.frame, packet, to, self.device.mac, next_hop)
         self.track(key, first, packet.flags)
         self.track(second_key, second, packet.flags)
         self.out.verdict = harness.XDP_TX
@@ -295,6 +299,19 @@ class _Serving:
         return self.out
 
     # --- rows of flows ---
+
+    def row(
+        self,
+        frontend: tables.Frontend,
+        addr: bytes,
+        sport: bytes,
+        dport: bytes,
+        backend: int = 0,
+        state: int = 0,
+    ) -> tables.Flow:
+        """A new row of a flow to a frontend's service."""
+        service = frontend.service.to_bytes(3, "little")
+        return tables.Flow(addr, sport, dport, backend, self.now, service, int(state))
 
     def stored(self, key: tables.FlowKey) -> tables.Flow | None:
         """The row of a key, dead or alive."""
@@ -338,7 +355,7 @@ class _Serving:
     def may_claim(self, key: tables.FlowKey, to: Ends) -> bool:
         """Whether a key is nobody else's."""
         has = self.find(key)
-        return has is None or is_closed(has.state) or _ends(has) == to
+        return has is None or is_closed(has.state) or _ends(key, has) == to
 
     def track(self, key: tables.FlowKey, row: tables.Flow, flags: int) -> None:
         """Take note of a packet of a flow."""
@@ -408,13 +425,14 @@ class _Serving:
         if packet.ipv4 and self.frame[packet.l4] == _REDIRECT:
             return self.dropped()
         if row.state & State.TUNNEL:
-            return self.tunnelled(packet, row.dst, row.dport)
+            return self.tunnelled(packet, row.addr, row.dport)
+        to = _ends(answer, row)
         src, dst = packet.src, packet.dst
         if stage == INGRESS:
-            dst = row.dst
+            dst = to.dst
         elif src == answer.src:
-            src = row.src
-        inner = Ends(row.dst, row.src, row.dport, row.sport)
+            src = to.src
+        inner = Ends(to.dst, to.src, to.dport, to.sport)
         self.out.bytes = rewriting.rewrite_error(self.frame, packet, quoted, src, dst, inner)
         return self.out
 
@@ -500,18 +518,18 @@ class _Serving:
         """A packet for a backend that another node has chosen."""
         key = _key(packet, INGRESS)
         row = self.find(key)
-        if row and row.dst == dst and _is_of_tunnel(packet, row, port):
+        if row and row.addr == dst and _is_of_tunnel(packet, row, port):
             self.track(key, row, packet.flags)
-            return self.translated(packet, _ends(row))
+            return self.translated(packet, _ends(key, row))
         if tables.TunnelEndKey(frontend.service, dst, port, packet.proto) not in self.rows.tunnel_ends:
             return self.dropped("BAD_TUNNEL")
         to = tables.Backend(dst, port, packet.proto, 0, 0, 0, 0, 0)
         sport = self.reply_row(packet, frontend, to)
         if sport is None:
             return self.dropped("FLOW_FAILED")
-        row = tables.Flow(packet.src, dst, sport, port, 0, frontend.service, self.now, int(State.ORIGINAL))
+        row = self.row(frontend, dst, sport, port, state=State.ORIGINAL)
         self.put(key, row)
-        return self.translated(packet, _ends(row))
+        return self.translated(packet, _ends(key, row))
 
     def frontend_anywhere(self, packet: Packet) -> tables.Frontend | None:
         """The frontend that was dialled, maybe as a NodePort of another node."""
@@ -536,9 +554,7 @@ class _Serving:
     def dsr_row(self, packet: Packet, frontend: tables.Frontend, number: int) -> tables.Flow:
         to = self.rows.backends[number]
         state = State.ORIGINAL | State.REPLIED | State.TUNNEL
-        return tables.Flow(
-            packet.src, to.addr, packet.sport, to.port, number, frontend.service, self.now, int(state)
-        )
+        return self.row(frontend, to.addr, packet.sport, to.port, number, state)
 
     # --- services ---
 
@@ -576,9 +592,9 @@ class _Serving:
         backend = self.rows.backends.get(row.backend)
         return (
             backend is not None
-            and backend.service == row.service
+            and backend.service == int.from_bytes(row.service, "little")
             and backend.state in _SERVING
-            and (backend.addr, backend.port) == (row.dst, row.dport)
+            and (backend.addr, backend.port) == (row.addr, row.dport)
         )
 
     def still_holds(self, packet: Packet, row: tables.Flow) -> bool:
@@ -650,11 +666,9 @@ class _Serving:
         if not masquerade:
             # What an earlier flow of this client's port has left would masquerade this one.
             self.forget(tables.FlowKey(packet.src, to.addr, sport, to.port, packet.proto, EGRESS))
-        row = tables.Flow(
-            packet.src, to.addr, sport, to.port, number, frontend.service, self.now, int(State.ORIGINAL)
-        )
+        row = self.row(frontend, to.addr, sport, to.port, number, State.ORIGINAL)
         self.put(key, row)
-        return self.translated(packet, _ends(row))
+        return self.translated(packet, _ends(key, row))
 
     def chosen(self, packet: Packet, frontend: tables.Frontend) -> int:
         """The backend that was drawn, which has to be one of those that might be."""
@@ -688,7 +702,7 @@ class _Serving:
         """Keep the row for answers; return the port that the backend sees. None where none is free."""
         ends = Ends(packet.dst, packet.src, packet.dport, packet.sport)
         key = tables.FlowKey(to.addr, packet.src, to.port, packet.sport, packet.proto, EGRESS)
-        row = tables.Flow(*ends, 0, frontend.service, self.now, 0)
+        row = self.row(frontend, packet.dst, packet.dport, packet.sport)
         # From itself to itself, both directions would look the same.
         same = packet.src == to.addr and packet.sport == to.port
         if same or not self.may_claim(key, ends):
@@ -750,11 +764,8 @@ class _Serving:
             rows = [self.stored(back._replace(dport=port)) for port in self.ports()]
             if not all(rows):
                 raise UnexplainedError("masqueraded as a flow that is over, though a port has no row")
-        self.put(back, tables.Flow(*ends, 0, frontend.service, self.now, 0))
-        row = tables.Flow(
-            own, to.addr, made.sport, to.port, 0, frontend.service, self.now, int(State.ORIGINAL)
-        )
-        self.put(there, row)
+        self.put(back, self.row(frontend, packet.src, to.port, sport))
+        self.put(there, self.row(frontend, own, made.sport, to.port, state=State.ORIGINAL))
         return ""
 
     def ports(self) -> typing.Iterator[bytes]:

@@ -230,10 +230,11 @@ def test_a_full_table_sends_new_flows_aside(lb: Bench, side: Side) -> None:
     lb.service(side.pod, external_local=True)
     there, here = (packets.packed(one) for one in (side.client, side.pod))
     mapped = b"" if ":" in side.pod else bytes(10) + b"\xff\xff"
-    row = tables.Flow(mapped + there, mapped + here, b"\0\1", b"\0\1", 0, 1, 0, int(State.ASSURED))
+    there, here = mapped + there, mapped + here
+    row = tables.Flow(there, b"\0\1", b"\0\1", 0, 0, bytes(3), int(State.ASSURED))
     for number in range(lb.made.sizes["flows"] - 1):
         port = number.to_bytes(2, "big")
-        lb.made.put_flow(tables.FlowKey(row.src, row.dst, port, port, packets.TCP, 1), row)
+        lb.made.put_flow(tables.FlowKey(there, here, port, port, packets.TCP, 1), row)
     lb.look()
     flow = Connection(lb, side)
     assert flow.ask(SYN) == NEXT
@@ -244,7 +245,7 @@ def test_a_full_table_sends_new_flows_aside(lb: Bench, side: Side) -> None:
     assert len(lb.made.flows("flows_new")) == 1
     assert flow.answer(ACK) == NEXT
     # The other has to wait until the agent has made some.
-    gone = tables.FlowKey(row.src, row.dst, b"\0\1", b"\0\1", packets.TCP, 1)
+    gone = tables.FlowKey(there, here, b"\0\1", b"\0\1", packets.TCP, 1)
     libbpf.delete(lb.made.fds["flows"], gone.pack())
     lb.age(1)
     assert flow.answer(ACK) == NEXT

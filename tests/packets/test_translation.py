@@ -293,7 +293,7 @@ def test_a_second_service_of_the_same_backend_gets_another_client_port(
     lb.service(side.pod, protocol=protocol, external_local=True)
     for address in (side.external_ip, side.balancer_ip):
         lb.outside(frame(ip(side.client, address, ask(40000, 80))))
-    seen = {(key.dport, row.src) for key, row in lb.flows().items() if key.stage}
+    seen = {(key.dport, row.addr) for key, row in lb.flows().items() if key.stage}
     assert len(seen) == 2
     assert len({port for port, _ in seen}) == 2
     for port, src in seen:

@@ -165,6 +165,7 @@ def test_flag_texts(type_: types.ValueType[typing.Any], text: str, value: object
         (types.MAP_ROWS, "sockets=1000"),
         (types.MAP_ROWS, "sockets=0"),
         (types.MAP_ROWS, "sokets=1024"),
+        (types.MAP_ROWS, "services=16777217"),
         (types.MAP_ROWS, "sockets"),
         (types.MAP_ROWS, "backends=99999999999"),
         (types.MAP_ROWS, "backends=many"),

@@ -51,7 +51,7 @@ timeouts = pytest.mark.parametrize(
 def row(number: int, proto: int, state: int, idle: int, stage: int = 0) -> Row:
     address = number.to_bytes(16, "big")
     key = tables.FlowKey(address, address, b"\x01\x02", b"\x03\x04", proto, stage).pack()
-    return key, tables.Flow(address, address, b"\x01\x02", b"\x03\x04", 1, 1, NOW - idle, state).pack()
+    return key, tables.Flow(address, b"\x01\x02", b"\x03\x04", 1, NOW - idle, bytes(3), state).pack()
 
 
 def sweep(rows: list[Row], settings: tables.Settings = SETTINGS) -> tuple[list[bytes], flows.Counts]:

@@ -69,19 +69,20 @@ def flow_key(ends: frames.Ends, stage_: int) -> tables.FlowKey:
     )
 
 
-def flow_row(ends: frames.Ends, backend: int = 0) -> tables.Flow:
+def flow_row(ends: frames.Ends, stage_: int, backend: int = 0) -> tables.Flow:
     key = flow_key(ends, 0)
-    return tables.Flow(key.src, key.dst, key.sport, key.dport, backend, 7, 1, 2)
+    addr = key.src if stage_ else key.dst
+    return tables.Flow(addr, key.sport, key.dport, backend, 1, b"\7\0\0", 2)
 
 
 def test_a_rows_copies_are_those_of_the_other_flows() -> None:
     first = TALK.inside(0)
     beyond = frames.Ends(SIDE.node, 5555, first.dst, first.dport)
     opened = {
-        flow_key(TALK.asked(0), 0): flow_row(first, backend=1),
-        flow_key(first, 1): flow_row(beyond),
-        flow_key(beyond.turned(), 0): flow_row(first.turned()),
-        flow_key(first.turned(), 1): flow_row(TALK.asked(0).turned()),
+        flow_key(TALK.asked(0), 0): flow_row(first, 0, backend=1),
+        flow_key(first, 1): flow_row(beyond, 1),
+        flow_key(beyond.turned(), 0): flow_row(first.turned(), 0),
+        flow_key(first.turned(), 1): flow_row(TALK.asked(0).turned(), 1),
     }
     at = bed.Bed(0, 0)
     at.backends = {(bed.later(SIDE.remote, number), 8080, 6, 7): number + 1 for number in range(2)}
@@ -95,10 +96,10 @@ def test_a_rows_copies_are_those_of_the_other_flows() -> None:
             pairs[tables.flow_key(key)] = tables.flow(bytes(one.rows[number * size :][:size]))
         asked, inside, seen = TALK.asked(number), TALK.inside(number), TALK.beyond(number)
         assert pairs == {
-            flow_key(asked, 0): flow_row(inside, backend=1 + number // test_runs.PORTS),
-            flow_key(inside, 1): flow_row(seen),
-            flow_key(seen.turned(), 0): flow_row(inside.turned()),
-            flow_key(inside.turned(), 1): flow_row(asked.turned()),
+            flow_key(asked, 0): flow_row(inside, 0, backend=1 + number // test_runs.PORTS),
+            flow_key(inside, 1): flow_row(seen, 1),
+            flow_key(seen.turned(), 0): flow_row(inside.turned(), 0),
+            flow_key(inside.turned(), 1): flow_row(asked.turned(), 1),
         }
     talks.set_seen(made[0].rows, 99)
     assert tables.flow(bytes(made[0].rows[: abi.LAYOUTS["flow"].size])).seen == 99
