@@ -76,7 +76,7 @@ def test_a_client_outside_is_masqueraded_there_and_back(
     assert len(lb.flows()) == 4
 
 
-@pytest.mark.parametrize("length", [0, 1, 3, 4, 255, 256, 1000, 1408, 4093])
+@pytest.mark.parametrize("length", [0, 1, 3, 4, 255, 256, 1000, 1408, 2047])
 def test_the_sctp_checksum_is_right_whatever_is_behind_the_ports(lb: Bench, side: Side, length: int) -> None:
     lb.service(side.far_pod, protocol=model.Protocol.SCTP)
     payload = bytes(number * 7 & 0xFF for number in range(length))
