@@ -41,8 +41,12 @@ format: setup ## rewrite Python and C in the house style
 	clang-format -i $$(find bpf lbproxy/lab benchmarks -name '*.[ch]' -not -path 'bpf/headers/*' -not -path '*/build/*')
 
 .PHONY: bench
-bench: setup ## measure on this machine (about 7 minutes, as root, best with nothing else running)
-	@$(VENV)/bin/python -m benchmarks.run quick
+bench: setup ## measure beside kube-proxy and no proxy (about 10 minutes; BENCH_ARGS="--kube-proxy PATH")
+	@$(VENV)/bin/python -m benchmarks.run quick $(BENCH_ARGS)
+
+.PHONY: bench-full
+bench-full: setup ## the same at 1 to 30,000 services, with more rounds (well over an hour)
+	@$(VENV)/bin/python -m benchmarks.run full $(BENCH_ARGS)
 
 .PHONY: report
 report: setup ## write the newest measurement into README.md and docs/benchmarks.{md,html,png}
