@@ -36,7 +36,7 @@ class Profile:
     other_rounds: int
     other_s: float
     others_everywhere: bool  # established TCP and UDP at every number of services, not only the greatest
-    starts: int  # of each kind, at the large numbers of services
+    starts: int  # of each kind, at the large numbers of services; 0: one that is needed, and no restart
     changes: int
     cpu_s: float
     packet_rounds: int
@@ -49,35 +49,35 @@ class Profile:
 QUICK = Profile(
     name="quick",
     services=(1, 1_000, 10_000),
-    short_rounds=24,
-    short_s=0.3,
-    other_rounds=16,
+    short_rounds=16,
+    short_s=0.25,
+    other_rounds=8,
     other_s=0.2,
     others_everywhere=False,
     starts=3,
     changes=30,
-    cpu_s=20.0,
-    packet_rounds=11,
+    cpu_s=10.0,
+    packet_rounds=7,
     packet_services=10_000,
     maglev_repeats=5,
-    outside_rounds=10,
+    outside_rounds=8,
     outside_s=0.2,
 )
 FULL = Profile(
     name="full",
     services=(1, 100, 1_000, 5_000, 10_000, 30_000),
-    short_rounds=64,
+    short_rounds=32,
     short_s=0.4,
-    other_rounds=32,
+    other_rounds=12,
     other_s=0.3,
     others_everywhere=True,
-    starts=7,
-    changes=100,
-    cpu_s=60.0,
-    packet_rounds=41,
+    starts=5,
+    changes=60,
+    cpu_s=30.0,
+    packet_rounds=21,
     packet_services=30_000,
     maglev_repeats=41,
-    outside_rounds=40,
+    outside_rounds=12,
     outside_s=0.4,
 )
 # Shows that everything works; its figures mean nothing.
@@ -185,7 +185,7 @@ def _at_size(profile: Profile, field: Field, services: int) -> list[progress.Ste
 
     for of in field.who:
         add(of, "fill the API server", fill_s, functools.partial(_fill, services=services))
-        for _ in range(profile.starts if thorough and of.real else 1):
+        for _ in range(max(1, profile.starts) if thorough and of.real else 1):
             add(of, "first start", 4 + services / 3_000, _fresh)
         add(of, "memory", 1, _memory)
     count, seconds = profile.short_rounds, profile.short_s

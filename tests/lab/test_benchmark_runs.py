@@ -1,0 +1,127 @@
+"""The benchmarks measure everybody in one run, and leave nothing behind, however they end."""
+
+import collections
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+from benchmarks import arena, contestants, kube_proxies, profiles, progress, results, rows
+from lbproxy import cgroup2
+from lbproxy.kernel import bpffs
+from lbproxy.lab import cluster as lab_cluster
+from lbproxy.lab import netns
+from tests import polling
+
+GLANCE = profiles.Profile(
+    name="glance",
+    services=(20,),
+    short_rounds=1,
+    short_s=0.05,
+    other_rounds=1,
+    other_s=0.05,
+    others_everywhere=False,
+    starts=0,
+    changes=2,
+    cpu_s=0.5,
+    packet_rounds=1,
+    packet_services=20,
+    maglev_repeats=1,
+    outside_rounds=1,
+    outside_s=0.05,
+)
+NAMES = (contestants.Lbproxy.name, *kube_proxies.MODES)
+
+
+def test_everybody_is_measured_in_one_run() -> None:
+    found = results.Results("glance", "", {}, {}, {})
+    with contextlib.ExitStack() as stack:
+        at = stack.enter_context(arena.Arena(NAMES, max(os.sched_getaffinity(0))))
+        who: list[contestants.Contestant] = [
+            stack.enter_context(contestants.Lbproxy(at)),
+            *(
+                stack.enter_context(kube_proxies.make(at, mode, None, "legacy"))
+                for mode in kube_proxies.MODES
+            ),
+        ]
+        progress.run(profiles.steps(GLANCE, profiles.Field(at, who, found)))
+    kinds = collections.Counter((each.services, each.path, each.mode) for each in found.traffic)
+    modes = ("short", "established", "udp-established", "udp-new", "bulk")
+    assert set(kinds) == {
+        (0, "pod", "short"),
+        *((20, "pod", mode) for mode in modes),
+        *((20, path, "short") for path in ("remote", "node", "outside")),
+    }
+    for traffic in found.traffic:
+        for variant, run in traffic.rounds[0].runs.items():
+            assert run.failed == 0, (traffic.path, traffic.mode, variant, run.failures)
+            assert run.count > 0
+            assert run.rate_per_s > 0
+            assert 0 <= run.own_share <= 1
+    assert {(each.contestant, each.services) for each in found.starts} == {(name, 20) for name in NAMES}
+    assert {each.contestant: len(each.latency_ms) for each in found.programming if not each.churn_per_s} == (
+        dict.fromkeys(NAMES, GLANCE.changes)
+    )
+    by_name = {each.contestant: each for each in found.memory}
+    assert by_name["lbproxy"].rss > 0
+    assert by_name["lbproxy"].maps
+    assert all(by_name[mode].rss == 0 for mode in kube_proxies.MODES)
+    assert {each.contestant for each in found.cpu} == {"lbproxy"}
+    assert rows.failures(found) == 0
+
+
+@pytest.fixture
+def running(tmp_path: pathlib.Path) -> collections.abc.Iterator[subprocess.Popen[str]]:
+    """A run whose agent has just been started."""
+    argv = [sys.executable, "-m", "benchmarks.run", "smoke", "--only", "cluster"]
+    argv += ["--out", str(tmp_path / "run.json")]
+    with (tmp_path / "log").open("w") as log:
+        popen = subprocess.Popen(argv, text=True, stdout=subprocess.DEVNULL, stderr=log)
+    try:
+        polling.eventually(lambda: bool(pins_of(popen.pid)), timeout_s=60)
+        yield popen
+    finally:
+        popen.kill()
+        popen.wait()
+        arena.sweep()
+
+
+def pins_of(pid: int) -> list[pathlib.Path]:
+    return list(pathlib.Path(tempfile.gettempdir()).glob(f"lbproxy-bench-{pid}-*pins"))
+
+
+def left_by(pid: int) -> list[str]:
+    mount = cgroup2.mount_point()
+    assert mount is not None
+    roots = [mount, pathlib.Path(tempfile.gettempdir()), pathlib.Path("/sys/fs/cgroup/memory")]
+    listed = [name for root in roots if root.is_dir() for name in os.listdir(root)]
+    wanted = (f"{lab_cluster.PREFIX}-{pid}-", f"lbproxy-bench-{pid}-")
+    return [name for name in (*listed, *netns.names()) if name.startswith(wanted)]
+
+
+def test_an_interrupted_run_writes_what_it_has_and_leaves_nothing(
+    running: subprocess.Popen[str], tmp_path: pathlib.Path
+) -> None:
+    assert left_by(running.pid)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(60) == 1
+    assert left_by(running.pid) == []
+    assert "interrupted" in (tmp_path / "log").read_text()
+    found = results.read(tmp_path / "run.json")
+    assert not found.complete
+    assert found.traffic
+
+
+def test_what_a_killed_run_leaves_the_next_one_removes(running: subprocess.Popen[str]) -> None:
+    running.kill()
+    running.wait()
+    assert left_by(running.pid)
+    mounted = [pins for pins in pins_of(running.pid) if bpffs.is_bpffs(pins)]
+    arena.sweep()
+    assert left_by(running.pid) == []
+    assert not any(pins.exists() for pins in mounted)
