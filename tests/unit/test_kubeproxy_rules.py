@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import cluster
-from benchmarks.kubeproxy import iptables, model, nftables
+from benchmarks.kubeproxy import compare, iptables, model, nftables
 
 NODE = "n1"
 SETTINGS = model.Settings(cluster_cidr="10.244.0.0/16", node_ip="172.18.0.1")
@@ -319,3 +319,25 @@ def test_a_large_clusters_update_leaves_the_sweeping_for_later() -> None:
     before, after = dataclasses.replace(WEB, endpoints=many), dataclasses.replace(WEB, endpoints=many[1:])
     assert "\n-X" not in iptables.update((before,), (after,), SETTINGS)
     assert iptables.update((before,), (after,), SETTINGS, sweep=True).count("\n-X") == 1
+
+
+# --- the comparison with a real kube-proxy ---
+
+
+def test_services_may_stand_in_any_order_and_rules_of_one_may_not() -> None:
+    ports = tuple(dataclasses.replace(WEB, name=name, cluster_ip=f"10.96.0.{name}") for name in "12")
+    texts = [iptables.full(ports, SETTINGS, order) for order in ([0, 1], [1, 0])]
+    assert compare.facts(texts[0]) == compare.facts(texts[1])
+    lines = texts[0].splitlines()
+    first = next(index for index, line in enumerate(lines) if "statistic" in line)
+    lines[first : first + 2] = lines[first + 1], lines[first]
+    assert compare.facts("\n".join(lines)) != compare.facts(texts[0])
+
+
+def test_elements_of_a_set_are_compared_one_by_one() -> None:
+    texts = [
+        f"table ip kube-proxy {{\n\tset s {{\n\t\telements = {{ {elements} }}\n\t}}\n}}\n"
+        for elements in ("a . 1,\n\t\t\t     b . 2", "b . 2, a . 1", "a . 1")
+    ]
+    assert compare.facts(texts[0]) == compare.facts(texts[1])
+    assert compare.facts(texts[0]) - compare.facts(texts[2]) == {"s: b . 2": 1}
