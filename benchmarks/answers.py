@@ -111,8 +111,8 @@ def _restart(listed: list[Figure]) -> list[str]:
         if failed and times:
             said.append(
                 f"{word.capitalize()}: {failed[-1].text} connections failed {failed[-1].note} with "
-                f"{_services(failed[-1].services)}; the datapath serves meanwhile, and has what has "
-                f"changed since after {times[-1].text}."
+                f"{_services(failed[-1].services)}; the datapath serves meanwhile, and what has changed "
+                f"since is live after {times[-1].text}."
             )
     return said
 
@@ -122,8 +122,8 @@ def _take(listed: list[Figure], found: results.Results) -> list[str]:
     agent, kernel = (_pick(listed, Group.MEMORY, what) for what in (figures.RESIDENT, figures.KERNEL_MEMORY))
     if agent and kernel:
         said.append(
-            f"With {_services(agent[-1].services)}, lbproxy's agent has {agent[-1].text} and its maps in the "
-            f"kernel {kernel[-1].text}."
+            f"With {_services(agent[-1].services)}, lbproxy's agent takes {agent[-1].text} and its maps "
+            f"in the kernel {kernel[-1].text}."
         )
     for name, called in _others(found).items():
         theirs = _pick(listed, Group.MEMORY, figures.RESIDENT, name)

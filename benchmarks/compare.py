@@ -23,7 +23,7 @@ import sys
 
 import msgspec
 
-from benchmarks import figures, results, rows
+from benchmarks import figures, results
 from benchmarks.figure import CONTROL, LBPROXY, Figure, Group, with_unit
 from lbproxy import render
 
@@ -84,9 +84,10 @@ def compare(before: results.Results, after: results.Results) -> Comparison:
     """Compare two runs, figure by figure."""
     same_machine = not _differing(before, after)
     one, other = (_by_key(found, same_machine) for found in (before, after))
-    drifts = _drifts(one, other)
+    drifts, others = _drifts(one, other), _changed(before, after)
     changes = [
-        _change(one.get(key), other.get(key), drifts.get(key, 0.0)) for key in dict.fromkeys((*one, *other))
+        _change(one.get(key), other.get(key), drifts.get(key, 0.0), others)
+        for key in dict.fromkeys((*one, *other))
     ]
     order = list(Verdict)
     said = warnings(before, after)
@@ -118,7 +119,9 @@ def _drifts(before: _Figures, after: _Figures) -> dict[_Key, float]:
     return found
 
 
-def _change(before: Figure | None, after: Figure | None, drift: float) -> Change:
+def _change(
+    before: Figure | None, after: Figure | None, drift: float, others: collections.abc.Container[str]
+) -> Change:
     known = after or before
     assert known is not None
     if before is None or after is None:
@@ -126,8 +129,11 @@ def _change(before: Figure | None, after: Figure | None, drift: float) -> Change
     else:
         verdict = judge(before, after, drift)
     name = known.column
-    # Before anything is programmed, there is nothing of lbproxy in it.
-    ours = known.group is not Group.ALIKE and (known.group is Group.VERSUS or name == LBPROXY)
+    if known.group is Group.VERSUS:
+        ours = name not in others
+    else:
+        # Before anything is programmed, there is nothing of lbproxy in it.
+        ours = name == LBPROXY and known.group is not Group.ALIKE
     return Change(
         verdict=verdict,
         about=str(known.group),
@@ -190,41 +196,55 @@ def warnings(before: results.Results, after: results.Results) -> list[str]:
             said.append(f"{name}: a smoke run, its figures mean nothing")
         if found.software.get("dirty") == "true":
             said.append(f"{name}: measured with uncommitted changes")
-    for name in sorted({each.name for each in (*before.contestants, *after.contestants)}):
-        one, other = (_about(found, name) for found in (before, after))
-        if one and other and one != other:
-            said.append(f"{name} is not the same: {one} → {other}")
+    said += [f"{name} is not the same: {change}" for name, change in _changed(before, after).items()]
     return said
+
+
+def _changed(before: results.Results, after: results.Results) -> dict[str, str]:
+    """Return the contestants that go by the same name and are not the same: lbproxy may have changed."""
+    found = {}
+    for name in sorted({each.name for each in (*before.contestants, *after.contestants)}):
+        one, other = (_about(run, name) for run in (before, after))
+        if one and other and one != other:
+            found[name] = f"{one} → {other}"
+    return found
 
 
 def _about(found: results.Results, name: str) -> str:
     # A new version of lbproxy is what is compared.
     if name == LBPROXY:
         return ""
-    return next((rows.described(each) for each in found.contestants if each.name == name), "")
+    return next((each.label for each in found.contestants if each.name == name), "")
 
 
 def _differing(before: results.Results, after: results.Results) -> list[str]:
     return [name for name in _SAME if before.machine.get(name) != after.machine.get(name)]
 
 
+_COUNTED = {
+    Verdict.WORSE: "worse",
+    Verdict.BETTER: "better",
+    Verdict.SAME: "the same",
+    Verdict.GONE: "only in the first",
+    Verdict.NEW: "only in the second",
+}
 _COLOURS = {Verdict.WORSE: render.Color.BAD, Verdict.BETTER: render.Color.GOOD}
 
 
-def _shown(compared: Comparison, everything: bool) -> collections.abc.Iterator[render.Table | str]:
+def shown(compared: Comparison, everything: bool) -> collections.abc.Iterator[render.Table | str]:
+    """Return what to print: without `everything` only what of lbproxy is better or worse."""
     for warning in compared.warnings:
         yield f"warning: {warning}"
     decisive = [each for each in compared.changes if each.decides]
-    differing = [each for each in decisive if each.verdict is not Verdict.SAME]
-    shown = compared.changes if everything else differing
-
-    if shown:
+    differing = [each for each in decisive if each.verdict in (Verdict.WORSE, Verdict.BETTER)]
+    listed = compared.changes if everything else differing
+    if listed:
         yield render.Table(
             ("", "WHAT", "SERVICES", "WHO", "BEFORE", "AFTER", "CHANGE"),
-            [_row(each) for each in shown],
+            [_row(each) for each in listed],
         )
     counts = {verdict: sum(each.verdict is verdict for each in decisive) for verdict in Verdict}
-    said = ", ".join(f"{number} {verdict}" for verdict, number in counts.items() if number)
+    said = ", ".join(f"{number} {_COUNTED[verdict]}" for verdict, number in counts.items() if number)
     yield f"lbproxy, {len(decisive)} figures: {said or 'none'}."
     others = [
         each
@@ -270,7 +290,9 @@ def main(arguments: collections.abc.Sequence[str] | None = None) -> int:
     )
     parser.add_argument("before", type=pathlib.Path, metavar="A.json", help="the earlier run")
     parser.add_argument("after", type=pathlib.Path, metavar="B.json", help="the later run")
-    parser.add_argument("--all", action="store_true", help="also what is the same, and figures of others")
+    parser.add_argument(
+        "--all", action="store_true", help="also what is the same or in one run only, and figures of others"
+    )
     parser.add_argument(
         "-o", "--output", choices=("table", "json", "yaml"), default="table", help="how to show it"
     )
@@ -280,7 +302,7 @@ def main(arguments: collections.abc.Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
-    render.show(compared, flags.output, lambda: _shown(compared, flags.all))
+    render.show(compared, flags.output, lambda: shown(compared, flags.all))
     return 1 if compared.worse else 0
 
 

@@ -206,6 +206,9 @@ def _starts(found: results.Results) -> collections.abc.Iterator[Figure]:
         cpu = stats.summary([each.cpu_s for each in chosen])
         yield summed(place._replace(what="CPU time until quiet"), cpu, **times)
         failed, made = sum(each.failed for each in chosen), sum(each.connections for each in chosen)
+        if made <= len(chosen):
+            # Rules are loaded, and nobody goes on connecting.
+            continue
         yield single(
             Place(Group.FAILED, "failed connections", f"during {STARTS[how]}s", services, name),
             failed,
@@ -237,7 +240,7 @@ def _memory(each: results.Memory) -> collections.abc.Iterator[Figure]:
 
 
 def _cpu(each: results.Cpu) -> Figure:
-    changes = round(each.changes_per_s)
+    changes = max(1, round(each.changes_per_s))
     what = f"at {changes} change{'s' if changes > 1 else ''} a second" if each.changes_per_s else "at rest"
     judged = each.contestant == LBPROXY and changes <= 1
     return single(

@@ -5,6 +5,7 @@ import html
 
 from benchmarks import (
     answers,
+    elsewhere,
     figures,
     maglev_rows,
     packet_rows,
@@ -56,6 +57,7 @@ th, td { padding: .35rem .6rem; text-align: left; vertical-align: top; border-bo
 thead th { background: var(--soft); font-weight: 600; min-width: 5rem; vertical-align: bottom }
 tbody th { font-weight: 400; min-width: 11rem }
 tbody tr:last-child > * { border-bottom: 0 }
+td { min-width: 5rem }
 td small { display: block; font-size: .8rem }
 .met { color: var(--met) }
 .missed { color: var(--missed) }
@@ -134,7 +136,7 @@ def _answer(
     if answer.sentences[1:]:
         parts.append(_list(answer.sentences[1:]))
     if not answer.sentences:
-        parts.append("<p>This run has not measured it.</p>")
+        parts.append("<p>This run has no figures of lbproxy for it.</p>")
     drawn = [pictures[name] for name in answer.pictures if name in pictures]
     if drawn:
         parts += [_legend(found, drawn), '<div class="figures">']
@@ -192,6 +194,10 @@ def _trust(found: results.Results) -> list[str]:
     items = [f"<li{_MARK if each.warning else ''}>{_text(each.text)}</li>" for each in remarks.remarks(found)]
     parts += ["<ul>", *items, "</ul>"]
     parts += _group(Group.ALIKE, found)
+    if any(not each.real for each in found.contestants):
+        parts += [f"<details><summary><h3>{_text(elsewhere.HEADING)}</h3></summary>"]
+        parts += [f'<p class="dim">{_prose(elsewhere.SAID)}</p>']
+        parts += [_table(elsewhere.table(), elsewhere.HEADING), "</details>"]
     parts += ["<h3>How it was measured</h3>", f"<p>{_prose(sections.KEY)}</p>"]
     parts += ["<h3>What it does not show</h3>", _list(sections.not_shown(found))]
     parts += ["<h3>Machine</h3>", _facts(found.machine), "<h3>Versions</h3>", _facts(found.software)]

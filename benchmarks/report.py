@@ -8,7 +8,18 @@ import collections.abc
 import pathlib
 import sys
 
-from benchmarks import figures, machine, maglev_rows, packet_rows, remarks, results, rows, sections, tables
+from benchmarks import (
+    elsewhere,
+    figures,
+    machine,
+    maglev_rows,
+    packet_rows,
+    remarks,
+    results,
+    rows,
+    sections,
+    tables,
+)
 from benchmarks.figure import Group
 
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
@@ -67,6 +78,8 @@ def page(found: results.Results) -> str:
         parts += ["### Ports to masquerade with", said, tables.markdown(table)]
     if found.maglev:
         parts += ["### Maglev", maglev_rows.section(found)]
+    if any(not each.real for each in found.contestants):
+        parts += [f"### {elsewhere.HEADING}", elsewhere.SAID, tables.markdown(elsewhere.table())]
     parts += [f"### {Group.RATES}", tables.markdown(sections.rates(found))]
     if (maps := sections.maps(found)).rows:
         parts += ["### BPF maps", tables.markdown(maps)]

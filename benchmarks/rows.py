@@ -13,6 +13,8 @@ def heading(of: results.Contestant) -> str:
     if of.real:
         return of.label
     tool = of.facts.get("tool", "").removeprefix(f"{of.name} ")
+    # iptables names its backend in parentheses; nft the release.
+    tool = tool if of.name == "iptables" else tool.partition(" (")[0]
     return f"generated {of.name} rules{f', {tool}' if tool else ''}"
 
 

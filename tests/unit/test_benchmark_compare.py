@@ -184,6 +184,16 @@ def test_what_makes_a_comparison_worth_less_is_said() -> None:
         assert words in said
 
 
+def test_a_ratio_to_another_contestant_than_before_decides_nothing() -> None:
+    after = benchmark_run.made()
+    after.traffic = [benchmark_run.outside(1, 1.4)]
+    before = benchmark_run.made()
+    before.traffic = [benchmark_run.outside(1, 0.7)]
+    assert {each.contestant for each in compare.compare(before, after).worse} == {"lbproxy ÷ iptables"}
+    after.contestants[1] = results.Contestant("iptables", "kube-proxy v1.36.0", True)
+    assert compare.compare(before, after).worse == []
+
+
 def test_what_only_one_run_has_measured_is_listed_and_not_judged() -> None:
     after = benchmark_run.made()
     after.cpu = []
@@ -191,6 +201,7 @@ def test_what_only_one_run_has_measured_is_listed_and_not_judged() -> None:
     assert {each.verdict for each in there.changes} == {Verdict.SAME, Verdict.GONE}
     assert {each.after for each in there.changes if each.verdict is Verdict.GONE} == {None}
     assert there.worse == []
+    assert "2 only in the first" in "\n".join(map(str, compare.shown(there, everything=False)))
     back = compare.compare(after, benchmark_run.made())
     assert {each.verdict for each in back.changes} == {Verdict.SAME, Verdict.NEW}
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks import (
     answers,
+    elsewhere,
     figures,
     packet_rows,
     page,
@@ -194,6 +195,23 @@ def test_a_real_kube_proxy_is_not_called_generated(found: results.Results) -> No
         assert "generated" not in text.replace("nftables rules", "")
 
 
+def test_a_real_kube_proxys_figures_stand_beside_generated_rules_as_measured_elsewhere(
+    found: results.Results,
+) -> None:
+    for text in (report.page(found), read(page.render(found)).text):
+        assert elsewhere.HEADING in text
+        assert "on another machine" in text
+        assert "4,540 / 4,778" in text
+    assert elsewhere.HEADING not in report.summary_section(found)
+    found.contestants = found.contestants[:1]
+    assert elsewhere.HEADING not in report.page(found) + page.render(found)
+
+
+def test_the_name_of_a_release_is_no_backend() -> None:
+    of = results.Contestant("nftables", "x", False, {"tool": "nftables v1.0.6 (Lester Gooch #5)"})
+    assert rows.heading(of) == "generated nftables rules, v1.0.6"
+
+
 def test_a_label_that_forgets_to_say_generated_is_completed() -> None:
     of = results.Contestant("nftables", "rules of 1.36", False)
     assert rows.heading(of) == "generated nftables rules"
@@ -299,7 +317,7 @@ def test_a_run_without_any_figures_still_makes_pages(found: results.Results) -> 
     empty = results.Results("quick", found.started, found.machine, found.software, {})
     assert "did not finish" in report.page(empty)
     assert report.summary_section(empty)
-    assert "has not measured it" in page.render(empty)
+    assert "has no figures of lbproxy" in page.render(empty)
 
 
 def test_the_report_needs_nothing_but_the_file(found: results.Results, tmp_path: pathlib.Path) -> None:
