@@ -37,6 +37,7 @@ from lbproxy.lab import cluster as lab_cluster
 from lbproxy.lab import topology, traffic
 
 BARE, FAR, PEER, OUTSIDE = "bare", "far", "peer", "outside"
+PODS = "10.244.0.0/16"  # how everybody tells them from clients outside
 PORT = 8080
 # Not one that services lead to: a client's port may be the same there at the same time.
 DIRECT_PORT = PORT + 1

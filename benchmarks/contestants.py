@@ -3,6 +3,7 @@
 import abc
 import collections.abc
 import contextlib
+import functools
 import pathlib
 import sys
 import tempfile
@@ -79,13 +80,20 @@ class Contestant(abc.ABC):
 
     def move(self) -> str:
         """Move the measured service's endpoints to the other pod, and return which."""
-        self.generation += 1
-        self.measured_at = self.site.servers[self.generation % 2]
-        self._move(self.site.place_of(self.measured_at))
+        self.ready_to_move()()
         return self.measured_at
 
-    def _move(self, place: cluster.Place) -> None:
-        self._api.move(*cluster.MEASURED, place, self.generation)
+    def ready_to_move(self) -> collections.abc.Callable[[], None]:
+        """Prepare to move the measured service's endpoints to the other pod, now `measured_at`.
+
+        What is returned does it: only that is the change.
+        """
+        self.generation += 1
+        self.measured_at = self.site.servers[self.generation % 2]
+        return self._prepared(self.site.place_of(self.measured_at))
+
+    def _prepared(self, place: cluster.Place) -> collections.abc.Callable[[], None]:
+        return functools.partial(self._api.move, *cluster.MEASURED, place, self.generation)
 
     def churn(self, per_s: float) -> api.Churn:
         """Change other slices while the block lasts."""
@@ -93,10 +101,10 @@ class Contestant(abc.ABC):
 
     @abc.abstractmethod
     def forget_connections(self) -> None:
-        """Forget what was dialled before anything was there to answer it.
+        """Forget the connections of before, where a tracker remembers them for minutes.
 
-        A connection tracker remembers such a packet for minutes, and leads the next connection from
-        the same port astray: a matter of the first seconds of a node, which is not what is compared.
+        One that was dialled before anything was there to answer it leads the next one from the same
+        port astray: a matter of the first seconds of a node, which is not what is compared.
         """
 
     def settle_measured(self) -> None:
@@ -154,6 +162,7 @@ class Lbproxy(Contestant):
             sys.executable, "-m", "lbproxy", "run",
             "--master", self._url, "--node-name", self.site.node,
             "--cgroup", str(self.at.lab.cgroup(self.site.node)), "--bpffs", str(self.pins),
+            "--cluster-cidr", arena.PODS,
             *extra,
         ]  # fmt: skip
         self.agent = agents.Agent(self.at.lab, self.site.node, argv)
@@ -198,6 +207,7 @@ class Lbproxy(Contestant):
         argv = [
             sys.executable, "-m", "lbproxy", "run", "--manifests", str(file), "--node-name", node,
             "--node-ip", lab[node].ipv4, "--cgroup", str(lab.cgroup(node)), "--bpffs", str(pins),
+            "--cluster-cidr", arena.PODS,
         ]  # fmt: skip
         agent = agents.Agent(lab, node, argv)
         try:

@@ -243,6 +243,8 @@ def _traffic_step(
     def action() -> str:
         for of in field.who:
             of.settle_measured()
+            # It has room for a step's connections, but not for those of all steps.
+            of.forget_connections()
         way = rounds.inside(field.at, services, path)
         found = results.Traffic(
             services, path, mode, seconds, rounds.measure(field.at, listed, way, mode, count, seconds)
@@ -261,6 +263,7 @@ def _outside_step(field: Field, services: int, count: int, seconds: float) -> pr
         with contextlib.ExitStack() as stack:
             for of in field.who:
                 stack.enter_context(of.beside())
+                of.forget_connections()
             made = node_ports.measure(field.at, field.names, count, seconds)
         found = results.Traffic(services, "outside", "short", seconds, made)
         field.into.traffic.append(found)
