@@ -85,6 +85,8 @@ def _cost(listed: list[Figure], found: results.Results) -> list[str]:
             called = rows.headings(found).get(one.column, one.column)
             times.setdefault(one.services, []).append(f"{one.value:.2f} times those of {called}")
     for services, parts in times.items():
+        if services not in (min(times), max(times)):
+            continue
         said.append(f"Connections a second to a NodePort, with {_services(services)}: {', '.join(parts)}.")
     return said
 

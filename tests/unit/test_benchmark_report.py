@@ -98,6 +98,26 @@ def test_node_ports_are_held_against_the_others_of_the_same_rounds(found: result
     assert pick(found, Group.OUTSIDE, figures.WAYS["remote"]).value == pytest.approx(0.7 / 0.9, rel=0.01)
 
 
+def test_the_controls_noise_grows_with_the_ratio_to_another(found: results.Results) -> None:
+    ours, theirs = 0.9, 0.3
+    made = [
+        results.Round(
+            {
+                "bare": benchmark_run.run(100 * (1 + wobble)),
+                "bare/again": benchmark_run.run(100 * (1 - wobble)),
+                "lbproxy/local": benchmark_run.run(100 * ours),
+                "iptables/local": benchmark_run.run(100 * theirs),
+            }
+        )
+        for wobble in (0.1, -0.1, 0.05, -0.05)
+    ]
+    found.traffic = [results.Traffic(1, "outside", "short", 0.2, made)]
+    control = pick(found, Group.OUTSIDE, figures.WAYS["local"], 1, CONTROL)
+    versus = pick(found, Group.VERSUS, figures.WAYS["local"], 1, "iptables")
+    assert control.margin > 0
+    assert versus.margin == pytest.approx(control.margin * ours / theirs)
+
+
 @pytest.mark.parametrize(("services", "bound"), [(1, 1.2), (10_000, 2), (30_000, 2), (1_000, None)])
 def test_a_node_ports_target_is_of_few_and_of_many_services(services: int, bound: float | None) -> None:
     target = targets.node_port(services)
