@@ -24,6 +24,12 @@ from lbproxy.core import claims, installed, model, plan, pools, tables
 
 # Programs run for microseconds, under RCU; a second is for ever to them.
 RECYCLE_AFTER_S: typing.Final = 1.0
+# As plain integers: a flag's operators cost half a microsecond each.
+_MAGLEV: typing.Final = tables.FrontendFlag.MAGLEV.value
+_DROP: typing.Final = tables.FrontendFlag.DROP.value
+_EXTERNAL_LOCAL: typing.Final = tables.FrontendFlag.EXTERNAL_LOCAL.value
+_SOURCE_RANGES: typing.Final = tables.FrontendFlag.SOURCE_RANGES.value
+_DSR: typing.Final = tables.FrontendFlag.DSR.value
 _NO_BACKEND_STATS: typing.Final = bytes(abi.LAYOUTS["backend_stats"].size)
 _NO_SERVICE_STATS: typing.Final = bytes(abi.LAYOUTS["service_stats"].size)
 
@@ -200,15 +206,22 @@ class Ledger:
     def _install(self, port: plan.PortPlan, out: _Writes, now_s: float) -> None:
         have = self.installed.get(port.key)
         taken = _Taken(self)
+        meta = installed.meta(port)
         try:
             number = have.id if have else taken.service()
             rows = self._backend_rows(port, number, have, taken)
             slot_tables, slot_writes = self._slot_tables(port, list(rows), have, taken)
             frontends = self._frontend_rows(port, number, slot_tables)
             ranges = [installed.range_key(number, one) for one in port.source_ranges]
+            earlier = self._earlier(port, have, slot_tables)
+            traits = installed.traits(meta)
+            want = installed.make(number, traits, frontends, rows, slot_tables.values(), earlier, ranges)
+            if have == want:
+                # As nearly always after a restart. Its claims are made.
+                self._put_installed(port.key, want)
+                return
             new_ranges = [key for key in ranges if have is None or key not in have.ranges]
-            ends = installed.make(number, b"", frontends, rows, ()).tunnel_ends
-            new_ends = ends - have.tunnel_ends if have else ends
+            new_ends = want.tunnel_ends - (have.tunnel_ends if have else set())
             self._check_room(frontends, out)
             self._check_range_room(len(new_ranges))
             self._check_end_room(len(new_ends))
@@ -216,10 +229,6 @@ class Ledger:
             taken.undo()
             raise
 
-        earlier = self._earlier(port, have, slot_tables)
-        meta = installed.meta(port)
-        traits = installed.traits(meta)
-        want = installed.make(number, traits, frontends, rows, slot_tables.values(), earlier, ranges)
         if have is None or have.traits != want.traits:
             out.names.append(tables.Put(tables.Table.SERVICES, tables.row_key(number), meta))
         out.ranges += [tables.Put(tables.Table.SOURCE_RANGES, key, tables.ALLOWED) for key in new_ranges]
@@ -234,31 +243,35 @@ class Ledger:
         ]
         out.slots += slot_writes
         self._write_earlier(have, want, out)
-        # Anew, not in place: a key that was restored is a copy of what the state holds anyway.
-        self.installed.pop(port.key, None)
-        self.installed[port.key] = want
+        self._put_installed(port.key, want)
         self._write_frontends(port.key, frontends, have.frontends if have else {}, out)
         if have is not None:
             self._retire(have, want, out, now_s)
+
+    def _put_installed(self, key: model.PortKey, want: installed.Installed) -> None:
+        # Anew, not in place: a key that was restored is a copy of what the state holds anyway.
+        self.installed.pop(key, None)
+        self.installed[key] = want
 
     def _backend_rows(
         self, port: plan.PortPlan, service: int, have: installed.Installed | None, taken: "_Taken"
     ) -> dict[int, bytes]:
         ids = have.backend_ids if have else {}
         rows: dict[int, bytes] = {}
+        protocol = port.key.protocol
         for backend in port.backends:
             port_be = backend.port.to_bytes(2, "big")
             number = ids.get(backend.address + port_be) or taken.backend()
-            rows[number] = tables.Backend(
+            rows[number] = tables.pack_backend(
                 backend.address,
                 port_be,
-                port.key.protocol,
+                protocol,
                 backend.state,
                 service,
                 self._locality(backend.node_name, backend.zone),
                 backend.weight,
                 backend.sets,
-            ).pack()
+            )
         return rows
 
     def _slot_tables(
@@ -267,7 +280,7 @@ class Ledger:
         """A table for each set that a frontend draws from and that has backends; the writes for new ones."""
         made: dict[int, installed.SlotTable] = {}
         writes: list[tables.Write] = []
-        for bit in sorted({int(frontend.set) for frontend in port.frontends}):
+        for bit in sorted({frontend.set.value for frontend in port.frontends}):
             chosen = [ids[index] for index in plan.slots(port, tables.BackendSet(bit))]
             if not chosen:
                 continue
@@ -289,35 +302,35 @@ class Ledger:
     ) -> dict[bytes, bytes]:
         rows: dict[bytes, bytes] = {}
         for frontend in port.frontends:
-            table = made.get(int(frontend.set))
+            table = made.get(frontend.set.value)
             flags = 0
-            if port.algorithm == model.Algorithm.MAGLEV:
-                flags |= tables.FrontendFlag.MAGLEV
+            if port.algorithm is model.Algorithm.MAGLEV:
+                flags |= _MAGLEV
             if frontend.drop:
-                flags |= tables.FrontendFlag.DROP
+                flags |= _DROP
             if frontend.external_local:
-                flags |= tables.FrontendFlag.EXTERNAL_LOCAL
+                flags |= _EXTERNAL_LOCAL
             if frontend.restricted:
-                flags |= tables.FrontendFlag.SOURCE_RANGES
+                flags |= _SOURCE_RANGES
             if frontend.dsr:
-                flags |= tables.FrontendFlag.DSR | tables.FrontendFlag.MAGLEV
-            node_port = frontend.kind == tables.FrontendKind.NODE_PORT
+                flags |= _DSR | _MAGLEV
+            node_port = frontend.kind is tables.FrontendKind.NODE_PORT
             scope = tables.SCOPE_NODE_PORT if node_port else tables.SCOPE_ADDRESS
-            key = tables.FrontendKey(
+            key = tables.pack_frontend_key(
                 frontend.address,
                 frontend.port.to_bytes(2, "big"),
                 port.key.protocol,
                 scope | tables.SCOPE_OUTSIDE if frontend.outside else scope,
-            ).pack()
-            row = tables.Frontend(
+            )
+            row = tables.pack_frontend(
                 service,
                 table.start if table else 0,
                 table.slot_count if table else 0,
                 port.affinity_s,
                 flags,
-                int(frontend.set),
+                frontend.set,
                 frontend.kind,
-            ).pack()
+            )
             # One address may be external and load balancer IP at once: the first kind stands for both.
             rows.setdefault(key, row)
         return rows

@@ -138,11 +138,16 @@ def slots(port_plan: PortPlan, backend_set: tables.BackendSet) -> Sequence[int]:
     a DSR frontend draws from is always a Maglev table: several nodes have to agree.
     """
     bit = backend_set.value
-    usable = [index for index, backend in enumerate(port_plan.backends) if backend.sets & bit]
-    weighted = len({port_plan.backends[index].weight for index in usable}) > 1
-    agreed = any(frontend.dsr and frontend.set == bit for frontend in port_plan.frontends)
-    if port_plan.algorithm is model.Algorithm.RANDOM and not weighted and not agreed:
-        return usable
+    usable = []
+    weights = set()
+    for index, backend in enumerate(port_plan.backends):
+        if backend.sets & bit:
+            usable.append(index)
+            weights.add(backend.weight)
+    if port_plan.algorithm is model.Algorithm.RANDOM and len(weights) < 2:
+        agreed = [frontend for frontend in port_plan.frontends if frontend.dsr and frontend.set == bit]
+        if not agreed:
+            return usable
     table = maglev.table([_identity(port_plan.backends[index]) for index in usable])
     return [usable[index] for index in table]
 

@@ -19,8 +19,10 @@ def restore(capacity: ledger.Capacity, dump: ledger.Dump, now_s: float) -> ledge
     of_nobody = {int.from_bytes(key, tables.BYTE_ORDER) for key in dump.services} | frontends.keys()
     of_nobody -= ports.keys()
     backends: dict[int, dict[int, bytes]] = collections.defaultdict(dict)
+    localities: set[int] = set()  # that backends are in
     for number, row in dump.backends.items():
         found = tables.backend(row)
+        localities.add(found.locality)
         known = found.service in ports or found.service in of_nobody
         if known and found.state != tables.BackendState.DRAINING:
             backends[found.service][number] = row
@@ -58,7 +60,7 @@ def restore(capacity: ledger.Capacity, dump: ledger.Dump, now_s: float) -> ledge
     fresh.adopt_unused(tables.Table.EARLIER_SLOTS, (tables.EarlierKey(*one).pack() for one in unled))
     fresh.service_ids.restore(ports.keys() | of_nobody)
     fresh.backend_ids.restore(dump.backends.keys())
-    fresh.locality_ids.restore(_localities(fresh, dump))
+    fresh.locality_ids.restore(_localities(fresh, dump, localities))
     fresh.extents.restore(extents)
     return fresh
 
@@ -123,8 +125,9 @@ def _source_ranges(dump: ledger.Dump) -> dict[int, list[bytes]]:
     return found
 
 
-def _localities(fresh: ledger.Ledger, dump: ledger.Dump) -> typing.Collection[int]:
-    used = {tables.backend(row).locality for row in dump.backends.values()}
+def _localities(
+    fresh: ledger.Ledger, dump: ledger.Dump, used: typing.Collection[int]
+) -> typing.Collection[int]:
     held: set[int] = set()
     unused: list[bytes] = []
     for key, row in dump.localities.items():

@@ -359,6 +359,11 @@ _TUNNEL_END_KEY = _layout("tunnel_end_key", TunnelEndKey)
 _FLOW_KEY = _layout("flow_key", FlowKey)
 _FLOW = _layout("flow", Flow)
 
+# Of values in the order of the NamedTuple's fields, without making one: so in what a start does most.
+pack_frontend_key: typing.Final = _FRONTEND_KEY.pack
+pack_frontend: typing.Final = _FRONTEND.pack
+pack_backend: typing.Final = _BACKEND.pack
+
 FRONTEND_KEY_SIZE: typing.Final = _FRONTEND_KEY.size
 FRONTEND_SIZE: typing.Final = _FRONTEND.size
 BACKEND_SIZE: typing.Final = _BACKEND.size

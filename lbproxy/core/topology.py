@@ -58,28 +58,29 @@ def usable(endpoints: Sequence[model.Endpoint], node_name: str, zone: str) -> Us
     traffic while Cluster traffic has already moved. Hints narrow the Cluster set
     only, and only while some endpoint is ready (TOP-7, TOP-8).
     """
+    # A start comes by every endpoint of the cluster: nothing is called that need not be.
     ready = [endpoint for endpoint in endpoints if endpoint.ready]
     any_ready = bool(ready)
-    local_ready = any(_is_local(endpoint, node_name) for endpoint in ready)
+    local_ready = bool(node_name) and node_name in [endpoint.node_name for endpoint in ready]
     level = _hinted_level(ready, node_name, zone)
+    any_draining = False
     sets = []
     for endpoint in endpoints:
-        draining = is_draining(endpoint)
+        draining = not endpoint.ready and is_draining(endpoint)
+        any_draining |= draining
         in_cluster = endpoint.ready if any_ready else draining
         if in_cluster and level is not None:
             in_cluster = level(endpoint, node_name, zone)
-        in_local = (endpoint.ready if local_ready else draining) and _is_local(endpoint, node_name)
-        sets.append((CLUSTER if in_cluster else 0) | (LOCAL if in_local else 0))
-    return Usable(tuple(sets), any_ready or any(is_draining(endpoint) for endpoint in endpoints))
+        bits = CLUSTER if in_cluster else 0
+        if endpoint.node_name == node_name and node_name and (endpoint.ready if local_ready else draining):
+            bits |= LOCAL
+        sets.append(bits)
+    return Usable(tuple(sets), any_ready or any_draining)
 
 
 def is_draining(endpoint: model.Endpoint) -> bool:
     """Whether an endpoint still serves while it shuts down; a ready one is simply ready (EP-3, EP-7)."""
     return endpoint.serving and endpoint.terminating and not endpoint.ready
-
-
-def _is_local(endpoint: model.Endpoint, node_name: str) -> bool:
-    return bool(node_name) and endpoint.node_name == node_name
 
 
 def _hinted_level(
@@ -89,7 +90,7 @@ def _hinted_level(
 
     One ready endpoint without a hint of a level switches that level off.
     """
-    if not ready:
+    if not ready or not (ready[0].node_hints or ready[0].zone_hints):
         return None
     if all(endpoint.node_hints for endpoint in ready) and any(
         _hinted_for_node(endpoint, node_name, zone) for endpoint in ready

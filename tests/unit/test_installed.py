@@ -23,9 +23,15 @@ def test_packed_rows_come_out_as_they_went_in(
 ) -> None:
     held = installed.make(7, b"traits", frontends, backends, ())
     assert (held.id, held.traits) == (7, b"traits")
-    assert list(held.frontends.items()) == list(frontends.items())
+    assert list(held.frontends.items()) == sorted(frontends.items())
     assert list(held.backends.items()) == list(backends.items())
     assert held.backend_count == len(backends)
+
+
+@given(FRONTENDS)
+def test_frontends_are_the_same_whoever_told_of_them_first(frontends: dict[bytes, bytes]) -> None:
+    turned = dict(reversed(frontends.items()))
+    assert installed.make(7, b"", turned, {}, ()) == installed.make(7, b"", frontends, {}, ())
 
 
 def test_a_table_is_found_by_its_set() -> None:
