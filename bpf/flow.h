@@ -177,26 +177,44 @@ static __always_inline bool flows_are_flooded(void)
 	return count && (__s64)*count >= LB_MOST_UNASSURED;
 }
 
+/* Puts a row where there is none. Nearly always there is none and there is room, so it is tried
+ * before anything is asked; 0, or why not.
+ */
+static __always_inline long flow_insert(struct flow_key *key, struct flow *row)
+{
+	long failed = flows.insert(key, row);
+
+	if (!failed)
+		unassured_add(1);
+	return failed;
+}
+
 /* Keeps a row; false where there is no room even in flows_new or, if it is to be a
  * fresh one, where the key has a row already.
  */
 static __always_inline bool flow_put(struct flow_key *key, struct flow *row, bool fresh)
 {
-	struct flow *had = fresh ? NULL : flows.lookup(key);
-	/* Where there is a row in flows already, one in flows_new would not be seen. */
-	bool counted = had && !(had->state & LB_FLOW_ASSURED);
-	long failed;
+	bool flooded = flows_are_flooded(), counted;
+	long failed = flooded ? -1 : flow_insert(key, row);
+	struct flow *had;
 
-	if (had || !flows_are_flooded()) {
-		failed = fresh ? flows.insert(key, row) : flows.update(key, row);
-		if (!failed && !counted)
-			unassured_add(1);
-		/* A key has one row: it must not come to light when this one goes. */
-		if (!failed && !fresh && flows_new_is_used())
-			flows_new.delete(key);
-		if (!failed || (fresh && failed == -LB_EEXIST))
-			return !failed;
+	if (failed == -LB_EEXIST && fresh)
+		return false;
+	if (failed && !fresh) {
+		/* Where there is a row in flows already, one in flows_new would not be seen. */
+		had = flows.lookup(key);
+		if (had) {
+			counted = !(had->state & LB_FLOW_ASSURED);
+			failed = flows.update(key, row);
+			if (!failed && !counted)
+				unassured_add(1);
+		}
 	}
+	/* A key has one row: it must not come to light when this one goes. */
+	if (!failed && !fresh && flows_new_is_used())
+		flows_new.delete(key);
+	if (!failed)
+		return true;
 	counter_bump(LB_COUNTER_FLOWS_FULL);
 	return !(fresh ? flows_new.insert(key, row) : flows_new.update(key, row));
 }
@@ -234,8 +252,11 @@ static __always_inline bool flow_may_take(const struct flow_key *key, const stru
 /* Keeps a row unless its key is another flow's. */
 static __always_inline bool flow_claim(struct flow_key *key, struct flow *row, __u32 now)
 {
-	struct flow *has = flow_row(key);
+	struct flow *has;
 
+	if (!flows_new_is_used() && !flows_are_flooded() && !flow_insert(key, row))
+		return true;
+	has = flow_row(key);
 	return flow_may_take(key, has, row, now) && flow_put(key, row, !has);
 }
 

@@ -90,20 +90,21 @@ static __always_inline bool wants_masquerade(const struct settings *set, const s
 					     const struct packet *p, const struct backend *to,
 					     bool pod, bool outside_row)
 {
+	bool wanted;
+
 	if (address_equal(p->tuple.src, to->addr))
 		return true;
-	if (node_address_find(to->addr))
-		return false;
 	if ((set->flags & LB_SETTING_KEEP_CLIENT) && (to->sets & LB_SET_HERE))
 		return false;
 	if (fe->flags & LB_FRONTEND_DSR)
 		return false;
 	if (fe->kind == LB_KIND_CLUSTER_IP)
-		return (set->flags & LB_SETTING_MASQUERADE_ALL) ||
-		       (detector_exists(set, p->ipv4) && !pod);
-	if (outside_row || ((fe->flags & LB_FRONTEND_EXTERNAL_LOCAL) && pod))
-		return false;
-	return true;
+		wanted = (set->flags & LB_SETTING_MASQUERADE_ALL) ||
+			 (detector_exists(set, p->ipv4) && !pod);
+	else
+		wanted = !outside_row && !((fe->flags & LB_FRONTEND_EXTERNAL_LOCAL) && pod);
+	/* Last, since it takes longest. */
+	return wanted && !node_address_find(to->addr);
 }
 
 #endif

@@ -32,6 +32,7 @@ struct work {
 	struct affinity_key client;
 	__u32 place;	  /* where it is seen */
 	__u32 mtu;	  /* of the way to its backend, where that is too small */
+	bool known;	  /* fe and key are those of this packet, whose flow has no row */
 	bool outside_row; /* fe is the row for clients outside */
 	bool pod;
 };
@@ -97,7 +98,7 @@ static __always_inline __u64 flow_hash(const struct packet *p)
 static __always_inline int opening_decide(const struct packet *p, __u32 ifindex,
 					  const struct settings *set, struct work *o)
 {
-	if (!frontend_of_packet(p, &o->key, &o->fe))
+	if (!o->known && !frontend_of_packet(p, &o->key, &o->fe))
 		return LB_LEAVE;
 	/* Nobody else may send as this node; the kernel knows such packets by itself. */
 	if (!may_send(p->tuple.src) || node_address_find(p->tuple.src))
@@ -167,7 +168,6 @@ static __always_inline bool open_reply(const struct packet *p, const struct sett
 	struct flow *row = &w->flow;
 	struct port_walk walk;
 
-	walk_begin(&walk);
 	address_copy(key->src, to->addr);
 	address_copy(key->dst, p->tuple.src);
 	key->sport = to->port;
@@ -188,6 +188,8 @@ static __always_inline bool open_reply(const struct packet *p, const struct sett
 			w->to.sport = key->dport;
 			return true;
 		}
+		if (!tries)
+			walk_begin(&walk);
 		key->dport = walk_next(set, &walk);
 	}
 	return false;

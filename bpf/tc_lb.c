@@ -79,6 +79,7 @@ static __always_inline int tc_serve(struct __sk_buff *skb, __u8 place)
 		return LB_NEXT;
 	if (!row && !frontend_of_packet(&p, &w->key, &w->fe))
 		return LB_NEXT;
+	w->known = !row;
 	tails.call(skb, LB_TAIL_OPEN);
 	return LB_NEXT;
 }
