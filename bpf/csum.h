@@ -33,6 +33,14 @@ static __always_inline __u32 csum_short(__u64 sum)
 	return (sum & 0xffffffff) + (sum >> 32);
 }
 
+/* The checksum of an IPv4 header without options, in which that is still zero. */
+static __always_inline __u16 ipv4_checksum(const struct ipv4_header *ip)
+{
+	const __u32 *words = (const __u32 *)ip;
+
+	return ~csum_fold(csum_short((__u64)words[0] + words[1] + words[2] + words[3] + words[4]));
+}
+
 /* The sum of an address, as words. The upper ones of mapped addresses are in no IPv4 packet. */
 static __always_inline __u64 address_sum(const __be32 addr[4], bool ipv4)
 {

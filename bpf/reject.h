@@ -90,7 +90,7 @@ static __always_inline bool ip_make(struct __sk_buff *skb, __u32 at, bool ipv4, 
 			.dst = dst[3],
 		};
 
-		ip.checksum = ~csum_fold(bpf_csum_diff(NULL, 0, &ip, sizeof(ip), 0));
+		ip.checksum = ipv4_checksum(&ip);
 		return !bpf_skb_store_bytes(skb, at, &ip, sizeof(ip), 0);
 	}
 	struct ipv6_header ip = {

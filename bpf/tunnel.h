@@ -34,6 +34,43 @@ static __always_inline __u32 longest_packet(struct __sk_buff *skb, const struct 
 	return p->l4 - p->l3 + (tcp->offset >> 4) * 4 + skb->gso_size;
 }
 
+/* Writes the header of a packet around one of `inner` bytes, in the room there is before it. */
+static __always_inline bool outer_write(struct __sk_buff *skb, const struct packet *p,
+					const struct work *w, const __be32 src[4], __u32 inner)
+{
+	void *l3 = packet_at(skb_data(skb), p->l2), *data_end = skb_end(skb);
+
+	if (p->ipv4) {
+		struct ipv4_header ip = {
+			.version_ihl = 0x45,
+			.length = bpf_htons(sizeof(ip) + inner),
+			.id = w->to.dport,
+			.fragment = bpf_htons(0x4000),
+			.ttl = LB_HOPS,
+			.proto = LB_IPPROTO_IPIP,
+			.src = src[3],
+			.dst = w->to.addr[3],
+		};
+
+		if (l3 + sizeof(ip) > data_end)
+			return false;
+		ip.checksum = ipv4_checksum(&ip);
+		*(struct ipv4_header *)l3 = ip;
+	} else {
+		struct ipv6_header *ip = l3;
+
+		if ((void *)(ip + 1) > data_end)
+			return false;
+		ip->version_flow = bpf_htonl(6u << 28 | bpf_ntohs(w->to.dport));
+		ip->length = bpf_htons(inner);
+		ip->next = LB_IPPROTO_IPV6;
+		ip->hops = LB_HOPS;
+		address_copy(ip->src, src);
+		address_copy(ip->dst, w->to.addr);
+	}
+	return true;
+}
+
 /* Sends a packet to the node of the backend that w->to names, inside another one.
  * LB_TOO_BIG: w->mtu says how long it may be.
  */
@@ -43,21 +80,20 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct packe
 	__u32 outer = ip_length(p->ipv4), inner = p->end - p->l3;
 	struct bpf_fib_lookup fib = {.ifindex = skb->ifindex};
 	struct settings *set = settings_get();
-	__be32 src[4] = {}, to[4];
+	__be32 src[4] = {};
 	__u64 flags;
 	long result;
 
-	address_copy(to, w->to.addr);
 	fib.tot_len = longest_packet(skb, p) + outer;
 	if (p->ipv4) {
 		fib.family = LB_AF_INET;
 		fib.ipv4_src = p->tuple.src[3];
-		fib.ipv4_dst = to[3];
+		fib.ipv4_dst = w->to.addr[3];
 		flags = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_FIXED_GSO;
 	} else {
 		fib.family = LB_AF_INET6;
 		address_copy(fib.ipv6_src, p->tuple.src);
-		address_copy(fib.ipv6_dst, to);
+		address_copy(fib.ipv6_dst, w->to.addr);
 		flags = BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 | BPF_F_ADJ_ROOM_FIXED_GSO;
 	}
 	result = bpf_fib_lookup(skb, &fib, sizeof(fib), LB_FIB_SKIP_NEIGHBOUR);
@@ -73,34 +109,8 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct packe
 	}
 	if (bpf_skb_adjust_room(skb, outer, BPF_ADJ_ROOM_MAC, flags))
 		return LB_DROP;
-	if (p->ipv4) {
-		struct ipv4_header ip = {
-			.version_ihl = 0x45,
-			.length = bpf_htons(sizeof(ip) + inner),
-			.id = w->to.dport,
-			.fragment = bpf_htons(0x4000),
-			.ttl = LB_HOPS,
-			.proto = LB_IPPROTO_IPIP,
-			.src = src[3],
-			.dst = to[3],
-		};
-
-		ip.checksum = ~csum_fold(bpf_csum_diff(NULL, 0, &ip, sizeof(ip), 0));
-		if (bpf_skb_store_bytes(skb, p->l2, &ip, sizeof(ip), 0))
-			return LB_DROP;
-	} else {
-		struct ipv6_header ip = {
-			.version_flow = bpf_htonl(6u << 28 | bpf_ntohs(w->to.dport)),
-			.length = bpf_htons(inner),
-			.next = LB_IPPROTO_IPV6,
-			.hops = LB_HOPS,
-		};
-
-		address_copy(ip.src, src);
-		address_copy(ip.dst, to);
-		if (bpf_skb_store_bytes(skb, p->l2, &ip, sizeof(ip), 0))
-			return LB_DROP;
-	}
+	if (!outer_write(skb, p, w, src, inner))
+		return LB_DROP;
 	return lb_redirect_neigh(fib.ifindex, NULL, 0, 0);
 }
 
