@@ -70,14 +70,14 @@ METRICS = ListenAddress("127.0.0.1", METRICS_PORT)
 class MapRows:
     """How many rows each BPF map has room for."""
 
-    frontends: int = 262_144
+    frontends: int = 131_072
     slots: int = 131_072  # blocks of 16 slots
     backends: int = 131_072
     services: int = 131_072
     localities: int = 16_384
     node_addresses: int = 4_096
     sockets: int = 65_536  # a power of two: a row is found by masking the socket's cookie
-    socket_spill: int = 16_384
+    socket_spill: int = 8_192
     affinity: int = 32_768
     flows: int = 262_144  # two for each flow that the packet path translates, four if masqueraded
     flows_new: int = 8_192
