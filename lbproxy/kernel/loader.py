@@ -26,6 +26,7 @@ from lbproxy.kernel import bytecode, libbpf, programs
 _TIMEOUT_S = 120
 # Not about the program: it may load the next time.
 _NOT_NOW: typing.Final = (errno.EPERM, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
+_VERIFIED_AT_ONCE: typing.Final = 2
 _COMPLAINT_CHARS: typing.Final = 500
 _PR_SET_PDEATHSIG = 1
 _INTERESTING = re.compile(
@@ -109,16 +110,40 @@ def _load_all(
         for name, path in bytecode.pinned_maps(source).items():
             maps[name] = libbpf.obj_get(path)
             stack.callback(os.close, maps[name])
-        loaded: dict[programs.Program, int] = {}
-        for program in wanted:
-            loaded[program] = _load(program, bytecode.linked(code[program.function], maps))
-            stack.callback(os.close, loaded[program])
+        linked = {program: bytecode.linked(code[program.function], maps) for program in wanted}
+        loaded = _verified(linked, stack)
         for number, program in enumerate(programs.TAILS):
             if program in loaded:
                 libbpf.update(maps[abi.TAILS], _u32(number), _u32(loaded[program]))
         for program, fd in loaded.items():
             pathlib.Path(pins[program.name]).parent.mkdir(parents=True, exist_ok=True)
             libbpf.obj_pin(fd, pins[program.name])
+
+
+def _verified(
+    linked: typing.Mapping[programs.Program, bytes], stack: contextlib.ExitStack
+) -> dict[programs.Program, int]:
+    """The descriptors of programs, which `stack` closes; two are verified at a time, the longest first.
+
+    Raises what went wrong with the first that could not be loaded.
+    """
+    loaded: dict[programs.Program, int] = {}
+    refused: dict[programs.Program, errors.AgentError] = {}
+
+    def load_one(program: programs.Program) -> None:
+        try:
+            loaded[program] = _load(program, linked[program])
+        except errors.AgentError as error:
+            refused[program] = error
+
+    with concurrent.futures.ThreadPoolExecutor(_VERIFIED_AT_ONCE) as side_by_side:
+        list(side_by_side.map(load_one, sorted(linked, key=lambda one: len(linked[one]), reverse=True)))
+    for fd in loaded.values():
+        stack.callback(os.close, fd)
+    for program in linked:
+        if program in refused:
+            raise refused[program]
+    return {program: loaded[program] for program in linked}
 
 
 def load(source: str, wanted: typing.Sequence[Wanted]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import collections.abc
 import contextlib
 import errno
+import os
 import pathlib
 import shutil
 import socket
@@ -13,9 +14,9 @@ import threading
 
 import pytest
 
-from lbproxy import packet_path, status
+from lbproxy import errors, packet_path, status
 from lbproxy.core import tables
-from lbproxy.kernel import datapath, generation, identity, libbpf, loader, maps, programs
+from lbproxy.kernel import bytecode, datapath, generation, identity, libbpf, loader, maps, programs
 from lbproxy.kernel.device_links import Attachment
 from tests import serving
 from tests.kernel import small_programs, test_crash
@@ -211,3 +212,23 @@ def test_the_packet_path_says_why_it_is_off(
     assert reason.startswith(f"the packet path is off: this kernel refuses its programs ({WHY}); sockets")
     assert caplog.messages == [reason]
     assert made.device_links.held() == []
+
+
+def test_of_several_refused_the_first_is_told_and_nothing_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking = {"tc_answer", "connect6", "tc_to_any"}
+    opened: list[int] = []
+
+    def prog_load(_kind: int, name: str, _code: bytes, _attach_type: int) -> int:
+        if name in lacking:
+            raise libbpf.RefusedError(errno.EACCES, name, f"invalid: {name}")
+        opened.append(os.open("/dev/null", os.O_RDONLY))
+        return opened[-1]
+
+    monkeypatch.setattr(libbpf, "prog_load", prog_load)
+    code = bytecode.Program(b"", {})
+    with pytest.raises(errors.AgentError, match="invalid: connect6"):
+        loader._load_all("", programs.PROGRAMS, {one.function: code for one in programs.PROGRAMS}, {})
+    assert len(opened) == len(programs.PROGRAMS) - len(lacking)
+    for fd in opened:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
