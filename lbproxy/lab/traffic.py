@@ -203,6 +203,14 @@ def _await_ready(process: subprocess.Popen[str]) -> None:
         raise RuntimeError(f"the traffic program ended with status {process.wait()} before it was ready")
 
 
+def _ended(process: subprocess.Popen[str]) -> int:
+    """Wait for a program that has said all, and return its status; none of the thousands keeps a pipe."""
+    status = process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+    return status
+
+
 class Client:
     """A running client; RuntimeError if it does not even start."""
 
@@ -215,11 +223,14 @@ class Client:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             parsed = parse_line(line)
-            yield parsed
             if isinstance(parsed, Result):
-                self.process.wait()
+                # Before it is handed on: who has got it asks for no more.
+                _ended(self.process)
+                yield parsed
                 return
-        raise RuntimeError(f"the traffic program ended with status {self.process.wait()} and no result")
+            yield parsed
+        status = _ended(self.process)
+        raise RuntimeError(f"the traffic program ended with status {status} and no result")
 
     def result(self) -> Result:
         """Wait for the end and return what it saw."""
@@ -246,11 +257,10 @@ class Server:
         if self._served is None:
             assert self.process.stdout is not None
             line = self.process.stdout.readline()
+            status = _ended(self.process)
             if not line:
-                status = self.process.wait()
                 raise RuntimeError(f"the traffic program ended with status {status} and no result")
             self._served = parse_served(line)
-        self.process.wait()
         return self._served
 
     def kill(self) -> None:

@@ -110,6 +110,17 @@ def test_client_and_server_account_for_their_cpu_time(lab: cluster.Lab) -> None:
         assert 0 <= cpu_s.user_share <= 1
 
 
+def test_whoever_has_a_result_leaves_no_process_and_no_pipe_behind(lab: cluster.Lab) -> None:
+    running = lab.serve("n2/p2", [PORT])
+    client = lab.client("n1/p1", "short", lab["n2/p2"].ipv4, PORT, count=1)
+    client.result()
+    assert client.process.returncode == 0
+    running.stop()
+    for process in (client.process, running.process):
+        assert process.stdout is not None
+        assert process.stdout.closed
+
+
 def test_the_share_of_a_programs_own_code_is_of_its_cpu_time() -> None:
     assert traffic.CpuTime(user=1.0, system=3.0).user_share == 0.25
     assert traffic.CpuTime(user=0.0, system=0.0).user_share == 0
