@@ -107,11 +107,6 @@ class Contestant(abc.ABC):
         port astray: a matter of the first seconds of a node, which is not what is compared.
         """
 
-    def settle_measured(self) -> None:
-        """Move the measured service back to where the other measured ones are, if it is not there."""
-        if self.measured_at != self.site.servers[0]:
-            self.move()
-
     def stop(self) -> None:
         """End the agent, if there is one; what it has put into the kernel stays."""
         if self.agent is not None:

@@ -14,6 +14,7 @@ Rounds as in `ratios`:
 The node of `remote`'s pod has nothing programmed, whoever the contestant is.
 """
 
+import collections.abc
 import time
 
 from benchmarks import arena, cluster, contestants, ratios, results, rounds
@@ -23,11 +24,11 @@ _READY_S = 40.0
 
 def variants(names: list[str]) -> tuple[str, ...]:
     """List the variants of a round, for these contestants."""
-    listed = ["bare"]
+    listed = []
     for name in names:
         listed += [f"{name}/{what}" for what in ("local", "masqueraded", "remote")]
         listed += [f"{name}/dsr"] * (name == contestants.Lbproxy.name)
-    return (*listed, "bare/elsewhere", "bare/again")
+    return rounds.with_bare([*listed, "bare/elsewhere"])
 
 
 def way(at: arena.Arena, variant: str, _number: int = 0) -> rounds.Way:
@@ -43,13 +44,19 @@ def way(at: arena.Arena, variant: str, _number: int = 0) -> rounds.Way:
     return rounds.Way(server, arena.OUTSIDE, at.lab[site.node].ipv4, cluster.NODE_PORTS[what])
 
 
-def measure(at: arena.Arena, names: list[str], count: int, seconds: float) -> list[results.Round]:
+def measure(
+    at: arena.Arena,
+    names: list[str],
+    count: int,
+    seconds: float,
+    before_each: collections.abc.Callable[[], None],
+) -> list[results.Round]:
     """Run the rounds, once all NodePorts answer."""
     listed = variants(names)
     for variant in listed:
         _until_served(at, variant)
     return rounds.measure(
-        at, listed, lambda variant, number: way(at, variant, number), "short", count, seconds
+        at, listed, lambda variant, number: way(at, variant, number), "short", count, seconds, before_each
     )
 
 

@@ -122,6 +122,11 @@ class Field:
         self.at, self.who, self.into = at, who, into
         self.names = [each.name for each in who]
 
+    def forget_connections(self) -> None:
+        """Empty the connection trackers: they have room for a round's connections, but not for a step's."""
+        for of in self.who:
+            of.forget_connections()
+
 
 def steps(profile: Profile, field: Field) -> list[progress.Step]:
     """List what to do: with nothing programmed anywhere, then at every number of services, smallest first."""
@@ -241,14 +246,9 @@ def _traffic_step(
         seconds = min(seconds, rounds.UDP_NEW_S)
 
     def action() -> str:
-        for of in field.who:
-            of.settle_measured()
-            # It has room for a step's connections, but not for those of all steps.
-            of.forget_connections()
         way = rounds.inside(field.at, services, path)
-        found = results.Traffic(
-            services, path, mode, seconds, rounds.measure(field.at, listed, way, mode, count, seconds)
-        )
+        made = rounds.measure(field.at, listed, way, mode, count, seconds, field.forget_connections)
+        found = results.Traffic(services, path, mode, seconds, made)
         field.into.traffic.append(found)
         return _said(found, [variant for variant in listed if variant != "bare"])
 
@@ -263,8 +263,7 @@ def _outside_step(field: Field, services: int, count: int, seconds: float) -> pr
         with contextlib.ExitStack() as stack:
             for of in field.who:
                 stack.enter_context(of.beside())
-                of.forget_connections()
-            made = node_ports.measure(field.at, field.names, count, seconds)
+            made = node_ports.measure(field.at, field.names, count, seconds, field.forget_connections)
         found = results.Traffic(services, "outside", "short", seconds, made)
         field.into.traffic.append(found)
         return _said(found, [one for one in listed if not one.startswith("bare")])

@@ -18,7 +18,7 @@ same node; or the client is in a pod and the server in one of another node ("rem
 import collections.abc
 import typing
 
-from benchmarks import arena, cluster, process, results
+from benchmarks import arena, cluster, results
 from lbproxy.lab import traffic
 
 Mode = typing.Literal["short", "established", "udp-new", "udp-established", "bulk"]
@@ -43,7 +43,16 @@ class Way(typing.NamedTuple):
 def variants(names: collections.abc.Iterable[str], services: bool = True) -> tuple[str, ...]:
     """List the variants of a round inside; without `services` nothing is dialled but pods."""
     kinds = ("service", "direct") if services else ("direct",)
-    return ("bare", *(f"{name}/{what}" for name in names for what in kinds), "bare/again")
+    return with_bare([f"{name}/{what}" for name in names for what in kinds])
+
+
+def with_bare(others: collections.abc.Sequence[str]) -> tuple[str, ...]:
+    """Add the two bare ones, half a round apart.
+
+    So their mean is of the whole round, and they differ by as much as the machine changes within one.
+    """
+    half = len(others) // 2
+    return ("bare", *others[:half], "bare/again", *others[half:])
 
 
 def order(listed: collections.abc.Sequence[str], number: int) -> tuple[str, ...]:
@@ -65,16 +74,21 @@ def measure(
     mode: Mode,
     count: int,
     seconds: float,
+    before_each: collections.abc.Callable[[], None],
 ) -> list[results.Round]:
     """Run the rounds, after one of warm-up that does not count; `way` is of a variant in a round."""
+    before_each()
     for variant in listed:
         run(at, way(variant, 0), mode, min(WARM_UP_S, seconds))
-    return [
-        results.Round(
-            {variant: run(at, way(variant, number), mode, seconds) for variant in order(listed, number)}
+    made = []
+    for number in range(count):
+        before_each()
+        made.append(
+            results.Round(
+                {variant: run(at, way(variant, number), mode, seconds) for variant in order(listed, number)}
+            )
         )
-        for number in range(count)
-    ]
+    return made
 
 
 def inside(at: arena.Arena, services: int, path: Path) -> collections.abc.Callable[[str, int], Way]:
@@ -99,7 +113,6 @@ def inside(at: arena.Arena, services: int, path: Path) -> collections.abc.Callab
 
 def run(at: arena.Arena, way: Way, mode: Mode, seconds: float) -> results.Run:
     """Make one run; BenchError where somebody else than the server answered."""
-    before = process.ended_children_cpu()
     server = at.lab.serve(way.server, arena.PORTS, cpu=at.cpu)
     try:
         client = at.lab.client(
@@ -107,21 +120,23 @@ def run(at: arena.Arena, way: Way, mode: Mode, seconds: float) -> results.Run:
         )
         seen = client.result()
     finally:
-        server.stop()
+        served = server.stop()
     strangers = sum(count for who, count in seen.servers.items() if who != way.server)
     if strangers:
         raise arena.BenchError(f"{way.address}:{way.port}: {strangers} answers of others: {seen.servers}")
-    return _run_of(seen, process.ended_children_cpu() - before)
+    return run_of(seen, served)
 
 
-def _run_of(seen: traffic.Result, spent: process.CpuTime) -> results.Run:
-    total_s = spent.user_s + spent.system_s
+def run_of(seen: traffic.Result, served: traffic.Served) -> results.Run:
+    """Put together what a client saw, and what it and its server spent on it, their start left out."""
+    user_s = seen.cpu_s.user + served.cpu_s.user
+    total_s = user_s + seen.cpu_s.system + served.cpu_s.system
     return results.Run(
         rate_per_s=seen.bytes_per_second / 1e6 if seen.bytes else seen.per_second,
         p50_us=seen.latency_us.p50,
         p99_us=seen.latency_us.p99,
         cpu_us=1e6 * total_s / max(1, seen.count),
-        own_share=spent.user_s / max(1e-9, total_s),
+        own_share=user_s / max(1e-9, total_s),
         count=seen.count,
         failed=seen.failed,
         failures=seen.failures,

@@ -27,6 +27,7 @@ from benchmarks import (
 )
 from benchmarks.kubeproxy import model as kubeproxy
 from lbproxy.core import decode, events, model
+from lbproxy.lab import traffic
 
 FLOATS = st.floats(-1e6, 1e6)
 SITE = arena.Site("n1", 1)
@@ -83,11 +84,28 @@ def test_no_variant_follows_one_other_more_often_than_it_precedes_it() -> None:
 
 def test_bare_is_measured_twice_and_everybody_directly_and_through_a_service() -> None:
     assert VARIANTS == (
-        "bare", "lbproxy/service", "lbproxy/direct", "iptables/service", "iptables/direct",
-        "nftables/service", "nftables/direct", "bare/again",
+        "bare", "lbproxy/service", "lbproxy/direct", "iptables/service",
+        "bare/again", "iptables/direct", "nftables/service", "nftables/direct",
     )  # fmt: skip
-    assert rounds.variants(["lbproxy"], services=False) == ("bare", "lbproxy/direct", "bare/again")
+    assert set(rounds.variants(["lbproxy"], services=False)) == {"bare", "lbproxy/direct", "bare/again"}
     assert [one for one in node_ports.variants(list(NAMES)) if "dsr" in one] == ["lbproxy/dsr"]
+
+
+@pytest.mark.parametrize(
+    "listed", [VARIANTS, node_ports.variants(list(NAMES)), rounds.variants(NAMES, services=False)]
+)
+def test_the_two_bare_ones_are_half_a_round_apart(listed: tuple[str, ...]) -> None:
+    apart = listed.index("bare/again") - listed.index("bare")
+    assert abs(apart - len(listed) / 2) < 1
+
+
+def test_a_run_counts_the_cpu_time_of_client_and_server() -> None:
+    of_client, of_server = traffic.CpuTime(user=0.1, system=0.3), traffic.CpuTime(user=0.2, system=0.4)
+    latency = traffic.Latency(50.0, 60.0, 90.0, 95.0, 99.0)
+    seen = traffic.Result(1.0, 1000, 0, 1000.0, 0, {"p2": 1000}, {}, latency, 0, 0.0, of_client)
+    made = rounds.run_of(seen, traffic.Served(1000, 1000, 0, 0, of_server))
+    assert made.cpu_us == pytest.approx(1000)
+    assert made.own_share == pytest.approx(0.3)
 
 
 # --- ratios ---
