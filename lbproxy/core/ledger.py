@@ -216,9 +216,9 @@ class Ledger:
             earlier = self._earlier(port, have, slot_tables)
             traits = installed.traits(meta)
             want = installed.make(number, traits, frontends, rows, slot_tables.values(), earlier, ranges)
-            if have == want:
+            if have is not None and have == want:
                 # As nearly always after a restart. Its claims are made.
-                self._put_installed(port.key, want)
+                self._put_installed(port.key, have)
                 return
             new_ranges = [key for key in ranges if have is None or key not in have.ranges]
             new_ends = want.tunnel_ends - (have.tunnel_ends if have else set())
