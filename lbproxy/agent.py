@@ -43,6 +43,9 @@ _log = logging.getLogger(__name__)
 _HOOK_CHECK_S: typing.Final = 30.0
 _CONFIG_CHECK_S: typing.Final = 1.0
 _GC_ALLOCATIONS: typing.Final = 100_000
+_M_MMAP_THRESHOLD: typing.Final = -3  # of malloc.h
+_M_ARENA_MAX: typing.Final = -8
+_MMAP_THRESHOLD: typing.Final = 128 * 1024  # what it is at first
 _OOM_SCORE: typing.Final = pathlib.Path("/proc/self/oom_score_adj")
 _STOP_SIGNALS: typing.Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -59,6 +62,7 @@ def run(settings: config.Config) -> int:
     """Serve this node until told to stop; returns the exit status."""
     # Nothing that an event leaves behind is cyclic: seldom is often enough.
     gc.set_threshold(_GC_ALLOCATIONS)
+    _spare_memory()
     if settings.manifests is None:
         from lbproxy.kube import credentials  # noqa: PLC0415 - not loaded for --manifests
 
@@ -343,6 +347,17 @@ def _tell_leftovers() -> None:
 async def _when(happened: asyncio.Event, then: typing.Callable[[], None]) -> None:
     await happened.wait()
     then()
+
+
+def _spare_memory() -> None:
+    """Have glibc keep little of what is freed: the bodies of lists are large, and soon gone.
+
+    By itself it keeps more the larger they were, and a heap for each thread.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_ARENA_MAX, 1)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
 
 
 def _settle_memory() -> None:
