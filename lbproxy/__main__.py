@@ -8,7 +8,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from lbproxy import config, config_flags, config_load, config_types, config_write, errors, output
+from lbproxy import config, config_flags, config_load, config_types, errors, output
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -78,6 +78,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
 def _run(parsed: argparse.Namespace, problems: Sequence[str]) -> int:
     loaded = config_load.load(config_flags.texts(parsed), config_load.this_host(), problems)
     if target := loaded.settings["--write-config-to"].value:
+        from lbproxy import config_write  # noqa: PLC0415 - with YAML, which an agent may do without
+
         try:
             target.write_text(config_write.render(loaded))
         except OSError as error:

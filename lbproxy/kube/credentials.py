@@ -10,8 +10,6 @@ import os
 import pathlib
 import typing
 
-import yaml
-
 from lbproxy import errors
 from lbproxy.kube import slim
 
@@ -59,6 +57,8 @@ async def load(origin: Origin) -> Loaded:
 def check(kubeconfig: str, master: str) -> None:
     """Find what can not work, as far as that shows without running anything, before anything is set up."""
     if kubeconfig:
+        import yaml  # noqa: PLC0415 - loaded only where it is read
+
         try:
             content = yaml.safe_load(pathlib.Path(kubeconfig).read_bytes())
         except OSError as error:
@@ -109,6 +109,8 @@ def _from_pod(origin: Origin) -> Loaded:
 
 
 async def _from_kubeconfig(path: str) -> Loaded:
+    import yaml  # noqa: PLC0415 - as above
+
     library = slim.load()
     # It logs what it also raises.
     logging.getLogger("kubernetes_asyncio.config.kube_config").setLevel(logging.CRITICAL)

@@ -1,7 +1,8 @@
 """Import kubernetes_asyncio's configuration and transport without its models.
 
 The packages `kubernetes_asyncio`, `.client` and `.client.models` import some
-700 model classes when they run: 37 MB that lbproxy never uses. They run late
+700 model classes when they run: 37 MB that lbproxy never uses; `.config` whatever
+any kind of credentials needs. They run late
 (`lbproxy.late`): only if something is asked for that is not listed here.
 
 Should the library's layout ever change, the ordinary import is used instead:
@@ -25,6 +26,12 @@ EARLY: dict[str, dict[str, str]] = {
         "Configuration": "configuration",
     },
     f"{PACKAGE}.client.models": {},
+    # One of the two is needed, or none; a kubeconfig's brings YAML with it.
+    f"{PACKAGE}.config": {
+        "ConfigException": "config_exception",
+        "load_incluster_config": "incluster_config",
+        "load_kube_config": "kube_config",
+    },
 }
 
 
