@@ -9,10 +9,15 @@ import typing
 from benchmarks import arena, process
 from lbproxy.lab import cluster as lab_cluster
 
-START_TIMEOUT_S = 120.0
+_START_TIMEOUT_S, _START_S_PER_SERVICE = 120.0, 0.05  # a kube-proxy may take six minutes for 10,000
 _QUIET_S = 1.0  # without more work than this share of a CPU:
 _QUIET_SHARE = 0.02
 _serials = iter(range(1, 1 << 30))
+
+
+def start_timeout_s(services: int) -> float:
+    """Return how long whoever starts with so many services is waited for."""
+    return _START_TIMEOUT_S + _START_S_PER_SERVICE * services
 
 
 class Started(typing.Protocol):

@@ -19,6 +19,7 @@ import dataclasses
 import os
 import pathlib
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,7 @@ PORT = 8080
 DIRECT_PORT = PORT + 1
 PORTS = (PORT, DIRECT_PORT)
 _PREFIX = "lbproxy-bench-"
+_OWN_NAME = re.compile(rf"{_PREFIX}(\d+)-([0-9a-f]+)-")
 _POLLER = pathlib.Path(__file__).with_name("poller.py")
 
 
@@ -134,7 +136,10 @@ class Arena:
 
 
 class Poller:
-    """A process in a client's pod that connects to the measured service over and over (`poller.py`)."""
+    """A process in a client's pod that connects to the measured service over and over (`poller.py`).
+
+    It ends with the `with` block, or by `stop`.
+    """
 
     def __init__(self, popen: subprocess.Popen[str]) -> None:
         self._process = popen
@@ -142,10 +147,19 @@ class Poller:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
+    def __enter__(self) -> typing.Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()  # which has closed the pipe
+
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._outcomes.put(msgspec.json.decode(line))
+        with self._process.stdout as lines:
+            for line in lines:
+                self._outcomes.put(msgspec.json.decode(line))
         self._outcomes.put(None)
 
     def until_answer(self, name: str, timeout_s: float) -> int | None:
@@ -165,11 +179,13 @@ class Poller:
         """End it and return how many connections were answered, and the failures of all others."""
         self._process.terminate()
         while True:
-            outcome = self._outcomes.get(timeout=10)
+            try:
+                outcome = self._outcomes.get(timeout=10)
+            except queue.Empty:
+                outcome = None
             if outcome is None:
-                raise BenchError("the poller ended without a result")
+                raise BenchError("the poller gave no result")
             if "answers" in outcome:
-                self._process.wait()
                 return sum(outcome["answers"].values()), outcome["failures"]
 
 
@@ -181,13 +197,13 @@ def sweep() -> None:
         shutil.rmtree(path, ignore_errors=True)
     for root, _ in process.MEMORY_CONTROLLERS:
         for path in _leftovers(root):
-            process.remove_when_empty(path)
+            process.end_and_remove(path)
 
 
 def _leftovers(root: pathlib.Path) -> collections.abc.Iterator[pathlib.Path]:
     for path in root.glob(f"{_PREFIX}*"):
-        pid, started, _ = path.name.removeprefix(_PREFIX).split("-", 2)
-        if lab_cluster.start_time(int(pid)) != started:
+        match = _OWN_NAME.match(path.name)
+        if match and lab_cluster.start_time(int(match[1])) != match[2]:
             yield path
 
 

@@ -192,6 +192,8 @@ def warnings(before: results.Results, after: results.Results) -> list[str]:
     for name, found in (("before", before), ("after", after)):
         if not found.complete:
             said.append(f"{name}: the run did not finish, figures are missing")
+        if found.failed:
+            said.append(f"{name}: {len(found.failed)} steps failed, figures are missing")
         if found.profile == "smoke":
             said.append(f"{name}: a smoke run, its figures mean nothing")
         if found.software.get("dirty") == "true":

@@ -66,8 +66,7 @@ class Contestant(abc.ABC):
 
     def fill(self, services: int) -> None:
         """Replace the cluster by one of so many services, with nothing in the kernel yet."""
-        self.close()
-        self.forget()
+        self.take_down()
         self.services = services
         self.measured_at, self.generation = self.site.servers[0], 0
         self._url = self._of_cluster.enter_context(api.stand_in(self.at.lab, self.site.node, self.objects()))
@@ -125,11 +124,15 @@ class Contestant(abc.ABC):
     def __enter__(self) -> "Contestant":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def take_down(self) -> None:
+        """End everything that runs for it, and remove everything of it from the kernel."""
         try:
             self.close()
         finally:
             self.forget()
+
+    def __exit__(self, *_: object) -> None:
+        self.take_down()
 
 
 class Lbproxy(Contestant):

@@ -6,6 +6,8 @@ the patch is sent to the first answer of the new pod: nothing is subtracted, nei
 the stand-in's time (which `stand_in` measures by itself) nor the connection's.
 """
 
+import contextlib
+import http.client
 import json
 import random
 import threading
@@ -19,12 +21,11 @@ _PATIENCE_S, _FEW = 120.0, 5
 
 
 def programming(of: contestants.Contestant, changes: int, churn_per_s: float) -> results.Programming:
-    """Change the measured service so many times, fewer where that takes minutes."""
+    """Change the measured service so many times, fewer where that takes minutes, or one is never seen."""
     pauses = random.Random(changes)
     took_ms: list[float] = []
     lost = 0
-    with of.at.serving(of.site):
-        poller = of.at.poll(of.site, _POLL_TIMEOUT_MS)
+    with of.at.serving(of.site), of.at.poll(of.site, _POLL_TIMEOUT_MS) as poller:
         if poller.until_answer(of.measured_at, _SHOW_TIMEOUT_S) is None:
             raise arena.BenchError(f"{of.name}: the measured service does not answer")
         with of.churn(churn_per_s) as churn:
@@ -38,9 +39,10 @@ def programming(of: contestants.Contestant, changes: int, churn_per_s: float) ->
                 change()
                 shown_ns = poller.until_answer(of.measured_at, _SHOW_TIMEOUT_S)
                 if shown_ns is None:
+                    # The next one would lead back to who still answers, and be seen as little.
                     lost += 1
-                else:
-                    took_ms.append((shown_ns - sent_ns) / 1e6)
+                    break
+                took_ms.append((shown_ns - sent_ns) / 1e6)
             achieved = churn.changes / (time.monotonic() - began_s)
         _, failures = poller.stop()
     failed = sum(failures.values())
@@ -49,8 +51,11 @@ def programming(of: contestants.Contestant, changes: int, churn_per_s: float) ->
 
 def stand_in(of: contestants.Contestant, changes: int) -> results.StandIn:
     """Measure the stand-in alone: from the patch to the event on a watch that only reads the clock."""
-    watching = of.connect()
-    lines = watching.watch()
+    with contextlib.closing(of.connect()) as watching:
+        return results.StandIn(of.services, _events(of, watching.watch(), changes))
+
+
+def _events(of: contestants.Contestant, lines: http.client.HTTPResponse, changes: int) -> list[float]:
     namespace, name = cluster.MEASURED
     wanted = f'"name":"{cluster.slice_name(name)}"'.encode()
     arrived_ns: list[int] = []
@@ -63,7 +68,7 @@ def stand_in(of: contestants.Contestant, changes: int) -> results.StandIn:
                 arrived_ns.append(now_ns)
                 arrived.set()
 
-    reader = threading.Thread(target=read)
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
     took_ms = []
     for number in range(changes):
@@ -75,5 +80,4 @@ def stand_in(of: contestants.Contestant, changes: int) -> results.StandIn:
             raise arena.BenchError("the stand-in sent no event for a change")
         took_ms.append((arrived_ns[number] - sent_ns) / 1e6)
     reader.join()
-    watching.close()
-    return results.StandIn(of.services, took_ms)
+    return took_ms

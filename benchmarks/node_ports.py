@@ -51,7 +51,7 @@ def measure(
     seconds: float,
     before_each: collections.abc.Callable[[], None],
 ) -> list[results.Round]:
-    """Run the rounds, once all NodePorts answer."""
+    """Run the rounds, once all NodePorts answer; VariantError as in `rounds.measure`."""
     listed = variants(names)
     for variant in listed:
         _until_served(at, variant)
@@ -74,7 +74,7 @@ def _until_served(at: arena.Arena, variant: str) -> None:
                 return
             if time.monotonic() > deadline:
                 said = seen.servers or seen.failures
-                raise arena.BenchError(f"{variant}: {chosen.address}:{chosen.port} gives {said}")
+                raise rounds.VariantError(variant, f"{chosen.address}:{chosen.port} gives {said}")
             time.sleep(0.2)
     finally:
         serving.stop()

@@ -1,13 +1,16 @@
 """What the kernel says of a process, and of pinned BPF objects."""
 
+import contextlib
 import os
 import pathlib
 import re
 import resource
+import signal
 import time
 import typing
 
 from lbproxy.kernel import libbpf
+from lbproxy.lab import cgroups
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _CPUCLOCK_SCHED = 2
@@ -161,15 +164,19 @@ class MemoryCgroup:
         return int(found[1] if found else (self._folder / "memory.kmem.usage_in_bytes").read_text())
 
     def remove(self) -> None:
-        """Remove it when its last process has ended; OSError if one does not."""
+        """End what is still in it, and remove it; OSError if that does not end."""
         if self._folder is not None:
-            remove_when_empty(self._folder)
+            end_and_remove(self._folder)
 
 
-def remove_when_empty(cgroup: pathlib.Path, timeout_s: float = 5.0) -> None:
-    """Remove a cgroup as soon as its last process has ended; OSError if one does not."""
+def end_and_remove(cgroup: pathlib.Path, timeout_s: float = 5.0) -> None:
+    """End the processes in a cgroup, and remove it when the last has ended; OSError if one does not."""
     deadline = time.monotonic() + timeout_s
     while True:
+        # An agent's children outlive it: a kube-proxy's go on writing rules, for minutes.
+        for pid in cgroups.processes(cgroup):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         try:
             cgroup.rmdir()
         except OSError:

@@ -6,9 +6,9 @@ import dataclasses
 import functools
 
 from benchmarks import (
-    arena,
     bed,
     contestants,
+    fields,
     latency,
     node_ports,
     packets,
@@ -108,27 +108,11 @@ _OTHERS: tuple[tuple[rounds.Path, rounds.Mode], ...] = (
     ("pod", "bulk"),
 )
 _PATHS = {"pod": "pod to pod", "remote": "pod to a pod of another node", "node": "node to pod"}
-Action = collections.abc.Callable[["Field", contestants.Contestant], str]
-Adder = collections.abc.Callable[[contestants.Contestant, str, float, Action], None]
+Adder = collections.abc.Callable[[contestants.Contestant, str, float, fields.Action], None]
 PROFILES = {profile.name: profile for profile in (QUICK, FULL, SMOKE)}
 
 
-class Field:
-    """The contestants on their sites, and where what is found goes."""
-
-    def __init__(
-        self, at: arena.Arena, who: collections.abc.Sequence[contestants.Contestant], into: results.Results
-    ) -> None:
-        self.at, self.who, self.into = at, who, into
-        self.names = [each.name for each in who]
-
-    def forget_connections(self) -> None:
-        """Empty the connection trackers: they have room for a round's connections, but not for a step's."""
-        for of in self.who:
-            of.forget_connections()
-
-
-def steps(profile: Profile, field: Field) -> list[progress.Step]:
+def steps(profile: Profile, field: fields.Field) -> list[progress.Step]:
     """List what to do: with nothing programmed anywhere, then at every number of services, smallest first."""
     count, seconds = profile.other_rounds, profile.other_s
     listed = [_traffic_step(field, 0, "pod", "short", count, seconds)]
@@ -142,20 +126,29 @@ def packet_steps(
     at = bed.Bed(profile.packet_services, cpu)
     rounds = profile.packet_rounds
 
+    up: list[bed.Bed] = []
+
     def load() -> str:
-        stack.enter_context(at)
+        up.append(stack.enter_context(at))
         return f"{profile.packet_services:,} services in the tables"
 
+    def of_kind(family: int, proto: int) -> str:
+        return _packets(at, into, family, proto, rounds) if up else "left out"
+
     def ports() -> str:
-        found = packets.ports(at, 4, rounds)
+        if not up:
+            return "left out"
+        try:
+            found = packets.ports(at, 4, rounds)
+        finally:
+            stack.close()
         into.ports.append(found)
-        stack.close()
         return f"{found.reached:,} flows from {found.ports:,} ports until one was refused"
 
     listed = [progress.Step("packets: load the datapath", 4 + profile.packet_services / 5_000, load)]
     for family in (4, 6):
         for proto, name in packets.PROTOCOLS.items():
-            action = functools.partial(_packets, at, into, family, proto, rounds)
+            action = functools.partial(of_kind, family, proto)
             label = f"packets: IPv{family} {name}, {rounds} rounds"
             listed.append(progress.Step(label, packets.expected_s(rounds), action))
     listed.append(progress.Step("packets: ports to masquerade with", 2 + 0.5 * rounds, ports))
@@ -178,18 +171,19 @@ def _packets(at: bed.Bed, into: results.Results, family: int, proto: int, rounds
     return ", ".join(said) + busy
 
 
-def _at_size(profile: Profile, field: Field, services: int) -> list[progress.Step]:
+def _at_size(profile: Profile, field: fields.Field, services: int) -> list[progress.Step]:
     greatest, least = max(profile.services), min(profile.services)
     thorough = services >= _LARGE or services == greatest
     fill_s = 1 + services / 3_000
     listed: list[progress.Step] = []
 
-    def add(of: contestants.Contestant, label: str, expected_s: float, action: Action) -> None:
+    def add(of: contestants.Contestant, label: str, expected_s: float, action: fields.Action) -> None:
         text = f"{_services(services)}: {of.name}: {label}"
-        listed.append(progress.Step(text, expected_s, functools.partial(action, field, of)))
+        listed.append(progress.Step(text, expected_s, functools.partial(field.attempt, of, action)))
 
     for of in field.who:
-        add(of, "fill the API server", fill_s, functools.partial(_fill, services=services))
+        text = f"{_services(services)}: {of.name}: fill the API server"
+        listed.append(progress.Step(text, fill_s, functools.partial(field.begin, of, services)))
         for _ in range(max(1, profile.starts) if thorough and of.real else 1):
             add(of, "first start", 4 + services / 3_000, _fresh)
         add(of, "memory", 1, _memory)
@@ -239,71 +233,73 @@ def _services(count: int) -> str:
 
 
 def _traffic_step(
-    field: Field, services: int, path: rounds.Path, mode: rounds.Mode, count: int, seconds: float
+    field: fields.Field, services: int, path: rounds.Path, mode: rounds.Mode, count: int, seconds: float
 ) -> progress.Step:
-    listed = rounds.variants(field.names, services > 0)
-    if mode == "udp-new":
-        seconds = min(seconds, rounds.UDP_NEW_S)
+    lasting_s = min(seconds, rounds.UDP_NEW_S) if mode == "udp-new" else seconds
 
-    def action() -> str:
+    def measure(names: list[str]) -> list[results.Round]:
+        listed = rounds.variants(names, services > 0)
         way = rounds.inside(field.at, services, path)
-        made = rounds.measure(field.at, listed, way, mode, count, seconds, field.forget_connections)
-        found = results.Traffic(services, path, mode, seconds, made)
-        field.into.traffic.append(found)
-        return _said(found, [variant for variant in listed if variant != "bare"])
+        return rounds.measure(field.at, listed, way, mode, count, lasting_s, field.forget_connections)
 
     label = f"{_services(services)}: {mode}, {_PATHS[path]}, {count} rounds"
-    return progress.Step(label, rounds.expected_s(len(listed), count, seconds), action)
-
-
-def _outside_step(field: Field, services: int, count: int, seconds: float) -> progress.Step:
-    listed = node_ports.variants(field.names)
 
     def action() -> str:
-        with contextlib.ExitStack() as stack:
-            for of in field.who:
-                stack.enter_context(of.beside())
-            made = node_ports.measure(field.at, field.names, count, seconds, field.forget_connections)
-        found = results.Traffic(services, "outside", "short", seconds, made)
+        found = results.Traffic(services, path, mode, lasting_s, field.together(label, measure))
         field.into.traffic.append(found)
-        return _said(found, [one for one in listed if not one.startswith("bare")])
+        return _said(found)
+
+    variants = len(rounds.variants(field.names, services > 0))
+    return progress.Step(label, rounds.expected_s(variants, count, lasting_s), action)
+
+
+def _outside_step(field: fields.Field, services: int, count: int, seconds: float) -> progress.Step:
+    def measure(names: list[str]) -> list[results.Round]:
+        with contextlib.ExitStack() as stack:
+            for of in field.present:
+                stack.enter_context(of.beside())
+            return node_ports.measure(field.at, names, count, seconds, field.forget_connections)
 
     label = f"{_services(services)}: NodePorts from outside, {count} rounds"
-    return progress.Step(label, 5 + rounds.expected_s(len(listed), count, seconds), action)
+
+    def action() -> str:
+        found = results.Traffic(services, "outside", "short", seconds, field.together(label, measure))
+        field.into.traffic.append(found)
+        return _said(found)
+
+    variants = len(node_ports.variants(field.names))
+    return progress.Step(label, 5 + rounds.expected_s(variants, count, seconds), action)
 
 
-def _said(found: results.Traffic, variants: collections.abc.Iterable[str]) -> str:
+def _said(found: results.Traffic) -> str:
     failed = sum(run.failed for each in found.rounds for run in each.runs.values())
     medians = (
-        f"{variant} {stats.summary(ratios.ratios(found.rounds, variant)).median:.3f}" for variant in variants
+        f"{variant} {stats.summary(ratios.ratios(found.rounds, variant)).median:.3f}"
+        for variant in found.rounds[0].runs
+        if variant not in ("bare", "bare/elsewhere")
     )
     return f"÷ bare: {', '.join(medians)}; {_failures(failed)}"
 
 
-def _fill(_field: Field, of: contestants.Contestant, services: int) -> str:
-    of.fill(services)
-    return "done"
-
-
-def _fresh(field: Field, of: contestants.Contestant) -> str:
+def _fresh(field: fields.Field, of: contestants.Contestant) -> str:
     return _started(field, starts.fresh(of))
 
 
-def _adopted(field: Field, of: contestants.Contestant) -> str:
+def _adopted(field: fields.Field, of: contestants.Contestant) -> str:
     return _started(field, starts.adopted(of))
 
 
-def _upgraded(field: Field, of: contestants.Contestant) -> str:
+def _upgraded(field: fields.Field, of: contestants.Contestant) -> str:
     assert isinstance(of, contestants.Lbproxy)
     return _started(field, starts.upgraded(of))
 
 
-def _started(field: Field, found: results.Start) -> str:
+def _started(field: fields.Field, found: results.Start) -> str:
     field.into.starts.append(found)
     return f"synced after {found.synced_s:.2f} s, {found.cpu_s:.2f} s of CPU, {_failures(found.failed)}"
 
 
-def _memory(field: Field, of: contestants.Contestant) -> str:
+def _memory(field: fields.Field, of: contestants.Contestant) -> str:
     found = of.memory()
     field.into.memory.append(found)
     parts = [
@@ -312,28 +308,27 @@ def _memory(field: Field, of: contestants.Contestant) -> str:
     return ", ".join(f"{what} {size / 1e6:.1f} MB" for what, size in parts if size)
 
 
-def _programming(field: Field, of: contestants.Contestant, changes: int, churn: float) -> str:
+def _programming(field: fields.Field, of: contestants.Contestant, changes: int, churn: float) -> str:
     found = latency.programming(of, changes, churn)
     field.into.programming.append(found)
     p50, p99 = (stats.percentile(found.latency_ms, share) for share in (0.5, 0.99))
     return f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, {found.lost} not seen, {_failures(found.failed)}"
 
 
-def _stand_in(field: Field, of: contestants.Contestant, changes: int) -> str:
+def _stand_in(field: fields.Field, of: contestants.Contestant, changes: int) -> str:
     found = latency.stand_in(of, changes)
     field.into.stand_in.append(found)
     return f"p50 {stats.percentile(found.event_ms, 0.5):.2f} ms"
 
 
-def _cpu(field: Field, of: contestants.Contestant, changes_per_s: float, seconds: float) -> str:
+def _cpu(field: fields.Field, of: contestants.Contestant, changes_per_s: float, seconds: float) -> str:
     found = starts.cpu(of, changes_per_s, seconds)
     field.into.cpu.append(found)
     return f"{found.cpu_s / found.seconds:.2%} of a CPU at {found.changes_per_s:g} changes a second"
 
 
-def _end(_field: Field, of: contestants.Contestant) -> str:
-    of.close()
-    of.forget()
+def _end(_field: fields.Field, of: contestants.Contestant) -> str:
+    of.take_down()
     return "done"
 
 

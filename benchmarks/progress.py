@@ -2,9 +2,18 @@
 
 import collections.abc
 import dataclasses
+import http.client
+import subprocess
 import sys
 import time
 import typing
+
+from lbproxy import errors
+
+# What a step may end with that says something of who is measured, or of the machine: anything else is a bug.
+FAILURES = (
+    errors.LbproxyError, OSError, RuntimeError, subprocess.SubprocessError, http.client.HTTPException,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,10 +39,14 @@ def duration(seconds: float) -> str:
 
 def run(
     steps: collections.abc.Sequence[Step],
+    after_each: collections.abc.Callable[[Step, Exception | None], None],
     out: typing.TextIO = sys.stderr,
     clock: collections.abc.Callable[[], float] = time.monotonic,
 ) -> None:
-    """Take each step, with a line before and after."""
+    """Take each step, with a line before and after: also when one has failed (`FAILURES`), the next.
+
+    `after_each` gets what a step failed with, None where it did not.
+    """
     total_s = sum(step.expected_s for step in steps)
     done_expected_s = 0.0
     started_s = clock()
@@ -41,7 +54,12 @@ def run(
         spent_s = clock() - started_s
         left = duration(left_s(done_expected_s, spent_s, total_s - done_expected_s))
         print(f"[{done_expected_s / total_s:4.0%}, {left} left] {step.label}", file=out, flush=True)
-        found = step.action()
-        print(f"    {found}", file=out, flush=True)
+        failed = None
+        try:
+            said = step.action()
+        except FAILURES as error:
+            failed, said = error, f"FAILED: {error}"
+        print(f"    {said}", file=out, flush=True)
+        after_each(step, failed)
         done_expected_s += step.expected_s
     print(f"[100%] done in {duration(clock() - started_s)}", file=out, flush=True)

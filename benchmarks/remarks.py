@@ -37,6 +37,10 @@ def remarks(found: results.Results) -> list[Remark]:
     ]
     if not found.complete:
         listed.append(Remark("This run did not finish: figures are missing.", True))
+    listed += [
+        Remark(f"Failed, so that figures are missing: {each.step}: {_first_line(each.text)}", True)
+        for each in found.failed
+    ]
     if found.profile == "smoke":
         listed.append(Remark("A smoke run: the figures mean nothing.", True))
     generated = [each.name for each in found.contestants if not each.real]
@@ -49,6 +53,10 @@ def remarks(found: results.Results) -> list[Remark]:
             )
         )
     return [*listed, *_noise(found), *_generator(found), *_failures(found)]
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
 
 
 def _noise(found: results.Results) -> list[Remark]:

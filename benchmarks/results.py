@@ -164,6 +164,13 @@ class Resized(msgspec.Struct, frozen=True):
     moved: list[float]  # the share of the other backends' flows that change hands
 
 
+class Failed(msgspec.Struct, frozen=True):
+    """A step of the run that failed: what it would have found is missing."""
+
+    step: str
+    text: str
+
+
 class Noise(msgspec.Struct, frozen=True):
     """What else the machine did."""
 
@@ -181,8 +188,9 @@ class Results(msgspec.Struct):
     settings: dict[str, typing.Any]
     schema: int = SCHEMA
     took_s: float = 0.0
-    complete: bool = False
+    complete: bool = False  # it came to its end, though steps may have failed
     noise: Noise | None = None
+    failed: list[Failed] = []
     contestants: list[Contestant] = []
     traffic: list[Traffic] = []
     programming: list[Programming] = []

@@ -31,6 +31,14 @@ WARM_UP_S = 0.3
 UDP_NEW_S = 0.2
 
 
+class VariantError(arena.BenchError):
+    """A run of one variant failed; it says whose."""
+
+    def __init__(self, variant: str, why: Exception | str) -> None:
+        super().__init__(f"{variant}: {why}")
+        self.name = variant.partition("/")[0]
+
+
 class Way(typing.NamedTuple):
     """What one run does: who serves, who asks, and what it dials."""
 
@@ -76,17 +84,25 @@ def measure(
     seconds: float,
     before_each: collections.abc.Callable[[], None],
 ) -> list[results.Round]:
-    """Run the rounds, after one of warm-up that does not count; `way` is of a variant in a round."""
+    """Run the rounds, after one of warm-up that does not count; `way` is of a variant in a round.
+
+    VariantError where one can not be run, or reaches somebody else.
+    """
+
+    def one(variant: str, number: int, lasting_s: float) -> results.Run:
+        try:
+            return run(at, way(variant, number), mode, lasting_s)
+        except (arena.BenchError, OSError, RuntimeError) as error:
+            raise VariantError(variant, error) from error
+
     before_each()
     for variant in listed:
-        run(at, way(variant, 0), mode, min(WARM_UP_S, seconds))
+        one(variant, 0, min(WARM_UP_S, seconds))
     made = []
     for number in range(count):
         before_each()
         made.append(
-            results.Round(
-                {variant: run(at, way(variant, number), mode, seconds) for variant in order(listed, number)}
-            )
+            results.Round({variant: one(variant, number, seconds) for variant in order(listed, number)})
         )
     return made
 

@@ -12,9 +12,10 @@ the rules that kube-proxy would, and they are loaded: that shows what they cost
 packets, and everything made of it says that no kube-proxy ran.
 
 Writes one JSON document with every sample; `python -m benchmarks.report` makes the
-tables in README.md and docs/benchmarks.md from it. Exits with 1 where connections
-failed that should not have, and when interrupted: what there is then is written,
-marked as incomplete.
+tables in README.md and docs/benchmarks.md from it. It is written after every step, marked as
+incomplete until the last. Where a step fails the others go on, without the contestant
+whose it was until the next number of services. Exits with 1 where a step failed, or
+connections that should not have, and when interrupted.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from benchmarks import (
     arena,
     cluster,
     contestants,
+    fields,
     kube_proxies,
     machine,
     maglev,
@@ -42,7 +44,6 @@ from benchmarks import (
     results,
     rows,
 )
-from lbproxy import errors
 
 _BUSY_LOAD = 0.5
 _PARTS = ("packets", "maglev", "cluster")
@@ -55,6 +56,8 @@ def main() -> int:
     profile = profiles.PROFILES[flags.profile]
     parts = (flags.only,) if flags.only else _PARTS
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, _interrupt)
     load_before = os.getloadavg()[0]
     if load_before > _BUSY_LOAD:
         print(
@@ -71,6 +74,18 @@ def main() -> int:
     steal_s, total_s = process.steal_and_total_s()
     began_s = time.monotonic()
     path: pathlib.Path = flags.out or results.DIRECTORY / f"{profile.name}.json"
+
+    def keep() -> None:
+        found.took_s = round(time.monotonic() - began_s, 1)
+        after = process.steal_and_total_s()
+        found.noise = results.Noise(load_before, (after[0] - steal_s) / max(1e-9, after[1] - total_s))
+        results.write(found, path)
+
+    def after_each(step: progress.Step, error: Exception | None) -> None:
+        if error is not None:
+            found.failed.append(results.Failed(step.label, str(error)))
+        keep()  # nothing that comes can take it away
+
     try:
         with contextlib.ExitStack() as stack:
             of_packets = stack.enter_context(contextlib.ExitStack())
@@ -80,25 +95,22 @@ def main() -> int:
             if "cluster" in parts:
                 field = _field(stack, flags, cpu, found)
                 listed += profiles.steps(profile, field)
-            progress.run(listed)
+            progress.run(listed, after_each)
         found.complete = True
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-    except errors.LbproxyError as error:
+    except progress.FAILURES as error:
         print(f"benchmarks: {error}", file=sys.stderr)
     finally:
-        found.took_s = round(time.monotonic() - began_s, 1)
-        after = process.steal_and_total_s()
-        found.noise = results.Noise(load_before, (after[0] - steal_s) / max(1e-9, after[1] - total_s))
-        results.write(found, path)
+        keep()
     print(report.page(found))
     print(f"written to {path}", file=sys.stderr)
-    return 0 if found.complete and not rows.failures(found) else 1
+    return 0 if found.complete and not found.failed and not rows.failures(found) else 1
 
 
 def _field(
     stack: contextlib.ExitStack, flags: argparse.Namespace, cpu: int, found: results.Results
-) -> profiles.Field:
+) -> fields.Field:
     names: list[str] = flags.contestants
     at = stack.enter_context(arena.Arena(names, cpu))
     who: list[contestants.Contestant] = []
@@ -109,7 +121,7 @@ def _field(
             who.append(kube_proxies.make(at, name, flags.kube_proxy, flags.iptables))
         stack.enter_context(who[-1])
     found.contestants = [each.about() for each in who]
-    return profiles.Field(at, who, found)
+    return fields.Field(at, who, found)
 
 
 def _flags() -> argparse.Namespace:

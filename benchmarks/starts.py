@@ -14,6 +14,7 @@ from benchmarks import agents, arena, contestants, results
 # Shorter than the answer of a service that is there, longer than a connection to it takes.
 _FRESH_TIMEOUT_MS = 5
 _STEADY_TIMEOUT_MS = 2000
+_ANSWER_TIMEOUT_S = 120.0
 # A loop without pauses would keep a CPU from the agent and from the stand-in.
 _PAUSE_MS = 1
 
@@ -23,17 +24,16 @@ def fresh(of: contestants.Contestant) -> results.Start:
     of.stop()
     of.forget()
     with of.at.serving(of.site):
-        poller = of.at.poll(of.site, _FRESH_TIMEOUT_MS, _PAUSE_MS)
-        agent = of.start()
-        synced_ns = _until_answer(agent, poller, of.measured_at)
-        poller.stop()
+        with of.at.poll(of.site, _FRESH_TIMEOUT_MS, _PAUSE_MS) as poller:
+            agent = of.start()
+            synced_ns = _until_answer(of, agent, poller, of.measured_at)
         of.forget_connections()
         # Before, nothing could be reached: a connection counts from the first that succeeded.
-        steady = of.at.poll(of.site, _STEADY_TIMEOUT_MS, _PAUSE_MS)
-        if steady.until_answer(of.measured_at, agents.START_TIMEOUT_S) is None:
-            raise arena.BenchError(f"{of.name}: the measured service answered once, and then no more")
-        cpu_s = agent.settle()
-        answered, failures = steady.stop()
+        with of.at.poll(of.site, _STEADY_TIMEOUT_MS, _PAUSE_MS) as steady:
+            if steady.until_answer(of.measured_at, _ANSWER_TIMEOUT_S) is None:
+                raise arena.BenchError(f"{of.name}: the measured service answered once, and then no more")
+            cpu_s = agent.settle()
+            answered, failures = steady.stop()
     return _start(of, "fresh", agent, synced_ns, cpu_s, answered, failures)
 
 
@@ -50,14 +50,13 @@ def upgraded(of: contestants.Lbproxy) -> results.Start:
 def _restart(
     of: contestants.Contestant, how: str, start: collections.abc.Callable[[], agents.Started]
 ) -> results.Start:
-    with of.at.serving(of.site):
-        poller = of.at.poll(of.site, _STEADY_TIMEOUT_MS, _PAUSE_MS)
-        if poller.until_answer(of.measured_at, agents.START_TIMEOUT_S) is None:
+    with of.at.serving(of.site), of.at.poll(of.site, _STEADY_TIMEOUT_MS, _PAUSE_MS) as poller:
+        if poller.until_answer(of.measured_at, _ANSWER_TIMEOUT_S) is None:
             raise arena.BenchError(f"{of.name}: the measured service does not answer before the restart")
         of.stop()
         wanted = of.move()
         agent = start()
-        synced_ns = _until_answer(agent, poller, wanted)
+        synced_ns = _until_answer(of, agent, poller, wanted)
         cpu_s = agent.settle()
         answered, failures = poller.stop()
     return _start(of, how, agent, synced_ns, cpu_s, answered, failures)
@@ -74,16 +73,17 @@ def cpu(of: contestants.Contestant, changes_per_s: float, seconds: float) -> res
     return results.Cpu(of.name, of.services, round(achieved, 2), took_s, spent_s)
 
 
-def _until_answer(agent: agents.Started, poller: arena.Poller, wanted: str) -> int:
-    deadline = time.monotonic() + agents.START_TIMEOUT_S
+def _until_answer(
+    of: contestants.Contestant, agent: agents.Started, poller: arena.Poller, wanted: str
+) -> int:
+    timeout_s = agents.start_timeout_s(of.services)
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         synced_ns = poller.until_answer(wanted, 1.0)
         if synced_ns is not None:
             return synced_ns
         agent.check()
-    raise arena.BenchError(
-        "\n".join([f"no answer after {agents.START_TIMEOUT_S:.0f} s:", *agent.log()[-15:]])
-    )
+    raise arena.BenchError("\n".join([f"no answer after {timeout_s:.0f} s:", *agent.log()[-15:]]))
 
 
 def _start(

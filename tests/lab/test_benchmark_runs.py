@@ -11,7 +11,7 @@ import tempfile
 
 import pytest
 
-from benchmarks import arena, contestants, kube_proxies, profiles, progress, results, rows
+from benchmarks import arena, contestants, fields, kube_proxies, process, profiles, progress, results, rows
 from lbproxy import cgroup2
 from lbproxy.kernel import bpffs
 from lbproxy.lab import cluster as lab_cluster
@@ -38,6 +38,11 @@ GLANCE = profiles.Profile(
 NAMES = (contestants.Lbproxy.name, *kube_proxies.MODES)
 
 
+def nothing_failed(step: progress.Step, error: Exception | None) -> None:
+    if error is not None:
+        raise AssertionError(step.label) from error
+
+
 def test_everybody_is_measured_in_one_run() -> None:
     found = results.Results("glance", "", {}, {}, {})
     with contextlib.ExitStack() as stack:
@@ -49,7 +54,7 @@ def test_everybody_is_measured_in_one_run() -> None:
                 for mode in kube_proxies.MODES
             ),
         ]
-        progress.run(profiles.steps(GLANCE, profiles.Field(at, who, found)))
+        progress.run(profiles.steps(GLANCE, fields.Field(at, who, found)), nothing_failed)
     kinds = collections.Counter((each.services, each.path, each.mode) for each in found.traffic)
     modes = ("short", "established", "udp-established", "udp-new", "bulk")
     assert set(kinds) == {
@@ -115,6 +120,32 @@ def test_an_interrupted_run_writes_what_it_has_and_leaves_nothing(
     found = results.read(tmp_path / "run.json")
     assert not found.complete
     assert found.traffic
+
+
+def test_what_is_only_named_alike_stays() -> None:
+    path = pathlib.Path(tempfile.gettempdir()) / "lbproxy-bench-notes"
+    path.touch()
+    try:
+        arena.sweep()
+        assert path.exists()
+    finally:
+        path.unlink()
+
+
+def test_children_that_an_agent_leaves_end_with_its_cgroup() -> None:
+    cgroup = process.MemoryCgroup(f"{arena.own_prefix()}children")
+    if cgroup.peak_bytes() is None:
+        pytest.skip("no memory cgroups here")
+    with subprocess.Popen(cgroup.command(["sleep", "60"])) as child:
+        polling.eventually(lambda: cgroup_of(child.pid).endswith("children"))
+        cgroup.remove()
+        assert child.wait(10) == -signal.SIGKILL
+    assert not any(name.endswith("-children") for name in left_by(os.getpid()))
+
+
+def cgroup_of(pid: int) -> str:
+    lines = pathlib.Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    return next((line for line in lines if "lbproxy-bench-" in line), "")
 
 
 def test_what_a_killed_run_leaves_the_next_one_removes(running: subprocess.Popen[str]) -> None:

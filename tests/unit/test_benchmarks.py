@@ -15,6 +15,7 @@ from benchmarks import (
     arena,
     cluster,
     contestants,
+    fields,
     kube_proxies,
     node_ports,
     process,
@@ -242,12 +243,63 @@ def test_durations_are_said_as_people_do(seconds: float, said: str) -> None:
 def test_each_step_is_announced_with_the_time_left_and_followed_by_what_it_found() -> None:
     out = io.StringIO()
     steps = [progress.Step("first", 10, lambda: "one"), progress.Step("second", 30, lambda: "two")]
-    progress.run(steps, out, clock=lambda: 0.0)
+    progress.run(steps, lambda *_: None, out, clock=lambda: 0.0)
     lines = out.getvalue().splitlines()
     assert lines[0] == "[  0%, 40 s left] first"
     assert lines[1].strip() == "one"
     assert lines[2].startswith("[ 25%, ")
     assert lines[-1] == "[100%] done in 0 s"
+
+
+def test_after_a_step_that_failed_the_next_is_taken() -> None:
+    out = io.StringIO()
+    seen: list[tuple[str, str]] = []
+
+    def failing() -> str:
+        raise RuntimeError("no rules")
+
+    steps = [progress.Step("first", 10, failing), progress.Step("second", 30, lambda: "two")]
+    progress.run(steps, lambda step, error: seen.append((step.label, str(error))), out, clock=lambda: 0.0)
+    assert seen == [("first", "no rules"), ("second", "None")]
+    assert "FAILED: no rules" in out.getvalue()
+    with pytest.raises(KeyboardInterrupt):
+        progress.run([progress.Step("", 1, unittest.mock.Mock(side_effect=KeyboardInterrupt))], print, out)
+
+
+# --- who is left out ---
+
+
+@pytest.fixture
+def field(found: results.Results) -> fields.Field:
+    who = [unittest.mock.Mock(contestants.Contestant) for _ in NAMES]
+    for each, name in zip(who, NAMES, strict=True):
+        each.name = name
+    return fields.Field(unittest.mock.Mock(), who, found)
+
+
+def test_whoever_fails_is_taken_down_and_left_out_until_the_next_size(field: fields.Field) -> None:
+    failing = field.who[1]
+    action = unittest.mock.Mock(side_effect=arena.BenchError("no answer"))
+    with pytest.raises(arena.BenchError):
+        field.attempt(failing, action)
+    failing.take_down.assert_called_once_with()  # type: ignore[attr-defined]
+    assert field.names == ["lbproxy", "nftables"]
+    assert field.attempt(failing, action) == "left out"
+    assert action.call_count == 1
+    assert field.attempt(field.who[0], lambda _field, of: of.name) == "lbproxy"
+    field.begin(failing, 1000)
+    failing.fill.assert_called_once_with(1000)  # type: ignore[attr-defined]
+    assert field.names == list(NAMES)
+
+
+def test_rounds_are_measured_again_without_whoever_failed_in_them(field: fields.Field) -> None:
+    made = made_of((90, 110, 99, 95))
+    measure = unittest.mock.Mock(side_effect=[rounds.VariantError("iptables/service", "nobody"), made])
+    assert field.together("short", measure) == made
+    assert [call.args[0] for call in measure.call_args_list] == [list(NAMES), ["lbproxy", "nftables"]]
+    assert field.into.failed == [results.Failed("short", "iptables/service: nobody")]
+    with pytest.raises(rounds.VariantError):
+        field.together("short", unittest.mock.Mock(side_effect=rounds.VariantError("bare", "nobody")))
 
 
 # --- files ---
@@ -296,7 +348,7 @@ def test_every_profile_measures_short_connections_and_everybody_at_every_size(
         contestants.Lbproxy(at),
         *(kube_proxies.Generated(at, mode, "legacy") for mode in kube_proxies.MODES),
     ]
-    labels = [step.label for step in profiles.steps(profile, profiles.Field(at, who, found))]
+    labels = [step.label for step in profiles.steps(profile, fields.Field(at, who, found))]
     assert len([label for label in labels if ": short, pod to pod" in label]) == len(profile.services) + 1
     for name in NAMES:
         filled = [label for label in labels if f"{name}: fill" in label]
