@@ -5,6 +5,10 @@ import dataclasses
 import math
 import statistics
 
+# By simulation, of 8 to 32 values. The 1.57 of notches in box plots would hold 17 times out of 20 here,
+# and of two hundred figures that have not changed call half a dozen different.
+_MARGIN = 2.2
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Summary:
@@ -22,8 +26,8 @@ class Summary:
 
     @property
     def margin(self) -> float:
-        """How far the median may be off, 19 times out of 20 (the notch of McGill, Tukey and Larsen, 1978)."""
-        return 1.57 * self.spread / math.sqrt(self.count)
+        """How far the median may be off, 19 times out of 20."""
+        return _MARGIN * self.spread / math.sqrt(self.count)
 
 
 def summary(values: collections.abc.Sequence[float]) -> Summary:

@@ -70,7 +70,7 @@ def test_only_lbproxy_is_judged(found: results.Results) -> None:
     ("group", "what", "services", "verdict"),
     [
         (Group.SHORT, SERVICE, 1_000, "met"),
-        (Group.SHORT, SERVICE, 10_000, "missed by 0.010"),
+        (Group.SHORT, SERVICE, 10_000, "missed by 0.020"),
         (Group.PROGRAMMING, "quiet, p50", 1, "met"),
         (Group.FAILED, "during restarts", 10_000, "met"),
         (Group.FAILED, "during upgrades", 10_000, "met"),
@@ -250,7 +250,7 @@ def test_a_table_has_a_line_for_each_size_and_a_column_for_each_contestant(found
     assert [row[1].text for row in table.rows] == ["1", "1,000", "10,000"] * 2
     assert [row[0].text for row in table.rows[:4]] == [SERVICE] * 3 + [DIRECT]
     assert table.rows[0][2].look is tables.Look.FIGURE
-    assert table.rows[2][4] == tables.Cell("missed by 0.010", tables.Look.MISSED)
+    assert table.rows[2][4] == tables.Cell("missed by 0.020", tables.Look.MISSED)
 
 
 def test_lines_are_named_by_what_tells_them_apart(found: results.Results) -> None:
@@ -504,7 +504,7 @@ def test_pictures_say_in_words_what_they_show(found: results.Results) -> None:
     for panel in plot.panels(found):
         assert panel.alt in reader.labels
     assert "generated" in reader.text
-    assert "0.960 at 10,000" in plot.panels(found)[0].alt
+    assert "0.950 at 10,000" in plot.panels(found)[0].alt
 
 
 def test_pictures_take_the_pages_colours(found: results.Results) -> None:

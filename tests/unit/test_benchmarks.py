@@ -4,6 +4,7 @@ import collections
 import io
 import itertools
 import pathlib
+import random
 import unittest.mock
 
 import msgspec
@@ -43,7 +44,14 @@ def test_a_summary_is_the_median_with_its_quartiles() -> None:
     seen = stats.summary([5, 1, 4, 2, 3])
     assert seen == stats.Summary(count=5, median=3, low=2, high=4)
     assert seen.spread == 2
-    assert seen.margin == pytest.approx(1.57 * 2 / 5**0.5)
+
+
+@pytest.mark.parametrize("count", [8, 12, 16, 32])
+def test_a_median_is_within_its_margin_about_19_times_out_of_20(count: int) -> None:
+    draw = random.Random(count)
+    samples = [stats.summary([draw.gauss(0, 1) for _ in range(count)]) for _ in range(2000)]
+    within = sum(abs(seen.median) <= seen.margin for seen in samples) / len(samples)
+    assert within == pytest.approx(0.95, abs=0.035)
 
 
 def test_percentiles_lie_between_neighbours_in_proportion() -> None:
