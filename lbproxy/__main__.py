@@ -8,7 +8,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from lbproxy import config, config_flags, config_load, config_types, errors, output
+from lbproxy import config, config_flags, config_load, config_options, config_types, errors, output
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -19,6 +19,7 @@ An eBPF service proxy that takes kube-proxy's place on a Kubernetes node.
 examples:
   lbproxy demo                                  see it work: a small cluster on this machine
   lbproxy run --manifests ./cluster/            balance the Services in a folder of YAML files
+  lbproxy preflight --config FILE               whether this node can run it, and what is in the way
   lbproxy services -o json                      what the kernel balances now
   lbproxy explain --from pod --to 10.96.0.1:443 what would happen to such a connection
   lbproxy cleanup                               leave no trace
@@ -31,6 +32,17 @@ Follow a connection through the live maps, step by step.
 examples:
   lbproxy explain --to 10.96.0.10:53/UDP                        from a pod of this node
   lbproxy explain --from 198.51.100.7 --to 192.0.2.10:30080     from a client outside to a NodePort
+"""
+
+PREFLIGHT = """\
+Look whether this node can run lbproxy, and say what to do about each thing that stands in the way.
+It changes nothing. It takes the flags of `lbproxy run`, and is best given those that the agent will have.
+
+Exit status: 0 fit, 1 something is in the way, 2 wrong flags, 3 the kernel lacks something.
+
+examples:
+  lbproxy preflight --config /var/lib/kube-proxy/config.conf --hostname-override "$NODE_NAME"
+  lbproxy preflight --kubeconfig /etc/kubernetes/kubelet.conf -o json
 """
 
 READERS = {
@@ -68,6 +80,9 @@ def _dispatch(arguments: Sequence[str]) -> int:
     problems = config_flags.unknown(extra, chosen._option_string_actions)
     if command == "run":
         return _run(parsed, problems)
+    if command == "preflight":
+        loaded = config_load.load(config_flags.texts(parsed), config_load.this_host(), problems)
+        return _read_side(command, argparse.Namespace(config=loaded.config, output=parsed.output))
     if problems:
         raise errors.ConfigError(problems)
     if command is None:
@@ -118,6 +133,10 @@ def _parsers() -> tuple[config_flags.Parser, dict[str, config_flags.Parser]]:
     run = commands.add_parser("run", help="the agent: serve this node until stopped")
     config_flags.add_to(run)
     run.add_argument("--version", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    preflight = commands.add_parser("preflight", help="whether this node can run lbproxy; changes nothing")
+    config_flags.add_to(preflight, without=config_options.Group.ONCE)
+    preflight.description, preflight.usage = PREFLIGHT, "%(prog)s [-o FORMAT] [option of lbproxy run …]"
+    _add_output(preflight)
     for name, summary in READERS.items():
         reader = commands.add_parser(name, help=summary, description=f"Show {summary}, read from the kernel.")
         _add_output(reader)

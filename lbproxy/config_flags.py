@@ -53,12 +53,14 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=30, width=100)
 
 
-def add_to(parser: argparse.ArgumentParser) -> None:
-    """Give a parser every flag of the table, under their groups."""
+def add_to(parser: argparse.ArgumentParser, without: Group | None = None) -> None:
+    """Give a parser every flag of the table, under their groups, but for those of one group."""
     parser.usage = "%(prog)s [--manifests PATH | --kubeconfig FILE | --config FILE] [option …]"
     parser.description = DESCRIPTION
     parser.epilog = _epilog()
     for group in Group:
+        if group is without:
+            continue
         section = parser.add_argument_group(group.value)
         for option in OPTIONS:
             if option.flags and option.group is group:

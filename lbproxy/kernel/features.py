@@ -34,10 +34,15 @@ def has_tcx() -> bool:
     return libbpf.probe_device_hook(libbpf.TCX_INGRESS)
 
 
+def effective_capabilities() -> int:
+    """The bits of what this process may do."""
+    with open("/proc/self/status", encoding="ascii") as lines:
+        return next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
+
+
 def check_capabilities() -> None:
     """Raise AgentError where the process may not load and attach programs."""
-    with open("/proc/self/status", encoding="ascii") as lines:
-        effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
+    effective = effective_capabilities()
     if effective >> _CAP_SYS_ADMIN & 1:
         return
     missing = [name for bit, name in _CAPABILITIES.items() if not effective >> bit & 1]

@@ -30,8 +30,10 @@ NOEXIST: typing.Final = 1
 NAME_LENGTH: typing.Final = 15  # of programs and maps, without the terminating zero
 _BATCH_ROWS = 8192
 _INSTRUCTION_BYTES = 8
+_CONNECT4 = 10
 _LOG_BYTES = 16 * 1024 * 1024
 _MAPS_OF_A_PROGRAM = 64  # at most, says the kernel
+_PROGRAMS_OF_A_HOOK = 64  # at most, says the kernel
 _NO_DEVICE = 0x7FFFFFFF
 
 
@@ -61,7 +63,8 @@ class _ProgInfo(ctypes.Structure):
         ("created_by_uid", ctypes.c_uint32),
         ("nr_map_ids", ctypes.c_uint32),
         ("map_ids", ctypes.c_uint64),  # an address
-        ("rest", ctypes.c_uint8 * 192),
+        ("name", ctypes.c_char * 16),
+        ("rest", ctypes.c_uint8 * 176),
     ]
 
 
@@ -125,10 +128,11 @@ class MapInfo(typing.NamedTuple):
 
 
 class ProgInfo(typing.NamedTuple):
-    """What the kernel says of a program: its id, and those of the maps that it uses."""
+    """What the kernel says of a program: its id, those of the maps that it uses, and its name."""
 
     id: int
     map_ids: frozenset[int]
+    name: str = ""
 
 
 class LinkInfo(typing.NamedTuple):
@@ -203,7 +207,30 @@ def prog_info(fd: int) -> ProgInfo:
     ids = (ctypes.c_uint32 * _MAPS_OF_A_PROGRAM)()
     info = _ProgInfo(nr_map_ids=_MAPS_OF_A_PROGRAM, map_ids=ctypes.addressof(ids))
     _info(fd, info, "read program info")
-    return ProgInfo(int(info.id), frozenset(ids[: info.nr_map_ids]))
+    return ProgInfo(int(info.id), frozenset(ids[: info.nr_map_ids]), info.name.decode(errors="replace"))
+
+
+def prog_by_id(number: int) -> int:
+    """Open a program that anybody has loaded; returns its file descriptor."""
+    return _check(_LIB.bpf_prog_get_fd_by_id(number), f"open program {number}")
+
+
+def map_by_id(number: int) -> int:
+    """Open a map that anybody has made; returns its file descriptor."""
+    return _check(_LIB.bpf_map_get_fd_by_id(number), f"open map {number}")
+
+
+def attached(target: int, attach_type: int) -> tuple[int, list[int]]:
+    """What is attached at one hook: the flags that it was attached with, and the programs' ids.
+
+    `target` is a descriptor of a cgroup, whose ancestors' programs are not among them,
+    or for TCX the index of a device.
+    """
+    count, flags = ctypes.c_uint32(_PROGRAMS_OF_A_HOOK), ctypes.c_uint32(0)
+    ids = (ctypes.c_uint32 * _PROGRAMS_OF_A_HOOK)()
+    result = _LIB.bpf_prog_query(target, attach_type, 0, ctypes.byref(flags), ids, ctypes.byref(count))
+    _check(result, "ask what is attached")
+    return flags.value, list(ids[: count.value])
 
 
 def link_info(fd: int) -> LinkInfo:
@@ -476,6 +503,36 @@ def probe_device_hook(attach_type: int) -> bool:
     count = ctypes.c_uint32(0)
     result = _LIB.bpf_prog_query(_NO_DEVICE, attach_type, 0, None, None, ctypes.byref(count))
     return result < 0 and ctypes.get_errno() == errno.ENODEV
+
+
+def probe_map(kind: str, key_size: int, value_size: int, flags: int) -> bool | None:
+    """Whether the kernel makes such a map; None where it does not let us try."""
+    try:
+        os.close(map_create(kind, "lb_probe", key_size, value_size, 1, flags))
+    except OSError as error:
+        return None if error.errno in (errno.EPERM, errno.ENOMEM) else False
+    return True
+
+
+def probe_batches() -> bool | None:
+    """Whether maps are read many rows at a time: an empty one then says that there are no more."""
+    try:
+        fd = map_create("hash", "lb_probe", 4, 4, 1, 0)
+    except OSError:
+        return None
+    try:
+        count, buffer = ctypes.c_uint32(1), ctypes.create_string_buffer(8)
+        result = _LIB.bpf_map_lookup_batch(fd, None, buffer, buffer, buffer, ctypes.byref(count), None)
+        return result == 0 or ctypes.get_errno() == errno.ENOENT
+    finally:
+        os.close(fd)
+
+
+def probe_links() -> bool:
+    """Whether programs are attached through links: the kernel then says that there is no such program."""
+    opts = _LinkCreateOpts(sz=ctypes.sizeof(_LinkCreateOpts))
+    result = _LIB.bpf_link_create(-1, -1, _CONNECT4, ctypes.byref(opts))
+    return result < 0 and ctypes.get_errno() == errno.EBADF
 
 
 def _probed(result: int) -> bool | None:

@@ -77,7 +77,7 @@ def compile_and_pin(
     """
     known = {program.name: program for program in programs.PROGRAMS}
     wanted = [known[name] for name in pins]
-    key = bytecode.key(source, [program.function for program in wanted], _cflags(0))
+    key = _key(source, wanted)
     kept = bytecode.read(key)
     if kept is not None:
         # Whatever is wrong with that copy, the sources are here.
@@ -96,6 +96,29 @@ def compile_and_pin(
         _load_all(source, [program for program in wanted if program not in lacking], made, pins)
     bytecode.write(key, made)
     return why
+
+
+def kept(source: str) -> bytecode.Programs | None:
+    """What an earlier start has compiled of a source for this kernel; None where a start would compile."""
+    return bytecode.read(_key(source, programs.of_this_kernel()))
+
+
+def trial(code: bytecode.Programs, maps: typing.Mapping[str, int]) -> dict[programs.Program, str]:
+    """Have the kernel verify programs on these maps, by name; returns which it refuses, and why.
+
+    They are neither attached nor pinned, and gone when this returns.
+    """
+    refused = {}
+    for program in programs.of_this_kernel():
+        try:
+            os.close(_load(program, bytecode.linked(code[program.function], maps)))
+        except _RefusedError as error:
+            refused[program] = error.why
+    return refused
+
+
+def _key(source: str, wanted: typing.Iterable[programs.Program]) -> str:
+    return bytecode.key(source, [program.function for program in wanted], _cflags(0))
 
 
 def _load_all(

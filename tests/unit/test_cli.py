@@ -47,7 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> Calls:
 
     for module, functions in (
         *(("agent", ("run", "init_only")), ("cleanup", ("main",)), ("show", ("main",))),
-        *(("explain", ("main",)), ("demo", ("main",))),
+        *(("explain", ("main",)), ("demo", ("main",)), ("preflight", ("main",))),
     ):
         fake = types.ModuleType(f"lbproxy.{module}")
         for function in functions:
@@ -86,6 +86,20 @@ def test_explain(calls: Calls) -> None:
     assert module == "explain"
     assert args.source == "192.0.2.1"
     assert str(args.destination) == "[fd00::1]:53/UDP"
+
+
+def test_preflight_takes_what_run_takes(calls: Calls, outcome: Outcome) -> None:
+    outcome.status = 3
+    assert command.main(["preflight", "--node-name=Here", "--manifests", "/", "-v", "2", "-o", "yaml"]) == 3
+    ((module, args),) = calls
+    assert (module, args.output) == ("preflight", "yaml")
+    assert (args.config.node_name, args.config.manifests) == ("here", pathlib.Path("/"))
+
+
+@pytest.mark.parametrize("flag", ["--cleanup", "--init-only", "--write-config-to=x", "--xdp=fast", "-o=xml"])
+def test_preflight_does_nothing_else(calls: Calls, flag: str) -> None:
+    assert command.main(["preflight", flag]) == 2
+    assert calls == []
 
 
 def test_cleanup_and_demo(calls: Calls) -> None:

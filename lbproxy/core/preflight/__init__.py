@@ -1,0 +1,1 @@
+"""Whether a node can run lbproxy: facts in, findings out."""

@@ -1,0 +1,117 @@
+"""Judges who else balances on this node: kube-proxy, Cilium, Calico, another lbproxy, unknown programs."""
+
+from collections.abc import Iterator, Sequence
+
+from lbproxy.core.preflight import facts, findings, owners
+from lbproxy.core.preflight.network import named
+
+_KUBE_PROXY = "kube-proxy"
+_CILIUM = "cilium-agent"
+
+
+def judge(known: facts.Facts) -> Iterator[findings.Finding]:
+    """Say what is to be said of them."""
+    others = known.others
+    yield _kube_proxy(others)
+    yield from _agents(others)
+    if others.hooks_problem:
+        yield findings.warning("cgroup hooks", others.hooks_problem, "run this as root")
+    elif not others.hooks:
+        yield findings.ok("cgroup hooks", f"no other programs at {known.cgroup.path}")
+    for group in _grouped(others.hooks):
+        yield _hook(group, known.cgroup.path)
+    for one in others.datapaths:
+        yield _datapath(one)
+
+
+def _kube_proxy(others: facts.Others) -> findings.Finding:
+    running = [one for one in others.processes if one.command == _KUBE_PROXY]
+    rules = ", ".join(others.leftovers)
+    if running:
+        return findings.warning(
+            _KUBE_PROXY,
+            f"runs (pid {', '.join(str(one.pid) for one in running)})" + (f": {rules}" if rules else ""),
+            "for a trial it may stay: its rules see what lbproxy leaves alone. To replace it, take its "
+            "DaemonSet off this node once lbproxy serves, then lbproxy cleanup --kube-proxy",
+        )
+    if rules:
+        return findings.warning(
+            _KUBE_PROXY,
+            f"does not run here, but its rules are in force: {rules}",
+            "once lbproxy serves: lbproxy cleanup --kube-proxy",
+        )
+    return findings.ok(_KUBE_PROXY, "neither runs here nor has left rules")
+
+
+def _agents(others: facts.Others) -> Iterator[findings.Finding]:
+    pids = [str(one.pid) for one in others.processes if one.command == _CILIUM]
+    if pids and not any(one.owner == owners.CILIUM for one in others.hooks):
+        yield findings.warning(
+            "Cilium",
+            f"runs (pid {', '.join(pids)}), without programs at the hooks of sockets",
+            "leave its kube-proxy replacement and socket load balancer off",
+        )
+
+
+def _grouped(programs: Sequence[facts.Program]) -> list[list[facts.Program]]:
+    """Those of one owner in one place; unknown ones by their name."""
+    groups: dict[tuple[str, ...], list[facts.Program]] = {}
+    for one in programs:
+        whose = one.owner or one.name
+        groups.setdefault((whose, one.place, str(one.alone), str(one.yields)), []).append(one)
+    return list(groups.values())
+
+
+def _hook(group: Sequence[facts.Program], cgroup: str) -> findings.Finding:
+    one = group[0]
+    name = one.name or f"program {one.id}"
+    check = f"cgroup hooks: {one.owner or name}"
+    hooks = named([each.hook for each in group])
+    where = f"at {hooks} of {one.place}"
+    if one.alone:
+        return findings.blocks(
+            check,
+            f"{where}, attached so that no other program may be: lbproxy's would be refused",
+            "attach it with BPF_F_ALLOW_MULTI or through a link",
+        )
+    if one.owner == owners.LBPROXY:
+        return findings.blocks(
+            check,
+            f"another lbproxy's programs {where}: both would balance the same sockets",
+            "stop that one and remove it with lbproxy cleanup --bpffs PATH",
+        )
+    if one.owner in (owners.CILIUM, owners.CALICO):
+        off = (
+            "kubeProxyReplacement: false and socketLB.enabled: false"
+            if one.owner == owners.CILIUM
+            else "linuxDataplane: Iptables or Nftables, which takes its bpfConnectTimeLoadBalancing away"
+        )
+        return findings.blocks(
+            check, f"its socket load balancer is {where}: both would translate", f"switch it off ({off})"
+        )
+    if one.yields:
+        return findings.warning(
+            check,
+            f"{where}, attached with BPF_F_ALLOW_OVERRIDE: it would not run any more for {cgroup}",
+            "attach it with BPF_F_ALLOW_MULTI or through a link",
+        )
+    return findings.warning(
+        check,
+        f"{where}: it runs beside lbproxy's",
+        "nothing, unless it changes the addresses of services too, or refuses them: what one has changed "
+        "the next one sees",
+    )
+
+
+def _datapath(one: facts.OtherDatapath) -> findings.Finding:
+    check = f"lbproxy at {one.path}"
+    state = "an agent runs" if one.running else "no agent runs"
+    if one.running and one.pid:
+        state += f" (pid {one.pid})"
+    if one.same_cgroup:
+        return findings.blocks(
+            check,
+            f"another lbproxy serves {one.cgroup}; {state}",
+            f"stop it, then lbproxy cleanup --bpffs {one.path}; or take it over with --bpffs {one.path}",
+        )
+    return findings.ok(check, f"another lbproxy, for the cgroup {one.cgroup}; {state}")
