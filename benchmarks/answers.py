@@ -108,7 +108,7 @@ def _restart(listed: list[Figure]) -> list[str]:
     said = []
     for how in ("adopted", "upgraded"):
         word = figures.STARTS[how]
-        failed = _pick(listed, Group.FAILED, f"during {word}s")
+        failed = _pick(listed, Group.FAILED, figures.during(how))
         times = [one for one in _pick(listed, Group.START, figures.SERVING) if one.topic == word]
         if failed and times:
             said.append(

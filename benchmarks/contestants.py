@@ -4,7 +4,9 @@ import abc
 import collections.abc
 import contextlib
 import functools
+import os
 import pathlib
+import shutil
 import sys
 import tempfile
 
@@ -143,6 +145,8 @@ class Lbproxy(Contestant):
     def __init__(self, at: arena.Arena) -> None:
         super().__init__(at)
         self.pins = pathlib.Path(tempfile.gettempdir()) / f"{arena.own_prefix()}pins"
+        # Its own, or what it had compiled in other runs would make its first start short.
+        self._compiled = at.lab.workdir / "compiled"
         self._fragment_rows = 4096
 
     def about(self) -> results.Contestant:
@@ -150,9 +154,17 @@ class Lbproxy(Contestant):
         return results.Contestant(self.name, "lbproxy", True, {"version": lbproxy.__version__})
 
     def forget(self) -> None:
-        """End the agent and remove its pins."""
+        """End the agent, and remove its pins and what it has compiled."""
+        self.unpin()
+        shutil.rmtree(self._compiled, ignore_errors=True)
+
+    def unpin(self) -> None:
+        """End the agent and remove its pins: as a reboot does, which leaves what was compiled."""
         self.stop()
         bpffs.remove(self.pins)
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "XDG_CACHE_HOME": str(self._compiled)}
 
     def start(self, extra: collections.abc.Sequence[str] = ()) -> agents.Agent:
         """Start the agent, with these arguments as well, and return it at once."""
@@ -163,18 +175,18 @@ class Lbproxy(Contestant):
             "--cluster-cidr", arena.PODS,
             *extra,
         ]  # fmt: skip
-        self.agent = agents.Agent(self.at.lab, self.site.node, argv)
+        self.agent = agents.Agent(self.at.lab, self.site.node, argv, self._environment())
         return self.agent
 
     def forget_connections(self) -> None:
         """Do nothing: it follows no connections of its node's pods."""
 
     def other_size(self) -> list[str]:
-        """Return arguments for a datapath other than the one now: an upgrade replaces it.
+        """Return arguments for a datapath other than any before.
 
-        Any map will do whose size is another each time.
+        An upgrade compiles it and replaces the old. Any map will do whose size is another each time.
         """
-        self._fragment_rows ^= 1 << 4
+        self._fragment_rows += 16
         return ["--map-rows", f"fragments={self._fragment_rows}"]
 
     def memory(self) -> results.Memory:
@@ -207,7 +219,7 @@ class Lbproxy(Contestant):
             "--node-ip", lab[node].ipv4, "--cgroup", str(lab.cgroup(node)), "--bpffs", str(pins),
             "--cluster-cidr", arena.PODS,
         ]  # fmt: skip
-        agent = agents.Agent(lab, node, argv)
+        agent = agents.Agent(lab, node, argv, self._environment())
         try:
             yield
         finally:

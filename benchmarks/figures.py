@@ -32,7 +32,13 @@ WAYS = {
     "again": "bare again",
     "elsewhere": "bare, to another node",
 }
-STARTS = {"fresh": "first start", "adopted": "restart", "upgraded": "upgrade"}
+STARTS = {
+    "fresh": "first start",
+    "compiled": "first start, compiled before",
+    "adopted": "restart",
+    "upgraded": "upgrade",
+}
+FIRST = ("fresh", "compiled")  # before them nobody served
 SERVING = "until it serves what is now so"
 KERNEL_MEMORY = "in the kernel: maps, or rules"
 RESIDENT = "agent, resident (RSS)"
@@ -210,12 +216,18 @@ def _starts(found: results.Results) -> collections.abc.Iterator[Figure]:
             # Rules are loaded, and nobody goes on connecting.
             continue
         yield single(
-            Place(Group.FAILED, "failed connections", f"during {STARTS[how]}s", services, name),
+            Place(Group.FAILED, "failed connections", during(how), services, name),
             failed,
             "failed",
-            target=targets.FAILED if name == LBPROXY and how != "fresh" else None,
+            target=targets.FAILED if name == LBPROXY and how not in FIRST else None,
             note=f"of {made:,} in {note}",
         )
+
+
+def during(how: str) -> str:
+    """Say of which starts something is."""
+    kind, _, rest = STARTS[how].partition(",")
+    return f"during {kind}s{f',{rest}' if rest else ''}"
 
 
 def _memory(each: results.Memory) -> collections.abc.Iterator[Figure]:

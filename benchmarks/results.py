@@ -81,10 +81,12 @@ class Start(msgspec.Struct, frozen=True):
 
     contestant: str
     services: int
-    how: str  # "fresh": nothing there; "adopted": over what the agent before left; "upgraded": replacing it
+    # "fresh": nothing there; "compiled": nothing but compiled programs; "adopted": over what the agent
+    # before left; "upgraded": replacing it
+    how: str
     synced_s: float  # from the command to the first connection to where the last service now is
     cpu_s: float  # until it is quiet, children included
-    failed: int  # connections: "fresh" after the first that succeeded, "adopted" all the time
+    failed: int  # connections: "fresh" and "compiled" after the first that succeeded, others all the time
     connections: int
     agent_log: list[str]
 

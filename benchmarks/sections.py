@@ -120,7 +120,7 @@ def headlines(found: results.Results) -> dict[Group, list[Figure]]:
 
         if group in (Group.START, Group.MEMORY) and figure.what not in _SHOWN:
             continue
-        if group is Group.FAILED and figure.what == f"during {figures.STARTS['fresh']}s":
+        if group is Group.FAILED and figure.what in map(figures.during, figures.FIRST):
             continue
         chosen.setdefault(group, []).append(figure)
     return chosen

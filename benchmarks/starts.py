@@ -20,9 +20,19 @@ _PAUSE_MS = 1
 
 
 def fresh(of: contestants.Contestant) -> results.Start:
-    """Start with nothing in the kernel: compile, load, list, fill."""
+    """Start where it never was: compile, load, list, fill."""
     of.stop()
     of.forget()
+    return _first(of, "fresh")
+
+
+def compiled(of: contestants.Lbproxy) -> results.Start:
+    """Start with nothing in the kernel, but with the programs that were compiled before: load, list, fill."""
+    of.unpin()
+    return _first(of, "compiled")
+
+
+def _first(of: contestants.Contestant, how: str) -> results.Start:
     with of.at.serving(of.site):
         with of.at.poll(of.site, _FRESH_TIMEOUT_MS, _PAUSE_MS) as poller:
             agent = of.start()
@@ -34,7 +44,7 @@ def fresh(of: contestants.Contestant) -> results.Start:
                 raise arena.BenchError(f"{of.name}: the measured service answered once, and then no more")
             cpu_s = agent.settle()
             answered, failures = steady.stop()
-    return _start(of, "fresh", agent, synced_ns, cpu_s, answered, failures)
+    return _start(of, how, agent, synced_ns, cpu_s, answered, failures)
 
 
 def adopted(of: contestants.Contestant) -> results.Start:

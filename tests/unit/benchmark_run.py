@@ -129,6 +129,7 @@ def made() -> results.Results:
         starts=[
             *(start("lbproxy", services, "fresh", 1.1) for services in SIZES),
             *(start("lbproxy", greatest, "fresh", 1.1 + 0.1 * number) for number in range(2)),
+            start("lbproxy", greatest, "compiled", 0.9),
             *(start("lbproxy", greatest, how, 0.9) for how in ("adopted", "upgraded") for _ in range(3)),
             *(start("iptables", services, "fresh", 0.2 + services / 800) for services in SIZES),
             *(start("nftables", services, "fresh", 0.1 + services / 2_000) for services in SIZES),

@@ -260,9 +260,9 @@ def test_lines_are_named_by_what_tells_them_apart(found: results.Results) -> Non
     ]
 
 
-def test_the_two_kinds_of_a_restart_are_told_apart(found: results.Results) -> None:
+def test_kinds_of_starts_are_told_apart(found: results.Results) -> None:
     table = rows.table(sections.headlines(found)[Group.START], rows.headings(found))
-    assert {row[0].text for row in table.rows} == {"first start", "restart", "upgrade"}
+    assert {row[0].text for row in table.rows} == set(figures.STARTS.values())
 
 
 def test_markdown_escapes_what_would_break_a_table() -> None:

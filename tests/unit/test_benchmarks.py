@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import (
+    agents,
     arena,
     cluster,
     contestants,
@@ -272,6 +273,28 @@ def test_after_a_step_that_failed_the_next_is_taken() -> None:
     assert "FAILED: no rules" in out.getvalue()
     with pytest.raises(KeyboardInterrupt):
         progress.run([progress.Step("", 1, unittest.mock.Mock(side_effect=KeyboardInterrupt))], print, out)
+
+
+# --- starts ---
+
+
+def test_lbproxy_starts_with_what_it_compiled_in_this_run_alone(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = unittest.mock.MagicMock(sites={"lbproxy": SITE})
+    at.lab.workdir = tmp_path
+    agent = unittest.mock.Mock()
+    monkeypatch.setattr(agents, "Agent", agent)
+    of = contestants.Lbproxy(at)
+    of.start()
+    cache = pathlib.Path(agent.call_args.args[3]["XDG_CACHE_HOME"])
+    assert cache.is_relative_to(tmp_path)
+    cache.mkdir()
+    of.unpin()
+    assert cache.exists()
+    of.forget()
+    assert not cache.exists()
+    assert len({of.other_size()[-1] for _ in range(5)}) == 5
 
 
 # --- who is left out ---
