@@ -124,6 +124,12 @@ def present() -> list[str]:
     return found
 
 
+def unseen() -> list[str]:
+    """What `present` can not look into, since the tools for it are not installed."""
+    found = [] if _installed() else ["iptables"]
+    return found if shutil.which("nft") else [*found, "nftables"]
+
+
 def _installed() -> list[_Tool]:
     """The tools there are; by their plain names only where there are no others."""
     flavoured = [tool for tool in _FLAVOURS if shutil.which(f"{tool.name}-save")]

@@ -122,6 +122,7 @@ def _network(settings: config.Config, known: model.Node | None, own: frozenset[i
         strict=tuple(name for name in uplinks if _rp_filter(name) == 1),
         ip_forward=_is_on("ipv4/ip_forward"),
         ipv6_forwarding=_is_on("ipv6/conf/all/forwarding"),
+        has_ipv4=any(addresses.family_of(one) is model.Family.IPV4 for one in usable),
         has_ipv6=any(addresses.family_of(one) is model.Family.IPV6 for one in usable),
         route_localnet=bool(_is_on("ipv4/conf/all/route_localnet")),
     )
@@ -159,6 +160,7 @@ def _others(settings: config.Config, cgroup: facts.Cgroup, own: frozenset[int]) 
     return facts.Others(
         processes=tuple(surroundings.neighbours()),
         leftovers=tuple(leftovers.present()),
+        unseen=tuple(leftovers.unseen()),
         hooks=tuple(hooks),
         hooks_problem=problem,
         datapaths=tuple(surroundings.other_datapaths(settings.bpffs, pathlib.Path(cgroup.path))),

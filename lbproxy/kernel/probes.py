@@ -4,7 +4,6 @@ Nothing is attached, pinned or mounted.
 """
 
 import contextlib
-import ctypes.util
 import importlib.util
 import os
 import pathlib
@@ -101,7 +100,7 @@ def _lacks() -> typing.Iterator[str]:
     """What a compilation needs and is not here."""
     if importlib.util.find_spec("bcc") is None:
         yield "python3-bpfcc for this Python"
-    elif ctypes.util.find_library("bcc") is None and not any(pathlib.Path("/usr/lib").glob("*/libbcc.so*")):
+    elif not any(pathlib.Path("/usr/lib").glob("**/libbcc.so*")):
         yield "libbcc"
     if not _HEADER.exists():
         yield f"{_HEADER} (linux-libc-dev)"

@@ -81,7 +81,9 @@ def pins(root: pathlib.Path) -> facts.Bpffs:
         if root.exists() and not root.is_dir():
             return facts.Bpffs(path=str(root), problem="no folder")
         place = next((one for one in (root, *root.parents) if one.exists()), root)
-        if os.statvfs(place).f_flag & os.ST_RDONLY:
+        # Mounting one at the usual place writes nothing to what is below.
+        written_to = mounted or not root.is_relative_to(_STANDARD)
+        if written_to and os.statvfs(place).f_flag & os.ST_RDONLY:
             return facts.Bpffs(path=str(root), mounted=mounted, problem=f"{place} is mounted read-only")
         known = identity.read(root) if mounted else None
         agent = inspection.agent(root)

@@ -219,6 +219,13 @@ CASES = {
         "(pid 12): iptables-nft chains",
         "DaemonSet",
     ),
+    "unseen rules": Case(
+        but(others={"unseen": ("iptables", "nftables")}),
+        "kube-proxy",
+        WARNING,
+        "does not run here; rules that it may have left in iptables and nftables",
+        "install",
+    ),
     "cilium": Case(
         but(others={"processes": (facts.Running("cilium-agent", 3),)}), "Cilium", WARNING, "pid 3", "off"
     ),
@@ -350,6 +357,10 @@ def test_a_kernel_that_lacks_something_has_a_status_of_its_own() -> None:
     assert verdict.judge(CASES["trap"].known).exit_status == 1
     both = but(kernel={"features": (facts.Feature("x", "5.7", False),)}, cgroup={"problem": "not mounted"})
     assert verdict.judge(both).exit_status == 3
+
+
+def test_a_node_without_ipv4_needs_not_forward_it() -> None:
+    assert verdict.judge(but(network={"ip_forward": False, "has_ipv4": False})).warnings == 0
 
 
 def test_one_program_on_many_devices_is_one_finding() -> None:

@@ -137,7 +137,8 @@ class Network:
     strict: tuple[str, ...] = ()
     ip_forward: bool | None = True
     ipv6_forwarding: bool | None = True
-    has_ipv6: bool = False  # an address beyond the link
+    has_ipv4: bool = True  # an address beyond the link
+    has_ipv6: bool = False
     route_localnet: bool = False
 
 
@@ -175,6 +176,7 @@ class Others:
 
     processes: tuple[Running, ...] = ()
     leftovers: tuple[str, ...] = ()  # what of kube-proxy's rules is in force
+    unseen: tuple[str, ...] = ()  # where its rules could not be looked for
     hooks: tuple[Program, ...] = ()  # programs at the cgroup's hooks
     hooks_problem: str = ""
     datapaths: tuple[OtherDatapath, ...] = ()

@@ -106,7 +106,7 @@ def named(names: Sequence[str]) -> str:
 
 def _settings(known: facts.Facts) -> Iterator[findings.Finding]:
     network, wanted = known.network, known.wanted
-    if network.ip_forward is False:
+    if network.has_ipv4 and network.ip_forward is False:
         yield findings.warning(
             "net.ipv4.ip_forward", "0: packets to pods are not forwarded", "sysctl net.ipv4.ip_forward=1"
         )

@@ -12,7 +12,7 @@ _CILIUM = "cilium-agent"
 def judge(known: facts.Facts) -> Iterator[findings.Finding]:
     """Say what is to be said of them."""
     others = known.others
-    yield _kube_proxy(others)
+    yield _kube_proxy(others, processes_seen=known.process.host_processes)
     yield from _agents(others)
     if others.hooks_problem:
         yield findings.warning("cgroup hooks", others.hooks_problem, "run this as root")
@@ -24,7 +24,7 @@ def judge(known: facts.Facts) -> Iterator[findings.Finding]:
         yield _datapath(one)
 
 
-def _kube_proxy(others: facts.Others) -> findings.Finding:
+def _kube_proxy(others: facts.Others, *, processes_seen: bool) -> findings.Finding:
     running = [one for one in others.processes if one.command == _KUBE_PROXY]
     rules = ", ".join(others.leftovers)
     if running:
@@ -40,7 +40,15 @@ def _kube_proxy(others: facts.Others) -> findings.Finding:
             f"does not run here, but its rules are in force: {rules}",
             "once lbproxy serves: lbproxy cleanup --kube-proxy",
         )
-    return findings.ok(_KUBE_PROXY, "neither runs here nor has left rules")
+    running_at_all = "does not run here" if processes_seen else "is not seen"
+    if others.unseen:
+        return findings.warning(
+            _KUBE_PROXY,
+            f"{running_at_all}; rules that it may have left in {' and '.join(others.unseen)} could not be "
+            "looked for",
+            "install iptables and nft where this runs",
+        )
+    return findings.ok(_KUBE_PROXY, f"{running_at_all}, and has left no rules")
 
 
 def _agents(others: facts.Others) -> Iterator[findings.Finding]:
