@@ -36,7 +36,6 @@ UPLINK_MAC, PODS_MAC, OTHER_MAC = (bytes([2, 0, 0, 0, 0, last]) for last in (1, 
 PORTS: typing.Final = node_rows.masquerade_ports((32768, 60999))
 NODE_NAME = "node-000"
 _SERIAL = 1_000_000  # beyond those of labs
-_ZONE = "zone-0"
 _SETTINGS = {
     "net.ipv4.ip_forward": "1",
     "net.ipv6.conf.all.forwarding": "1",

@@ -248,7 +248,8 @@ def _memory(each: results.Memory) -> collections.abc.Iterator[Figure]:
         note = f"programs {each.programs / 1e6:.1f} MB"
         yield of(KERNEL_MEMORY, sum(each.maps.values()), note, targets.BPF_MEMORY)
     if each.rules is not None:
-        yield of(KERNEL_MEMORY, each.rules)
+        # The cgroup tells rules and the rest of an agent's kernel memory not apart.
+        yield of(KERNEL_MEMORY, each.rules, "with page tables and sockets of the agent" if each.rss else "")
 
 
 def _cpu(each: results.Cpu) -> Figure:

@@ -1,5 +1,6 @@
 """What has to be known of a run before its figures are believed. Pure."""
 
+import textwrap
 import typing
 
 from benchmarks import ratios, results, rows, stats
@@ -7,6 +8,7 @@ from benchmarks.figure import LBPROXY
 
 _NOISY = 0.05
 TOO_BUSY = 0.1  # others' share of the CPUs, beyond which times of single packets mean little
+_OWN_CPU = 0.8  # of the time of a run, below which others computed on the CPU of client and server as well
 _OWN_CODE = (
     0.25  # share of the CPU time in client and server themselves, beyond which they slow what they measure
 )
@@ -38,7 +40,7 @@ def remarks(found: results.Results) -> list[Remark]:
     if not found.complete:
         listed.append(Remark("This run did not finish: figures are missing.", True))
     listed += [
-        Remark(f"Failed, so that figures are missing: {each.step}: {_first_line(each.text)}", True)
+        Remark(f"Failed, so that figures are missing: {each.step}: {textwrap.shorten(each.text, 200)}", True)
         for each in found.failed
     ]
     if found.profile == "smoke":
@@ -53,10 +55,6 @@ def remarks(found: results.Results) -> list[Remark]:
             )
         )
     return [*listed, *_noise(found), *_generator(found), *_failures(found)]
-
-
-def _first_line(text: str) -> str:
-    return text.partition("\n")[0]
 
 
 def _noise(found: results.Results) -> list[Remark]:
@@ -75,6 +73,16 @@ def _noise(found: results.Results) -> list[Remark]:
             listed.append(Remark(f"A noisy machine: {said}.", True))
         else:
             listed.append(Remark(f"A quiet machine: {said}."))
+    had = cpu_share(found)
+    if had is not None:
+        said = (
+            f"client and server had at least {had:.0%} of their CPU (median of bare runs in a node, by kind "
+            "of traffic)"
+        )
+        if had < _OWN_CPU:
+            listed.append(Remark(f"Others computed meanwhile: {said}.", True))
+        else:
+            listed.append(Remark(f"{said[0].upper()}{said[1:]}."))
     busy = max(found.others_during_packets, default=0.0)
     if busy > TOO_BUSY:
         said = f"other processes had up to {busy:.0%} of the CPUs while those were timed"
@@ -90,6 +98,17 @@ def worst_control(found: results.Results) -> float | None:
         if each.rounds
     ]
     return max(spreads, default=None)
+
+
+def cpu_share(found: results.Results) -> float | None:
+    """Return the share of a CPU that client and server had between them, the least of bare in a node."""
+    shares = [
+        stats.summary([each.runs["bare"].rate_per_s * each.runs["bare"].cpu_us / 1e6 for each in of.rounds])
+        for of in found.traffic
+        # Of a stream the rate is of bytes, and the CPU time that of all of it.
+        if of.rounds and of.path == "pod" and of.mode != "bulk"
+    ]
+    return min((seen.median for seen in shares), default=None)
 
 
 def own_share(found: results.Results) -> float | None:

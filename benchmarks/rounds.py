@@ -23,7 +23,6 @@ from lbproxy.lab import traffic
 
 Mode = typing.Literal["short", "established", "udp-new", "udp-established", "bulk"]
 Path = typing.Literal["pod", "node", "remote"]
-MODES: tuple[Mode, ...] = ("short", "established", "udp-established", "udp-new", "bulk")
 # What starting and ending a client and a server takes, beside the time that counts.
 OVERHEAD_S = 0.1
 WARM_UP_S = 0.3

@@ -321,6 +321,23 @@ def test_what_makes_figures_worth_less_is_said(found: results.Results) -> None:
     assert "uncommitted" in remarks.remarks(found)[0].text
 
 
+def test_a_step_that_failed_is_told_of(found: results.Results) -> None:
+    found.failed = [results.Failed("1,000 services: iptables: first start", "it ended:\nno luck")]
+    [said] = [each for each in remarks.remarks(found) if "first start" in each.text]
+    assert said.warning
+    assert said.text.endswith("iptables: first start: it ended: no luck")
+
+
+def test_a_generator_whose_cpu_others_had_too_is_told_of(found: results.Results) -> None:
+    assert remarks.cpu_share(found) == pytest.approx(1)
+    assert not any("Others computed" in each.text for each in remarks.remarks(found))
+    for each in found.traffic[0].rounds:
+        run = each.runs["bare"]
+        each.runs["bare"] = msgspec.structs.replace(run, cpu_us=0.5 * run.cpu_us)
+    assert remarks.cpu_share(found) == pytest.approx(0.5)
+    assert any(each.warning and "Others computed" in each.text for each in remarks.remarks(found))
+
+
 def test_a_generator_that_is_the_bottleneck_is_told(found: results.Results) -> None:
     assert remarks.own_share(found) == pytest.approx(0.08)
     for each in found.traffic[0].rounds:
