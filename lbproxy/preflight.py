@@ -19,6 +19,7 @@ from lbproxy.kernel import attached, links, node, probes, surroundings
 
 _AGENT_BYTES: typing.Final = 90 << 20  # with 10,000 services, see docs/benchmarks.md
 _COMPILER_BYTES: typing.Final = 250 << 20  # two processes, each about 125 MB
+_RULES: typing.Final = ("iptables", "nftables")
 _MAY_LOAD: typing.Final = frozenset({"CAP_BPF", "CAP_SYS_ADMIN"})
 
 
@@ -55,7 +56,7 @@ def gather(settings: config.Config) -> facts.Facts:
         bpffs=surroundings.pins(settings.bpffs),
         network=_network(settings, known, own),
         listeners=tuple(_listeners(settings)),
-        others=_others(settings, found_cgroup, own),
+        others=_others(settings, found_cgroup, own, process),
         memory=memory,
         cluster=cluster,
     )
@@ -148,7 +149,9 @@ def _listeners(settings: config.Config) -> Iterator[facts.Listener]:
             yield surroundings.listener(what, f"--{what}-bind-address", address.host, address.port)
 
 
-def _others(settings: config.Config, cgroup: facts.Cgroup, own: frozenset[int]) -> facts.Others:
+def _others(
+    settings: config.Config, cgroup: facts.Cgroup, own: frozenset[int], process: facts.Process
+) -> facts.Others:
     hooks: list[facts.Program] = []
     problem = ""
     if not cgroup.problem:
@@ -160,7 +163,8 @@ def _others(settings: config.Config, cgroup: facts.Cgroup, own: frozenset[int]) 
     return facts.Others(
         processes=tuple(surroundings.neighbours()),
         leftovers=tuple(leftovers.present()),
-        unseen=tuple(leftovers.unseen()),
+        # The tools fail without it, and then there seems to be nothing.
+        unseen=tuple(leftovers.unseen()) if "CAP_NET_ADMIN" in process.capabilities else _RULES,
         hooks=tuple(hooks),
         hooks_problem=problem,
         datapaths=tuple(surroundings.other_datapaths(settings.bpffs, pathlib.Path(cgroup.path))),

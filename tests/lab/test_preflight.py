@@ -18,6 +18,7 @@ import pytest
 from lbproxy.kernel import libbpf
 from lbproxy.lab import cluster, netns
 from tests import polling
+from tests.kube import certificates
 from tests.lab import agents, manifests
 from tests.lab.conftest import LabFactory
 
@@ -238,17 +239,59 @@ def test_without_the_rights(lab: cluster.Lab, api: agents.Api) -> None:
     assert looked.in_the_way == {"capabilities", "bpffs"}
     assert looked.findings["capabilities"]["found"] == "lacks CAP_BPF"
     # What could not be asked is not lacking.
-    assert looked.level("kernel: links to cgroups") == "warning"
+    assert looked.level("kernel features") == "warning"
+    assert "kernel: links to cgroups" not in looked.findings
 
 
 def test_the_address_of_a_service_is_a_trap(lab: cluster.Lab, api: agents.Api) -> None:
-    in_node(lab, "ip", "address", "add", f"{SERVICE_IP}/32", "dev", "lo")
-    try:
+    with address(lab, SERVICE_IP):
         looked = look(lab, ("--master", f"http://{SERVICE_IP}:{agents.API_PORT}"))
-    finally:
-        in_node(lab, "ip", "address", "del", f"{SERVICE_IP}/32", "dev", "lo")
     assert (looked.status, looked.in_the_way) == (1, {"API server"})
     assert f"for example {lab['n1'].ipv4}:" in looked.findings["API server"]["todo"]
+
+
+@contextlib.contextmanager
+def address(lab: cluster.Lab, ip: str) -> collections.abc.Iterator[None]:
+    in_node(lab, "ip", "address", "add", f"{ip}/32", "dev", "lo")
+    try:
+        yield
+    finally:
+        in_node(lab, "ip", "address", "del", f"{ip}/32", "dev", "lo")
+
+
+def test_what_a_pod_is_told_is_the_same_trap(lab: cluster.Lab, tmp_path: pathlib.Path) -> None:
+    """As in the DaemonSet: the environment, the token and the certificates of a service account."""
+    authority = certificates.Authority(tmp_path)
+    port = agents.API_PORT + 1
+    objects = [
+        manifests.node("n1", lab["n1"].ipv4),
+        manifests.service("kubernetes", 1, cluster_ips=[SERVICE_IP]),
+        *manifests.slices("kubernetes", [lab["n1"]]),
+    ]
+    account = tmp_path / "account"
+    account.mkdir()
+    shutil.copy(authority.certificate, account / "ca.crt")
+    (account / "token").write_text("good")
+    # A mount namespace of its own: nobody else sees this /run.
+    in_pod = (
+        "mount -t tmpfs none /run && mkdir -p /run/secrets/kubernetes.io && "
+        'cp -r "$0" /run/secrets/kubernetes.io/serviceaccount && exec "$@"'
+    )
+
+    def as_pod(host: str) -> Looked:
+        told = (f"KUBERNETES_SERVICE_HOST={host}", f"KUBERNETES_SERVICE_PORT={port}")
+        return look(lab, (), first=("env", *told, "unshare", "--mount", "sh", "-c", in_pod, str(account)))
+
+    for host, status in ((SERVICE_IP, 1), (lab["n1"].ipv4, 0)):
+        context = authority.server_context(authority.pair("server", host))
+        with (
+            address(lab, SERVICE_IP),
+            agents.Api(lab.netns("n1"), *objects, host="0.0.0.0", port=port, tls=context, tokens=["good"]),
+        ):
+            looked = as_pod(host)
+        api_server = looked.findings["API server"]
+        assert (looked.status, looked.in_the_way) == (status, {"API server"} if status else set()), api_server
+        assert ("KUBERNETES_SERVICE_HOST" in api_server["todo"]) == bool(status)
 
 
 def test_no_such_node(lab: cluster.Lab, api: agents.Api) -> None:

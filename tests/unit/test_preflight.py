@@ -101,9 +101,9 @@ CASES = {
     ),
     "feature?": Case(
         but(kernel={"features": (facts.Feature("links to cgroups", "5.7", None),)}),
-        "kernel: links to cgroups",
+        "kernel features",
         WARNING,
-        "could not be asked",
+        "1 could not be asked",
         "rights",
     ),
     "tcx": Case(

@@ -67,15 +67,18 @@ def _process(known: facts.Facts) -> Iterator[findings.Finding]:
 def _kernel(known: facts.Facts) -> Iterator[findings.Finding]:
     kernel = known.kernel
     yield findings.ok("kernel", f"Linux {kernel.release}, {kernel.machine}")
+    unasked = sum(1 for feature in kernel.features if feature.found is None)
+    if unasked:
+        yield findings.warning(
+            "kernel features",
+            f"{unasked} could not be asked for",
+            "run this with the rights that the agent is to have",
+        )
     for feature in kernel.features:
         check = f"kernel: {feature.what}"
-        if feature.found is None:
-            yield findings.warning(
-                check, "could not be asked for", "run this with the rights that the agent is to have"
-            )
-        elif feature.found:
+        if feature.found:
             yield findings.ok(check, "there")
-        else:
+        elif feature.found is False:
             yield findings.blocks(
                 check, f"lacking: exists since Linux {feature.since}", _NEWER, unsupported=True
             )

@@ -46,7 +46,7 @@ def _kube_proxy(others: facts.Others, *, processes_seen: bool) -> findings.Findi
             _KUBE_PROXY,
             f"{running_at_all}; rules that it may have left in {' and '.join(others.unseen)} could not be "
             "looked for",
-            "install iptables and nft where this runs",
+            "install iptables and nft where this runs, with CAP_NET_ADMIN",
         )
     return findings.ok(_KUBE_PROXY, f"{running_at_all}, and has left no rules")
 
