@@ -69,6 +69,9 @@
 #define LB_SETTING_PODS_BY_DEVICE 0x10	    /* LB_DEVICE_PODS tells pods */
 #define LB_SETTING_KEEP_CLIENT 0x20	    /* no masquerade towards pods of this node */
 
+#define LB_STRANGERS_FACTOR 0x9e3779b1
+#define LB_STRANGERS_SHIFT 22
+
 /* device.flags */
 #define LB_DEVICE_PODS 0x1 /* what comes in here comes from a pod, to interface detectors */
 #define LB_DEVICE_BARE 0x2 /* its packets have no Ethernet header */
@@ -196,6 +199,10 @@ struct settings {
 	__u32 flags;
 	__u16 ports_first; /* the ports to masquerade with: from here */
 	__u16 ports_count; /* so many; 0 for none */
+	/* 1,024 bits, the lowest of a byte first: set where no address of this node falls by
+	 * its last word times LB_STRANGERS_FACTOR, of which the upper 10 of 32 bits count.
+	 */
+	__u8 strangers[128];
 	__be32 pods4_addr[4];
 	__be32 pods4_mask[4];
 	__be32 pods6_addr[4];

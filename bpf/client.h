@@ -15,10 +15,21 @@ static __always_inline bool is_within(const __be32 addr[4], const __be32 net[4],
 	       (addr[2] & mask[2]) == net[2] && (addr[3] & mask[3]) == net[3];
 }
 
+/* Whether an address is known not to be the node's, without a look-up: as most are. */
+static __always_inline bool is_stranger(const __be32 addr[4])
+{
+	__u32 place = addr[3] * LB_STRANGERS_FACTOR >> LB_STRANGERS_SHIFT;
+	struct settings *set = settings_get();
+
+	return set && (set->strangers[place >> 3] >> (place & 7) & 1);
+}
+
 static __always_inline struct node_address *node_address_find(const __be32 addr[4])
 {
 	struct node_address_key key;
 
+	if (is_stranger(addr))
+		return NULL;
 	address_copy(key.addr, addr);
 	return node_addresses.lookup(&key);
 }

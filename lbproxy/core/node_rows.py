@@ -8,6 +8,8 @@ from lbproxy.core import addresses, model, tables
 _NODE_ADDRESS: typing.Final = abi.LAYOUTS["node_address"]
 _TICK_S: typing.Final = (1 << abi.constant("TICK_SHIFT")) / 1e9
 _LONGEST_TICKS: typing.Final = 2**31 - 1  # differences of ticks are signed
+_STRANGERS_FACTOR: typing.Final = abi.constant("STRANGERS_FACTOR")
+_STRANGERS_SHIFT: typing.Final = abi.constant("STRANGERS_SHIFT")
 _FIRST_PORT, _LAST_PORT = 1024, 65535
 NODE_PORTS: typing.Final = (30000, 32767)
 
@@ -114,9 +116,9 @@ def node_rows(
         for address in ranked[:room]
     }
     settings = _settings(facts, rules, localhost_node_ports and chosen.loopback)
-    return NodeRows(
-        settings.pack(), rows, max(0, len(ranked) - room), _unserved(facts, chosen, localhost_node_ports)
-    )
+    settings = settings._replace(strangers=strangers(rows))
+    unserved = _unserved(facts, chosen, localhost_node_ports)
+    return NodeRows(settings.pack(), rows, max(0, len(ranked) - room), unserved)
 
 
 def _unserved(
@@ -142,6 +144,16 @@ def node_writes(want: NodeRows, have: typing.Mapping[bytes, bytes]) -> list[tabl
         if have.get(address) != row
     ]
     return writes
+
+
+def strangers(own: typing.Iterable[bytes]) -> bytes:
+    """The bits that tell most addresses from these without a look-up (see bpf/abi.h)."""
+    bits = bytearray(b"\xff" * len(tables.NO_SETTINGS.strangers))
+    for address in own:
+        word = int.from_bytes(address[-4:], tables.BYTE_ORDER) * _STRANGERS_FACTOR & 0xFFFFFFFF
+        place = word >> _STRANGERS_SHIFT
+        bits[place >> 3] &= ~(1 << (place & 7))
+    return bytes(bits)
 
 
 def masquerade_ports(local_range: tuple[int, int], node_ports: tuple[int, int] = NODE_PORTS) -> Ports:
@@ -184,6 +196,7 @@ def _settings(facts: NodeFacts, rules: PacketRules, localhost_node_ports: bool) 
         flags,
         rules.ports.first,
         rules.ports.size,
+        tables.NO_SETTINGS.strangers,
         *_addr_and_mask(pods.get(model.Family.IPV4)),
         *_addr_and_mask(pods.get(model.Family.IPV6)),
         own.get(model.Family.IPV4, tables.NO_ADDRESS),

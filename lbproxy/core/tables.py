@@ -223,6 +223,7 @@ class Settings(typing.NamedTuple):
     flags: int
     ports_first: int
     ports_count: int
+    strangers: bytes  # tells others' addresses from the node's; zero where they are not known
     pods4_addr: bytes
     pods4_mask: bytes
     pods6_addr: bytes

@@ -258,3 +258,17 @@ def test_no_port_is_handed_out_twice(local: list[int], node_ports: list[int]) ->
         assert chosen.size == longest
     else:
         assert ports == set(range(61000, 65536))
+
+
+def stranger(bits: bytes, address: bytes) -> bool:
+    place = int.from_bytes(address[12:], tables.BYTE_ORDER) * 0x9E3779B1 % 2**32 >> 22
+    return bool(bits[place // 8] >> place % 8 & 1)
+
+
+@given(st.lists(strategies.addresses(), max_size=40), strategies.addresses())
+def test_no_address_of_the_node_is_a_stranger_and_most_others_are(own: list[bytes], other: bytes) -> None:
+    want = node_rows.node_rows(node_rows.NodeFacts(tuple(own), (), 0), [], False, 20)
+    bits = tables.settings(want.settings).strangers
+    assert not any(stranger(bits, address) for address in want.addresses)
+    assert sum(byte.bit_count() for byte in bits) >= 1024 - len(want.addresses)
+    assert stranger(bits, other) or want.addresses
