@@ -90,7 +90,8 @@
 #define LB_FLOW_FIN 0x8	     /* this direction has been closed */
 #define LB_FLOW_PEER_FIN 0x10
 #define LB_FLOW_RESET 0x20
-#define LB_FLOW_TUNNEL 0x40 /* goes to the backend's node as it is, which answers the client */
+#define LB_FLOW_TUNNEL 0x40	 /* goes to the backend's node as it is, which answers the client */
+#define LB_FLOW_MASQUERADED 0x80 /* what the client sends leaves as this node's */
 
 /* Times in flows and fragments are in ticks: the coarse monotonic clock in ns,
  * shifted; a tick is about a second.

@@ -320,7 +320,7 @@ static __always_inline void flow_track(struct flow_key *key, struct flow *row, _
 		mirrored |= LB_FLOW_PEER_FIN;
 	if (state & LB_FLOW_PEER_FIN)
 		mirrored |= LB_FLOW_FIN;
-	partner->state = (partner->state & LB_FLOW_ORIGINAL) | mirrored;
+	partner->state = (partner->state & (LB_FLOW_ORIGINAL | LB_FLOW_MASQUERADED)) | mirrored;
 	partner->seen = now;
 	if (state & LB_FLOW_ASSURED)
 		flow_settle(&partner_key, partner, assured);

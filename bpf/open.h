@@ -338,14 +338,15 @@ static __always_inline int flow_open(void *ctx, __u32 ifindex, bool shared, stru
 		what = open_masquerade(ctx, p, set, to, w, device, now);
 		if (what != LB_TRANSLATE)
 			return what;
+		w->to.state = LB_FLOW_ORIGINAL | LB_FLOW_MASQUERADED;
 	} else {
+		w->to.state = LB_FLOW_ORIGINAL;
 		forget_masquerade(&w->flow_key);
 	}
 	address_copy(w->to.addr, to->addr);
 	w->to.dport = to->port;
 	flow_set_service(&w->to, w->fe.service);
 	w->to.seen = now;
-	w->to.state = LB_FLOW_ORIGINAL;
 	if (!flow_put(&p->tuple, &w->to, false)) {
 		counter_bump(LB_COUNTER_FLOW_FAILED);
 		return LB_SHOOT;

@@ -129,8 +129,12 @@ int lb_xdp_from_outside(struct xdp_md *ctx)
 	p.tuple.stage = LB_STAGE_INGRESS;
 	now = tick_now();
 	first = flow_find(&p.tuple, now);
-	if (!first || (first->state & LB_FLOW_TUNNEL) ||
-	    ((first->state & LB_FLOW_ORIGINAL) && !flow_still_holds(&p, first, w)))
+	if (!first)
+		return XDP_PASS;
+	/* It stays on this node, or goes into a tunnel. */
+	if ((first->state & (LB_FLOW_ORIGINAL | LB_FLOW_MASQUERADED)) == LB_FLOW_ORIGINAL)
+		return XDP_PASS;
+	if ((first->state & LB_FLOW_ORIGINAL) && !flow_still_holds(&p, first, w))
 		return XDP_PASS;
 	address_copy(w->flow_key.src, p.tuple.src);
 	address_copy(w->flow_key.dst, first->addr);
@@ -139,7 +143,6 @@ int lb_xdp_from_outside(struct xdp_md *ctx)
 	w->flow_key.proto = p.tuple.proto;
 	w->flow_key.stage = LB_STAGE_EGRESS;
 	second = flow_find(&w->flow_key, now);
-	/* It stays on this node. */
 	if (!second)
 		return XDP_PASS;
 	flow_ends(&w->flow_key, second, &to);

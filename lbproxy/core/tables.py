@@ -140,6 +140,7 @@ class FlowState(enum.IntFlag):
     PEER_FIN = abi.constant("FLOW_PEER_FIN")
     RESET = abi.constant("FLOW_RESET")
     TUNNEL = abi.constant("FLOW_TUNNEL")
+    MASQUERADED = abi.constant("FLOW_MASQUERADED")
 
 
 class FrontendKey(typing.NamedTuple):

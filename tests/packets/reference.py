@@ -245,7 +245,7 @@ class _Serving:
         first = self.find(key)
         if (
             first is None
-            or first.state & State.TUNNEL
+            or first.state & (State.ORIGINAL | State.MASQUERADED) == State.ORIGINAL
             or (first.state & State.ORIGINAL and not self.still_holds(packet, first))
         ):
             return self.out
@@ -379,7 +379,7 @@ class _Serving:
         other = self.stored(other_key)
         if other is None or partner(other_key, other) != key:
             return
-        mirrored = other.state & State.ORIGINAL | state & (_SETTLED | State.RESET)
+        mirrored = other.state & (State.ORIGINAL | State.MASQUERADED) | state & (_SETTLED | State.RESET)
         if state & State.FIN:
             mirrored |= State.PEER_FIN
         if state & State.PEER_FIN:
@@ -666,7 +666,8 @@ class _Serving:
         if not masquerade:
             # What an earlier flow of this client's port has left would masquerade this one.
             self.forget(tables.FlowKey(packet.src, to.addr, sport, to.port, packet.proto, EGRESS))
-        row = self.row(frontend, to.addr, sport, to.port, number, State.ORIGINAL)
+        state = State.ORIGINAL | (State.MASQUERADED if masquerade else 0)
+        row = self.row(frontend, to.addr, sport, to.port, number, state)
         self.put(key, row)
         return self.translated(packet, _ends(key, row))
 
