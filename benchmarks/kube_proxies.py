@@ -5,23 +5,19 @@ import dataclasses
 import os
 import pathlib
 import random
-import re
-import shutil
-import subprocess
 import time
 import typing
 
 from pyroute2.netlink.nfnetlink import nfctsocket
 
 from benchmarks import agents, arena, cluster, contestants, process, results
-from benchmarks.kubeproxy import load, model
+from benchmarks.kubeproxy import load, model, program
 from lbproxy.lab import netns
 
 Mode = typing.Literal["iptables", "nftables"]
 MODES: tuple[Mode, ...] = ("iptables", "nftables")
 Backend = typing.Literal["legacy", "nft"]
 BACKENDS = {"legacy": load.Backend.LEGACY, "nft": load.Backend.NF_TABLES}
-_TOOLS = ("iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore")
 _TABLES = ("nat", "filter", "mangle")
 
 
@@ -31,7 +27,7 @@ class _WithRules(contestants.Contestant):
     def __init__(self, at: arena.Arena, mode: Mode, backend: Backend) -> None:
         self.name = mode
         super().__init__(at)
-        self.backend = backend
+        self.backend = load.Backend.NATIVE if mode == "nftables" else BACKENDS[backend]
 
     def forget_connections(self) -> None:
         """Empty the node's connection tracker."""
@@ -44,11 +40,10 @@ class _WithRules(contestants.Contestant):
 
     def remove_rules(self) -> None:
         """Remove all rules from the node: nobody else has any there."""
-        if self.name == "nftables":
-            commands = [["nft", "flush", "ruleset"]]
+        if self.backend is load.Backend.NATIVE:
+            commands = [[self.backend, "flush", "ruleset"]]
         else:
-            tool = f"iptables-{self.backend}"
-            commands = [[tool, "-w", "-t", table, flag] for table in _TABLES for flag in ("-F", "-X")]
+            commands = [[self.backend, "-w", "-t", table, flag] for table in _TABLES for flag in ("-F", "-X")]
         for argv in commands:
             self.at.lab.check_output(self.site.node, argv, cgroup=False, timeout_s=load.TIMEOUT_S)
 
@@ -59,17 +54,18 @@ class KubeProxy(_WithRules):
     # It waits for a second between writing rules twice: changes that come sooner would measure that.
     pause_s = (1.2, 1.6)
 
-    def __init__(self, at: arena.Arena, mode: Mode, program: pathlib.Path, backend: Backend) -> None:
+    def __init__(self, at: arena.Arena, mode: Mode, path: pathlib.Path, backend: Backend) -> None:
         super().__init__(at, mode, backend)
-        self._program = program
-        self._version = version(program)
+        self._path = path
+        self._version = program.version(path)
 
     def about(self) -> results.Contestant:
         """Say which version, and of which tool."""
+        tool = program.tool_version(self.backend)
         label = f"kube-proxy {self._version}, {self.name} mode"
         if self.name == "iptables":
-            label += f" ({tool_version(self.backend)})"
-        return results.Contestant(self.name, label, True, {"version": self._version})
+            label += f" ({tool})"  # its backends differ
+        return results.Contestant(self.name, label, True, {"version": self._version, "tool": tool})
 
     def forget(self) -> None:
         """End it, and remove its rules."""
@@ -78,34 +74,12 @@ class KubeProxy(_WithRules):
 
     def start(self) -> agents.Agent:
         """Start it, and return it at once."""
-        argv = [
-            str(self._program), "--master", self._url, "--hostname-override", self.site.node,
-            "--proxy-mode", self.name, "--kube-api-content-type", "application/json",
-            "--cluster-cidr", arena.PODS,
-            # Sizing the connection tracker is for the whole machine, which is not ours.
-            "--conntrack-max-per-core", "0",
-        ]  # fmt: skip
-        if self.name == "nftables" and self._version.startswith(("v1.29.", "v1.30.")):
-            argv += ["--feature-gates", "NFTablesProxyMode=true"]
-        environment = {**os.environ, "PATH": f"{self._tools()}:{os.environ['PATH']}"}
-        self.agent = agents.Agent(self.at.lab, self.site.node, argv, environment)
+        lab, node = self.at.lab, self.site.node
+        argv = program.command(self._path, self._version, self.backend, self._url, node, arena.PODS)
+        tools = program.tools(lab.workdir / f"tools-{self.name}", self.backend)
+        environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+        self.agent = agents.Agent(lab, node, argv, environment)
         return self.agent
-
-    def _tools(self) -> pathlib.Path:
-        """Return a folder in which `iptables` is the one with the chosen backend."""
-        folder = self.at.lab.workdir / f"tools-{self.backend}"
-        if not folder.exists():
-            folder.mkdir()
-            for tool in _TOOLS:
-                family, _, rest = tool.partition("-")
-                found = shutil.which(f"{family}-{self.backend}{'-' if rest else ''}{rest}")
-                if found is None:
-                    raise arena.BenchError(f"{family} with the {self.backend} backend is not installed")
-                # It looks at the name that it was called by.
-                wrapper = folder / tool
-                wrapper.write_text(f'#!/bin/sh\nexec "{found}" "$@"\n')
-                wrapper.chmod(0o755)
-        return folder
 
     def memory(self) -> results.Memory:
         """Return what there is of it now."""
@@ -136,7 +110,7 @@ class Generated(_WithRules):
         self._memory: process.MemoryCgroup | None = None
         self._rules = load.Rules(
             self._command,
-            BACKENDS[backend] if mode == "iptables" else load.Backend.NATIVE,
+            self.backend,
             model.Settings(arena.PODS, at.lab[self.site.node].ipv4),
         )
 
@@ -146,7 +120,7 @@ class Generated(_WithRules):
 
     def about(self) -> results.Contestant:
         """Say which version, and of which tool."""
-        tool = tool_version(self.backend if self.name == "iptables" else None)
+        tool = program.tool_version(self.backend)
         label = f"kube-proxy's rules in {self.name} mode, generated ({tool}): no kube-proxy ran"
         return results.Contestant(self.name, label, False, {"tool": tool})
 
@@ -215,12 +189,10 @@ class Loaded:
         return [f"loaded in {self._seconds:.3f} s"]
 
 
-def make(
-    at: arena.Arena, name: str, program: pathlib.Path | None, backend: Backend
-) -> contestants.Contestant:
+def make(at: arena.Arena, name: str, path: pathlib.Path | None, backend: Backend) -> contestants.Contestant:
     """Return the real kube-proxy in this mode if there is a program, else its rules."""
     mode = next(each for each in MODES if each == name)
-    return Generated(at, mode, backend) if program is None else KubeProxy(at, mode, program, backend)
+    return Generated(at, mode, backend) if path is None else KubeProxy(at, mode, path, backend)
 
 
 def spread(ports: collections.abc.Iterable[model.ServicePort]) -> tuple[model.ServicePort, ...]:
@@ -239,25 +211,3 @@ def spread(ports: collections.abc.Iterable[model.ServicePort]) -> tuple[model.Se
     for number, group in reversed(list(enumerate(measured))):
         others.insert(int((number + 0.5) * len(groups) / len(measured)), group)
     return tuple(port for group in others for port in group)
-
-
-def version(program: pathlib.Path) -> str:
-    """Ask a kube-proxy for its version; BenchError where it is none."""
-    try:
-        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise arena.BenchError(f"{program} does not run: {error}") from error
-    match = re.match(r"Kubernetes (v\S+)", done.stdout)
-    if match is None:
-        raise arena.BenchError(f"{program} does not say that it is a kube-proxy: {done.stdout[:100]!r}")
-    return match[1]
-
-
-def tool_version(backend: Backend | None) -> str:
-    """Return what iptables with this backend, or for None nft, says of itself: `iptables v1.8.9 (legacy)`."""
-    tool = "nft" if backend is None else f"iptables-{backend}"
-    try:
-        done = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise arena.BenchError(f"{tool} does not run: {error}") from error
-    return done.stdout.strip()

@@ -8,7 +8,6 @@ In nftables mode its releases differ: 1.30 has a chain for every endpoint.
 
 import argparse
 import collections
-import json
 import os
 import pathlib
 import re
@@ -16,8 +15,8 @@ import subprocess
 import sys
 import time
 
-from benchmarks import cluster
-from benchmarks.kubeproxy import load, model
+from benchmarks import api, cluster
+from benchmarks.kubeproxy import load, model, program
 from lbproxy import errors
 from lbproxy.lab import cluster as lab_cluster
 from lbproxy.lab import topology
@@ -107,30 +106,22 @@ def _rules(lab: lab_cluster.Lab, node: str, backend: load.Backend, settings: mod
 
 
 def _real(
-    lab: lab_cluster.Lab, program: pathlib.Path, backend: load.Backend, objects: list[cluster.Object]
+    lab: lab_cluster.Lab, path: pathlib.Path, backend: load.Backend, objects: list[cluster.Object]
 ) -> str:
     """Return what a kube-proxy has written, once that is all and no longer changes."""
-    file = lab.workdir / "objects.json"
-    file.write_text(json.dumps({"items": objects}))
-    argv = [sys.executable, "-m", "lbproxy.lab.apiserver", "--load", str(file)]
-    api = lab.popen(NODE, argv, cgroup=False, stdout=subprocess.PIPE)
-    assert api.stdout is not None
-    url = api.stdout.readline().strip()
-    mode = "nftables" if backend is load.Backend.NATIVE else "iptables"
-    argv = [
-        str(program), "--master", url, "--hostname-override", NODE, "--proxy-mode", mode,
-        "--cluster-cidr", CLUSTER_CIDR, "--conntrack-max-per-core", "0", "--oom-score-adj", "0",
-    ]  # fmt: skip
-    if mode == "nftables":
-        # Later ones take the node's own address by themselves; before 1.31 the mode was behind a gate.
-        argv += ["--nodeport-addresses", f"{lab[NODE].ipv4}/32"]
-        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
-        if re.search(r"v1\.(29|30)\.", said):
-            argv += ["--feature-gates", "NFTablesProxyMode=true"]
-    environment = {**os.environ, "PATH": f"{_tools(lab, backend)}:{os.environ['PATH']}"}
-    with (lab.workdir / "kube-proxy.log").open("w") as log:
-        running = lab.popen(NODE, argv, cgroup=False, env=environment, stdout=log, stderr=log)
-    rules = _rules(lab, NODE, backend, model.Settings())
+    with api.stand_in(lab, NODE, objects) as url:
+        argv = program.command(path, program.version(path), backend, url, NODE, CLUSTER_CIDR)
+        if backend is load.Backend.NATIVE:
+            # Later ones take the node's own address by themselves.
+            argv += ["--nodeport-addresses", f"{lab[NODE].ipv4}/32"]
+        tools = program.tools(lab.workdir / "tools", backend)
+        environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+        with (lab.workdir / "kube-proxy.log").open("w") as log:
+            running = lab.popen(NODE, argv, cgroup=False, env=environment, stdout=log, stderr=log)
+        return _settled(lab, running, _rules(lab, NODE, backend, model.Settings()))
+
+
+def _settled(lab: lab_cluster.Lab, running: subprocess.Popen[str], rules: load.Rules) -> str:
     deadline = time.monotonic() + TIMEOUT_S
     saved = ""
     while time.monotonic() < deadline:
@@ -150,19 +141,6 @@ def _saved(rules: load.Rules) -> str:
     except RuntimeError:  # no such table yet
         return ""
     return "\n".join(line for line in saved.splitlines() if not line.startswith("#"))
-
-
-def _tools(lab: lab_cluster.Lab, backend: load.Backend) -> pathlib.Path:
-    """Return a folder in which `iptables` is the one with this backend."""
-    folder = lab.workdir / "tools"
-    folder.mkdir()
-    if backend is not load.Backend.NATIVE:
-        for family in ("iptables", "ip6tables"):
-            for rest in ("", "-save", "-restore"):
-                name = f"{family}-{backend.removeprefix('iptables-')}{rest}"
-                (folder / f"{family}{rest}").write_text(f'#!/bin/sh\nexec {name} "$@"\n')
-                (folder / f"{family}{rest}").chmod(0o755)
-    return folder
 
 
 if __name__ == "__main__":
