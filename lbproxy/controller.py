@@ -6,6 +6,7 @@ a write fails, the tables are read back and the whole is planned again.
 """
 
 import asyncio
+import collections
 import contextlib
 import logging
 import time
@@ -79,21 +80,25 @@ class Controller:
 
     def emit(self, batch: typing.Sequence[events.Event]) -> None:
         """Take events from a source; they are applied with the next pass."""
+        # A first list is tens of thousands of events: what can be done once for all of them is.
+        changes: collections.Counter[events.Kind] = collections.Counter()
         changed = False
+        debugs = _log.isEnabledFor(logging.DEBUG)
         for event in batch:
             self._rejections.take(event)
-            touched = self.reconciler.take(event)
-            changed |= touched
-            match event:
-                case events.Upsert(kind, name) | events.Delete(kind, name) if touched:
-                    self._telemetry.changed(kind)
-                    _log.debug("%s %s %s", type(event).__name__.lower(), kind, name)
-                case events.Synced(kind):
-                    _log.log(
-                        logging.DEBUG if self.ready.is_set() else logging.INFO, "list complete kind=%s", kind
-                    )
-                    changed = True
-        if changed:
+            if self.reconciler.take(event):
+                # Nothing but an Upsert or a Delete touches a service.
+                changes[event.kind] += 1
+                if debugs:
+                    name = getattr(event, "name", "")
+                    _log.debug("%s %s %s", type(event).__name__.lower(), event.kind, name)
+            elif isinstance(event, events.Synced):
+                level = logging.DEBUG if self.ready.is_set() else logging.INFO
+                _log.log(level, "list complete kind=%s", event.kind)
+                changed = True
+        for kind, count in changes.items():
+            self._telemetry.changed(kind, count)
+        if changed or changes:
             self.health.queued(self._clock())
             self._telemetry.queued(self._wall_clock())
         self._wake.set()

@@ -89,11 +89,11 @@ class Metrics:
 
     # --- what the controller reports ---
 
-    def changed(self, kind: events.Kind) -> None:
-        """Count an event that changed what is to be served."""
+    def changed(self, kind: events.Kind, count: int = 1) -> None:
+        """Count so many events that changed what is to be served."""
         if kind in self._changes:
-            self._changes[kind].inc()
-            self._pending[kind].inc()
+            self._changes[kind].inc(count)
+            self._pending[kind].inc(count)
 
     def queued(self, wall_s: float) -> None:
         """Note that a pass is asked for; Unix time."""
