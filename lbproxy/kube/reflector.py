@@ -13,7 +13,7 @@ import logging
 import random
 import time
 import typing
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 
 import msgspec
 
@@ -24,6 +24,7 @@ PAGE_OBJECTS = 500
 WATCH_S = (300, 600)  # how long a watch is to last, drawn anew each time so that agents spread out
 SHORT_WATCH_S = 1.0  # one that ends sooner and says nothing counts as a failure
 IDLE_TIMEOUT_S = 150.0  # API servers send a bookmark a minute
+_DECODED_AT_ONCE = 50
 BACKOFF_S = (0.5, 30.0)  # first and longest; each wait is drawn between half and one and a half of it
 
 Decode = Callable[[bytes], events.Upsert]
@@ -197,23 +198,23 @@ class Reflector:
     async def _list(self) -> None:
         self.state.lists += 1
         listed: set[events.ObjectName] = set()
-        query = {"limit": str(PAGE_OBJECTS), **self.watched.selectors}
-        while True:
-            body = await self._transport.get(self.watched.path, query)
-            try:
-                page = self._read_page(body)
-            except _UNREADABLE as error:
-                raise client.ClientError(f"{self.watched.path}: not a list: {error}") from error
-            self._heard()
-            objects = [self._decoded(raw) for raw in page.items or ()]
-            names = {event.name for event in objects}
-            # What was emitted is known even if the list breaks off: the next one must be able to delete it.
-            self._known |= names
-            listed |= names
-            self._emit([*objects])
-            if not page.metadata.token:
-                break
-            query = {**query, "continue": page.metadata.token}
+        version = ""
+        async with contextlib.aclosing(self._pages()) as pages:
+            async for page in pages:
+                objects: list[events.Event] = []
+                names: set[events.ObjectName] = set()
+                for number, raw in enumerate(page.items or ()):
+                    event = self._decoded(raw)
+                    objects.append(event)
+                    names.add(event.name)
+                    if number % _DECODED_AT_ONCE == 0:
+                        # Others have their turn, and the request for the next chunk is sent.
+                        await asyncio.sleep(0)
+                # What was emitted is known even if the list breaks off: the next must be able to delete it.
+                self._known |= names
+                listed |= names
+                self._emit(objects)
+                version = page.metadata.resource_version
         vanished = sorted(self._known - listed)
         self._known = listed
         # What the list has it also decides on; the rest of an unreadable line may have named nothing at all.
@@ -227,8 +228,30 @@ class Reflector:
                 events.Synced(kind),
             ]
         )
-        self.state.version = page.metadata.resource_version
+        self.state.version = version
         self.state.synced = True
+
+    async def _pages(self) -> AsyncGenerator[Page, None]:
+        """Yield the chunks of a list; each is asked for while the one before it is decoded."""
+        query = {"limit": str(PAGE_OBJECTS), **self.watched.selectors}
+        asked = asyncio.create_task(self._transport.get(self.watched.path, query))
+        try:
+            while True:
+                body = await asked
+                try:
+                    page = self._read_page(body)
+                except _UNREADABLE as error:
+                    raise client.ClientError(f"{self.watched.path}: not a list: {error}") from error
+                self._heard()
+                if not page.metadata.token:
+                    yield page
+                    return
+                query = {**query, "continue": page.metadata.token}
+                asked = asyncio.create_task(self._transport.get(self.watched.path, query))
+                yield page
+        finally:
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
 
     def _decoded(self, raw: msgspec.Raw) -> events.Upsert | events.Rejected:
         try:

@@ -1,15 +1,17 @@
 import asyncio
 import contextlib
+import typing
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import pytest
 
 from lbproxy.core import events, model
-from lbproxy.kube import reflector
+from lbproxy.kube import client, reflector
 from lbproxy.lab import apiserver
 from tests.kube import objects
-from tests.kube.conftest import Running, eventually
+from tests.kube.conftest import Recorder, Running, eventually
 
 WEB = ("services", ("default", "web"))
 
@@ -403,3 +405,69 @@ async def test_cancelling_ends_it(services: Running) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await task
     assert task.cancelled()
+
+
+class Chunks:
+    """A list of two chunks by hand: the second waits for `release`, and fails if there is an `error`."""
+
+    def __init__(self, error: client.ClientError | None = None) -> None:
+        self.release = asyncio.Event()
+        self.asked: list[str] = []
+        self.cancelled = False
+        self._error = error
+
+    async def get(self, _path: str, query: Mapping[str, str]) -> bytes:
+        chunk = query.get("continue", "")
+        self.asked.append(chunk)
+        metadata: dict[str, str] = {"resourceVersion": "7"}
+        if not chunk:
+            metadata["continue"] = "more"
+        else:
+            try:
+                await self.release.wait()
+            except asyncio.CancelledError:
+                self.cancelled = True
+                raise
+            if self._error is not None:
+                raise self._error
+        items = [objects.service(f"s{chunk}{number}") for number in range(60)]
+        return msgspec.json.encode({"metadata": metadata, "items": items})
+
+    def stream(self, *_: object) -> typing.Any:
+        raise AssertionError("it never comes to that")
+
+
+async def test_the_next_chunk_is_on_its_way_before_this_one_is_emitted() -> None:
+    transport = Chunks()
+    seen: list[list[str]] = []
+
+    def emit(_batch: list[events.Event]) -> None:
+        seen.append([*transport.asked])
+
+    listing = asyncio.create_task(reflector.Reflector(transport, reflector.services(), emit)._list())
+    await eventually(lambda: seen)
+    assert seen == [["", "more"]]
+    transport.release.set()
+    await listing
+    assert len(seen) == 3
+
+
+async def test_a_chunk_that_fails_takes_nothing_back_of_the_one_before() -> None:
+    transport = Chunks(client.ClientError("gone", 410))
+    transport.release.set()
+    seen = Recorder()
+    with pytest.raises(client.ClientError, match="gone"):
+        await reflector.Reflector(transport, reflector.services(), seen)._list()
+    assert [len(batch) for batch in seen.batches] == [60]
+    assert seen.of(events.Synced) == []
+
+
+async def test_a_list_that_is_given_up_gives_up_its_request() -> None:
+    transport = Chunks()
+    seen = Recorder()
+    listing = asyncio.create_task(reflector.Reflector(transport, reflector.services(), seen)._list())
+    await eventually(lambda: seen.batches)
+    listing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await listing
+    assert transport.cancelled
