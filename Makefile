@@ -68,9 +68,15 @@ $(VENV)/.done: pyproject.toml requirements.lock Makefile
 	@touch $@
 
 .PHONY: lock
-lock: setup ## write the versions that are installed now into requirements.lock
+lock: setup ## write the versions that are installed now into requirements.lock, the image's with hashes
 	@{ echo '# Versions that the suite passes with; `make lock` writes them.'; \
 	$(VENV)/bin/python -m pip freeze -q --local --exclude-editable --disable-pip-version-check; } > requirements.lock
+	@test -d $(VENV)/lock || $(PYTHON) -m venv $(VENV)/lock
+	@$(VENV)/lock/bin/python -m pip install -q --disable-pip-version-check 'pip-tools>=7.5'
+	@$(VENV)/lock/bin/pip-compile -q --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--no-emit-options --generate-hashes --strip-extras --allow-unsafe -c requirements.lock \
+		-o deploy/requirements.txt pyproject.toml
+	@sed -i '1i # What the image is made of; `make lock` writes it.' deploy/requirements.txt
 	@touch $(VENV)/.done
 
 .PHONY: clean

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import importlib.metadata
 import math
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -205,8 +206,8 @@ def _add_bpffs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bpffs",
         type=pathlib.Path,
-        default=config.BPFFS,
-        help=f"where lbproxy is pinned (default {config.BPFFS})",
+        default=pathlib.Path(os.environ.get("LBPROXY_BPFFS") or config.BPFFS),
+        help=f"where lbproxy is pinned (default $LBPROXY_BPFFS, else {config.BPFFS})",
     )
 
 
