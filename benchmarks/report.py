@@ -1,6 +1,7 @@
 """Pages from one run's JSON, and from nothing else: README.md, docs/benchmarks.md, .html and .png.
 
-Run: python -m benchmarks.report [FILE]; without a file, the run that was started last.
+Run: python -m benchmarks.report [FILE]; without a file, the run that was started last of those that
+came to their end.
 """
 
 import argparse

@@ -227,8 +227,9 @@ def read(path: pathlib.Path) -> Results:
 
 
 def newest(directory: pathlib.Path = DIRECTORY) -> pathlib.Path:
-    """Find the run that was started last; ValueError where there is none."""
-    found = sorted(directory.glob("*.json"), key=lambda path: read(path).started)
+    """Find the run that was started last, of those that came to their end; ValueError where there is none."""
+    runs = {path: read(path) for path in directory.glob("*.json")}
+    found = sorted((run.started, path) for path, run in runs.items() if run.complete)
     if not found:
-        raise ValueError(f"no results in {directory}: run `make bench` first")
-    return found[-1]
+        raise ValueError(f"no complete results in {directory}: run `make bench` first")
+    return found[-1][1]

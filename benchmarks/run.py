@@ -135,8 +135,8 @@ def _flags() -> argparse.Namespace:
         nargs="?",
         default="quick",
         choices=profiles.PROFILES,
-        help="quick: 1, 1,000 and 10,000 services, about 7 minutes (the default); full: also 100, 5,000 and "
-        "30,000, more rounds, all traffic at all sizes; smoke: shows that all of it works, in two minutes",
+        help="quick: 1, 1,000 and 10,000 services, about 10 minutes (the default); full: also 100, 5,000 and "
+        "30,000, more rounds, all traffic at all sizes; smoke: shows that all of it works, in three minutes",
     )
     parser.add_argument(
         "--only",

@@ -341,12 +341,16 @@ def found() -> results.Results:
     return results.Results("quick", "2025-01-01T10:00:00+00:00", {}, {}, {})
 
 
-def test_the_newest_run_is_the_one_started_last(found: results.Results, tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ValueError, match="no results"):
+def test_the_newest_run_is_the_last_one_that_ended(found: results.Results, tmp_path: pathlib.Path) -> None:
+    results.write(found, tmp_path / "b.json")
+    with pytest.raises(ValueError, match="no complete results"):
         results.newest(tmp_path)
+    found.complete = True
     results.write(found, tmp_path / "b.json")
     found.started = "2025-01-02T10:00:00+00:00"
     results.write(found, tmp_path / "a.json")
+    found.started, found.complete = "2025-01-03T10:00:00+00:00", False
+    results.write(found, tmp_path / "c.json")
     assert results.newest(tmp_path).name == "a.json"
 
 
