@@ -1,0 +1,85 @@
+"""The agent with the rights that deploy/ gives its containers, and no others."""
+
+import collections.abc
+import contextlib
+import pathlib
+import subprocess
+import typing
+
+import pytest
+
+from lbproxy.lab import cluster
+from tests import kustomizing
+from tests.lab import agents, manifests
+
+OVERLAYS: typing.Final = pathlib.Path(__file__).parents[2] / "deploy/kustomize/overlays"
+WEB: typing.Final = 1
+
+
+def rights(overlay: str) -> dict[str, list[str]]:
+    """The capabilities of each container, by its name."""
+    (found,) = (one for one in kustomizing.build(OVERLAYS / overlay) if one["kind"] == "DaemonSet")
+    return {
+        container["name"]: container["securityContext"]["capabilities"]["add"]
+        for container in kustomizing.containers(found)
+    }
+
+
+@pytest.fixture(scope="module")
+def api(lab: cluster.Lab) -> collections.abc.Iterator[agents.Api]:
+    objects = [
+        manifests.service("web", WEB),
+        *manifests.slices("web", [lab["n1/p2"]]),
+        manifests.node("n1", lab["n1"].address(4), lab["n1"].address(6)),
+    ]
+    with agents.Api(lab.netns("n1"), *objects) as running:
+        yield running
+
+
+class Contained(agents.Agent):
+    """An agent as a container runtime starts it: root, with some of root's rights."""
+
+    rights: collections.abc.Sequence[str] = ()
+
+    def command(self, *flags: str) -> list[str]:
+        """Return its command line."""
+        kept = ",".join(f"+{one.lower()}" for one in self.rights)
+        limits = ("setpriv", "--bounding-set", f"-all,{kept}", "--inh-caps", "-all", "--no-new-privs")
+        return [*limits, *super().command(*flags)]
+
+
+@pytest.mark.parametrize("overlay", ["default", "hostile"])
+def test_what_the_containers_may_do_is_enough(overlay: str, lab: cluster.Lab, api: agents.Api) -> None:
+    given = rights(overlay)
+    home, away = "n1/p2", "n1/p3"
+    agent = Contained(lab, api.source, *agents.SMALL_MAPS)
+    with contextlib.ExitStack() as stack:
+        # The node has a bpffs: no container may have to mount one.
+        hostile = "load" in given
+        shared = lab.workdir / f"node-bpf-{overlay}"
+        shared.mkdir()
+        subprocess.run(["mount", "-t", "bpf", "bpf", str(shared)], check=True)
+        stack.callback(subprocess.run, ["umount", "--lazy", str(shared)], check=True)
+        agent.root = shared / "lbproxy"
+        stack.callback(agent._leave)
+        api.put(*manifests.slices("web", [lab[home]]))
+        servers = [lab.serve(home), lab.serve(away)]
+        for server in servers:
+            stack.callback(server.stop)
+        if hostile:
+            agent.rights = given["load"]
+            argv = lab.command("n1", agent.command("--init-only"), cgroup=False)
+            subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+        agent.rights = given["lbproxy"]
+        agent.start()
+        assert ("datapath adopted" in agent.log) is hostile
+        address = manifests.cluster_ip(WEB)
+        assert agent.at("n1/p1").tcp(address, manifests.TCP_PORT).server == home
+        waiting = agent.at("n1/p1").open(address, manifests.UDP_PORT, udp=True)
+        assert waiting.ask().server == home
+        api.put(*manifests.slices("web", [lab[away]]))
+        # What the price of fewer rights is, docs/install.md says.
+        agent.says("cannot look for sockets in" if hostile else "closed UDP sockets")
+        assert "setns: Operation not permitted" in agent.log or not hostile
+        agent.has_backends("web", {away})
+        assert agent.at("n1/p1").tcp(address, manifests.TCP_PORT).server == away
