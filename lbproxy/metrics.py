@@ -165,7 +165,11 @@ class Metrics:
         async with self._scraping:
             if self._collector is not None:
                 self._collector.look()
-            return await asyncio.to_thread(lambda: metrics_text.render(self.registry.collect()))
+            text = await asyncio.to_thread(lambda: metrics_text.render(self.registry.collect()))
+            # Not where the scrape was given up: its thread may still be at it.
+            if self._collector is not None:
+                self._collector.forget()
+            return text
 
     # --- from the table ---
 

@@ -123,7 +123,7 @@ def _seen(agent: Agent) -> Seen:
 
 
 class Collector:
-    """Yields the metrics whose values lie elsewhere; `look` has to be called before each scrape."""
+    """Yields the metrics whose values lie elsewhere: `look` comes before each scrape, `forget` after it."""
 
     def __init__(
         self,
@@ -140,11 +140,21 @@ class Collector:
         self._max_series = max_series
         self._counted: dict[str, int] = {}
         self._counted_s = -COUNT_INTERVAL_S
-        self.look()
+        self._seen: Seen | None = None
 
     def look(self) -> None:
         """Take note of the agent's state; on the event loop, where nothing changes it meanwhile."""
-        self._now = _seen(self._agent)
+        self._seen = _seen(self._agent)
+
+    def forget(self) -> None:
+        """Let go of that: else what has changed since would stay in memory until the next scrape."""
+        self._seen = None
+
+    @property
+    def _now(self) -> Seen:
+        if self._seen is None:
+            raise RuntimeError("a scrape begins with a look")
+        return self._seen
 
     def describe(self) -> typing.Iterable[metrics_core.Metric]:
         """Nothing: registering does not have to collect everything once."""

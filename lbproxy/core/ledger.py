@@ -201,6 +201,10 @@ class Ledger:
         # The row that is not yet FREE is what tells a successor that its statistics are to be cleared.
         return stats + rows
 
+    def compact(self) -> None:
+        """Make room: dicts whose every key went and came back are twice as large as they need be."""
+        self.installed, self._ports = dict(self.installed), dict(self._ports)
+
     # --- one service port ---
 
     def _install(self, port: plan.PortPlan, out: _Writes, now_s: float) -> None:
@@ -217,8 +221,10 @@ class Ledger:
             traits = installed.traits(meta)
             want = installed.make(number, traits, frontends, rows, slot_tables.values(), earlier, ranges)
             if have is not None and have == want:
-                # As nearly always after a restart. Its claims are made.
+                # As nearly always after a restart.
                 self._put_installed(port.key, have)
+                for frontend in frontends:
+                    self.claims.claim(frontend, port.key)
                 return
             new_ranges = [key for key in ranges if have is None or key not in have.ranges]
             new_ends = want.tunnel_ends - (have.tunnel_ends if have else set())
@@ -249,7 +255,8 @@ class Ledger:
             self._retire(have, want, out, now_s)
 
     def _put_installed(self, key: model.PortKey, want: installed.Installed) -> None:
-        # Anew, not in place: a key that was restored is a copy of what the state holds anyway.
+        # Anew, not in place: a key that was restored is a copy of what the state holds anyway. So are
+        # those that claims hold.
         self.installed.pop(key, None)
         self.installed[key] = want
 

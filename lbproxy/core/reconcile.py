@@ -50,6 +50,7 @@ class Reconciler:
         self._dirty: dict[model.ServiceName, None] = {}  # a set that keeps its order
         self._triggers: dict[model.ServiceName, list[Trigger]] = {}
         self._everything = True
+        self._whole = False  # everything is being planned, pass by pass
 
     @property
     def awaits_node(self) -> bool:
@@ -108,13 +109,16 @@ class Reconciler:
         if not self.listed:
             return Pass([], [], [], complete=True)
         if self._everything:
-            self._everything = False
+            self._everything, self._whole = False, True
             gone = (name for name in self.ledger.services() if self.state.service(name) is None)
             known = (service.name for service in self.state.services())
             self._dirty.update(dict.fromkeys(itertools.chain(gone, known)))
         names = list(itertools.islice(self._dirty, _PASS_SERVICES))
         for name in names:
             del self._dirty[name]
+        if not self._dirty:
+            # Else its memory would remain as large as it ever was.
+            self._dirty.clear()
         node_ips = addresses.primary_addresses(self._identity.addresses(self.state.node))
         defaults = self._defaults._replace(node_ips=node_ips)
         wanted = {name: plan.plan(self.state, name, defaults) for name in names}
@@ -124,6 +128,9 @@ class Reconciler:
             del self.starved[key]
         self.starved.update(change.refused)
         complete = not self._dirty
+        if complete and self._whole:
+            self._whole = False
+            self.ledger.compact()
         triggers: list[Trigger] = []
         if complete:
             triggers = list(itertools.chain.from_iterable(self._triggers.values()))

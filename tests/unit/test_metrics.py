@@ -5,6 +5,7 @@ import collections
 import dataclasses
 import pathlib
 import random
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -436,6 +437,16 @@ async def test_the_kernel_is_read_beside_the_event_loop(agent: Agent) -> None:
     await scrape(agent.attach())
     assert agent.kernel.readers
     assert threading.current_thread() not in agent.kernel.readers
+
+
+async def test_a_scrape_keeps_nothing_of_what_it_saw(agent: Agent) -> None:
+    agent.put(service(), endpoint("10.0.0.1"))
+    held = agent.installed()
+    known = sys.getrefcount(held)
+    telemetry = agent.attach()
+    assert sys.getrefcount(held) == known
+    assert b"lbproxy_services 1" in await telemetry.exposition()
+    assert sys.getrefcount(held) == known
 
 
 async def test_scrapes_that_meet_are_made_one_after_the_other(agent: Agent) -> None:
