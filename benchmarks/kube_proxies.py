@@ -171,18 +171,18 @@ class Loaded:
     """Rules that have been loaded, by an action that says how long the tools took for it."""
 
     def __init__(self, action: collections.abc.Callable[[], float]) -> None:
-        before = process.ended_children_cpu()
+        before = process.ended_children_cpu_s()
         self._seconds = action()
         # Not when their text began to be written, which is none of their cost.
         self.started_ns = time.monotonic_ns() - int(self._seconds * 1e9)
-        self._spent = process.ended_children_cpu() - before
+        self._spent_s = process.ended_children_cpu_s() - before
 
     def check(self) -> None:
         """Do nothing: it can not end."""
 
     def settle(self) -> float:
         """Return the CPU time that loading took."""
-        return sum(self._spent)
+        return self._spent_s
 
     def log(self) -> list[str]:
         """Say how long loading took by itself."""

@@ -7,7 +7,6 @@ import re
 import resource
 import signal
 import time
-import typing
 
 from lbproxy.kernel import libbpf
 from lbproxy.lab import cgroups
@@ -33,20 +32,10 @@ def children_cpu_s(pid: int) -> float:
     return (int(fields[13]) + int(fields[14])) / _TICKS_PER_S
 
 
-class CpuTime(typing.NamedTuple):
-    """CPU time in the programs' own code, and in the kernel on their behalf."""
-
-    user_s: float
-    system_s: float
-
-    def __sub__(self, other: "CpuTime") -> "CpuTime":
-        return CpuTime(self.user_s - other.user_s, self.system_s - other.system_s)
-
-
-def ended_children_cpu() -> CpuTime:
+def ended_children_cpu_s() -> float:
     """Return the CPU time of all children of this process that it has waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return CpuTime(used.ru_utime, used.ru_stime)
+    return used.ru_utime + used.ru_stime
 
 
 def status_bytes(pid: int) -> dict[str, int]:
@@ -110,12 +99,12 @@ class Others:
 
     def __init__(self) -> None:
         self._busy_s, self._total_s = _busy_and_total_s()
-        self._own_s = time.process_time() + sum(ended_children_cpu())
+        self._own_s = time.process_time() + ended_children_cpu_s()
 
     def share(self) -> float:
         """Return their share until now."""
         busy_s, total_s = _busy_and_total_s()
-        own_s = time.process_time() + sum(ended_children_cpu()) - self._own_s
+        own_s = time.process_time() + ended_children_cpu_s() - self._own_s
         return max(0.0, busy_s - self._busy_s - own_s) / max(1e-9, total_s - self._total_s)
 
 

@@ -144,14 +144,13 @@ def run(at: arena.Arena, way: Way, mode: Mode, seconds: float) -> results.Run:
 
 def run_of(seen: traffic.Result, served: traffic.Served) -> results.Run:
     """Put together what a client saw, and what it and its server spent on it, their start left out."""
-    user_s = seen.cpu_s.user + served.cpu_s.user
-    total_s = user_s + seen.cpu_s.system + served.cpu_s.system
+    spent = traffic.CpuTime(seen.cpu_s.user + served.cpu_s.user, seen.cpu_s.system + served.cpu_s.system)
     return results.Run(
         rate_per_s=seen.bytes_per_second / 1e6 if seen.bytes else seen.per_second,
         p50_us=seen.latency_us.p50,
         p99_us=seen.latency_us.p99,
-        cpu_us=1e6 * total_s / max(1, seen.count),
-        own_share=user_s / max(1e-9, total_s),
+        cpu_us=1e6 * (spent.user + spent.system) / max(1, seen.count),
+        own_share=spent.user_share,
         count=seen.count,
         failed=seen.failed,
         failures=seen.failures,

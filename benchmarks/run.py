@@ -69,7 +69,11 @@ def main() -> int:
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=machine.machine(),
         software=machine.software(),
-        settings={"cpu_of_clients_and_servers": cpu, "endpoints_per_service": cluster.ENDPOINTS},
+        settings={
+            "arguments": " ".join(sys.argv[1:]),
+            "cpu_of_clients_and_servers": cpu,
+            "endpoints_per_service": cluster.ENDPOINTS,
+        },
     )
     steal_s, total_s = process.steal_and_total_s()
     began_s = time.monotonic()
