@@ -29,7 +29,6 @@ PAGE = machine.ROOT / "docs/benchmarks.md"
 PLOT = machine.ROOT / "docs/benchmarks.png"
 HTML = machine.ROOT / "docs/benchmarks.html"
 _HEADING = "## Measured"
-TOO_BUSY = remarks.TOO_BUSY
 
 
 def summary_section(found: results.Results) -> str:

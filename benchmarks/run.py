@@ -43,6 +43,7 @@ from benchmarks import (
     report,
     results,
     rows,
+    steps,
 )
 
 _BUSY_LOAD = 0.5
@@ -93,12 +94,12 @@ def main() -> int:
     try:
         with contextlib.ExitStack() as stack:
             of_packets = stack.enter_context(contextlib.ExitStack())
-            listed = profiles.packet_steps(profile, cpu, found, of_packets) if "packets" in parts else []
+            listed = steps.of_packets(profile, cpu, found, of_packets) if "packets" in parts else []
             if "maglev" in parts:
                 listed += maglev.steps(profile.maglev_repeats, found)
             if "cluster" in parts:
                 field = _field(stack, flags, cpu, found)
-                listed += profiles.steps(profile, field)
+                listed += steps.of_cluster(profile, field)
             progress.run(listed, after_each)
         found.complete = True
     except KeyboardInterrupt:

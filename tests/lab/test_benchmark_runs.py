@@ -11,7 +11,18 @@ import tempfile
 
 import pytest
 
-from benchmarks import arena, contestants, fields, kube_proxies, process, profiles, progress, results, rows
+from benchmarks import (
+    arena,
+    contestants,
+    fields,
+    kube_proxies,
+    process,
+    profiles,
+    progress,
+    results,
+    rows,
+    steps,
+)
 from lbproxy import cgroup2
 from lbproxy.kernel import bpffs
 from lbproxy.lab import cluster as lab_cluster
@@ -54,7 +65,7 @@ def test_everybody_is_measured_in_one_run() -> None:
                 for mode in kube_proxies.MODES
             ),
         ]
-        progress.run(profiles.steps(GLANCE, fields.Field(at, who, found)), nothing_failed)
+        progress.run(steps.of_cluster(GLANCE, fields.Field(at, who, found)), nothing_failed)
     kinds = collections.Counter((each.services, each.path, each.mode) for each in found.traffic)
     modes = ("short", "established", "udp-established", "udp-new", "bulk")
     assert set(kinds) == {

@@ -27,6 +27,7 @@ from benchmarks import (
     results,
     rounds,
     stats,
+    steps,
 )
 from benchmarks.kubeproxy import model as kubeproxy
 from lbproxy.core import decode, events, model
@@ -383,7 +384,7 @@ def test_every_profile_measures_short_connections_and_everybody_at_every_size(
         contestants.Lbproxy(at),
         *(kube_proxies.Generated(at, mode, "legacy") for mode in kube_proxies.MODES),
     ]
-    labels = [step.label for step in profiles.steps(profile, fields.Field(at, who, found))]
+    labels = [step.label for step in steps.of_cluster(profile, fields.Field(at, who, found))]
     assert len([label for label in labels if ": short, pod to pod" in label]) == len(profile.services) + 1
     for name in NAMES:
         filled = [label for label in labels if f"{name}: fill" in label]

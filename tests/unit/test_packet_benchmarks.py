@@ -17,6 +17,7 @@ from benchmarks import (
     remarks,
     report,
     results,
+    steps,
     talks,
     targets,
     test_runs,
@@ -187,5 +188,5 @@ def test_a_machine_too_busy_for_single_packets_is_told(found: results.Results) -
 
 def test_every_profile_measures_packets_of_both_families(found: results.Results) -> None:
     for profile in profiles.PROFILES.values():
-        labels = [step.label for step in profiles.packet_steps(profile, 0, found, contextlib.ExitStack())]
+        labels = [step.label for step in steps.of_packets(profile, 0, found, contextlib.ExitStack())]
         assert len([label for label in labels if "IPv" in label]) == 4
