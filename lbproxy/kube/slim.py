@@ -26,6 +26,8 @@ EARLY: dict[str, dict[str, str]] = {
         "Configuration": "configuration",
     },
     f"{PACKAGE}.client.models": {},
+    # Wanted for its name alone, but where a user has a password.
+    "urllib3": {},
     # One of the two is needed, or none; a kubeconfig's brings YAML with it.
     f"{PACKAGE}.config": {
         "ConfigException": "config_exception",
@@ -46,7 +48,7 @@ def load() -> Library:
     """Import the configuration and transport parts, without the models where that works."""
     if PACKAGE not in sys.modules:
         try:
-            late.install(EARLY)
+            late.install({name: early for name, early in EARLY.items() if name not in sys.modules})
             return _import()
         except (ImportError, AttributeError):
             late.forget(PACKAGE)

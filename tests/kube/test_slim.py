@@ -79,3 +79,27 @@ def test_a_library_that_is_already_imported_is_left_alone() -> None:
         "found = slim.load().client is kubernetes_asyncio.client\n"
     )
     assert got["found"] is True
+
+
+def test_urllib3_comes_only_where_somebody_has_a_password() -> None:
+    got = run(
+        "import sys\n"
+        "from lbproxy.kube import slim\n"
+        "library = slim.load()\n"
+        "before = 'urllib3.util' in sys.modules\n"
+        "settings = library.client.Configuration()\n"
+        "settings.username, settings.password = 'a', 'b'\n"
+        "found = [before, settings.get_basic_auth_token()]\n"
+    )
+    assert got["found"] == [False, "Basic YTpi"]
+
+
+def test_a_urllib3_that_is_already_imported_is_left_alone() -> None:
+    got = run(
+        "import urllib3\n"
+        "from lbproxy.kube import slim\n"
+        "slim.load()\n"
+        "import sys\n"
+        "found = sys.modules['urllib3'] is urllib3\n"
+    )
+    assert got["found"] is True
