@@ -67,6 +67,11 @@ $(VENV)/.done: pyproject.toml requirements.lock Makefile
 	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c requirements.lock -e '.[test,lint]'
 	@touch $@
 
+.PHONY: compiled
+compiled: setup ## compile the programs into bpf/compiled, for an image without a compiler
+	@rm -rf bpf/compiled
+	@$(VENV)/bin/python -m lbproxy.kernel.shipping
+
 .PHONY: lock
 lock: setup ## write the versions that are installed now into requirements.lock, the image's with hashes
 	@{ echo '# Versions that the suite passes with; `make lock` writes them.'; \

@@ -5,6 +5,10 @@ are the descriptors of its maps, which are put in when it is loaded. What makes 
 the right one is its name: a hash of the source text, the flags, the compiler, the
 headers that it reads and the sizes, which are part of the text.
 
+An installed package may carry compiled programs of its own sources (`shipped`, made by
+`shipping`), so that a node needs no compiler. Which headers and compiler made them is
+not in their names.
+
 The kernel is to run them: nobody else may have written them, nor may anybody lead us
 elsewhere. So the folder must be ours alone to write, and is opened once.
 """
@@ -30,6 +34,9 @@ _INSTRUCTION: typing.Final = struct.Struct("=BBhi")
 _LOAD_64: typing.Final = 0x18
 _MAP_FD: typing.Final = 1  # BPF_PSEUDO_MAP_FD, the source register of such a load
 _PIN: typing.Final = re.compile(r'^#define LB_PIN_(\w+) "(.*)"$', re.MULTILINE)
+_MAP: typing.Final = re.compile(r'^LB_MAP\("[^;]*;', re.MULTILINE)
+_ROWS: typing.Final = re.compile(r"^#define (LB_ROWS_\w+) \d+\n", re.MULTILINE)
+_SHIPPED: typing.Final = "compiled"
 _PREFIX: typing.Final = "bytecode-"
 _DRAFT: typing.Final = f".{_PREFIX}"
 _KEPT: typing.Final = 16
@@ -98,11 +105,38 @@ def pinned_maps(source: str) -> dict[str, str]:
 
 def key(source: str, functions: typing.Iterable[str], flags: typing.Iterable[str]) -> str:
     """What names a compiled source, wherever its maps are pinned."""
-    digest = hashlib.blake2b(digest_size=16)
     parts = (_PIN.sub("", source), *sorted(functions), *flags, *_compiler(), platform.machine())
-    for part in (*(part.encode() for part in parts), *_headers()):
+    return _digest((*(part.encode() for part in parts), *_headers()))
+
+
+def shipped_key(source: str, flags: typing.Iterable[str]) -> str:
+    """What names a source that was compiled elsewhere: sizes that only maps have do not matter."""
+    body = _MAP.sub("", _PIN.sub("", source))
+
+    def needed(rows: re.Match[str]) -> str:
+        return rows[0] if len(re.findall(rf"\b{rows[1]}\b", body)) > 1 else ""
+
+    return _digest(part.encode() for part in (_ROWS.sub(needed, body), *flags, platform.machine()))
+
+
+def _digest(parts: typing.Iterable[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
+
+
+def shipped_dir() -> pathlib.Path:
+    """Where a package has its compiled programs: beside their sources, and trusted like them."""
+    return abi.source_dir() / _SHIPPED
+
+
+def shipped(name: str) -> Programs | None:
+    """What came with this package under a key; None where nothing did."""
+    try:
+        return decode((shipped_dir() / f"{name}.json").read_bytes())
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def _compiler() -> typing.Iterator[str]:

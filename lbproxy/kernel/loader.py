@@ -78,13 +78,13 @@ def compile_and_pin(
     known = {program.name: program for program in programs.PROGRAMS}
     wanted = [known[name] for name in pins]
     key = _key(source, wanted)
-    kept = bytecode.read(key)
-    if kept is not None:
-        # Whatever is wrong with that copy, the sources are here.
-        with contextlib.suppress(errors.AgentError, KeyError, ValueError):
-            _load_all(source, wanted, kept, pins)
-            return ""
-    made = _compile(source, wanted)
+    for kept in (bytecode.shipped(shipped_key(source)), bytecode.read(key)):
+        if kept is not None:
+            # Whatever is wrong with that copy, the sources are here.
+            with contextlib.suppress(errors.AgentError, KeyError, ValueError):
+                _load_all(source, wanted, kept, pins)
+                return ""
+    made = compiled(source, wanted)
     why = ""
     try:
         _load_all(source, wanted, made, pins)
@@ -99,8 +99,13 @@ def compile_and_pin(
 
 
 def kept(source: str) -> bytecode.Programs | None:
-    """What an earlier start has compiled of a source for this kernel; None where a start would compile."""
-    return bytecode.read(_key(source, programs.of_this_kernel()))
+    """What is there of a source for this kernel, compiled; None where a start would compile."""
+    return bytecode.shipped(shipped_key(source)) or bytecode.read(_key(source, programs.of_this_kernel()))
+
+
+def shipped_key(source: str) -> str:
+    """What names the compiled programs of a source in an installed package."""
+    return bytecode.shipped_key(source, _cflags(0))
 
 
 def trial(code: bytecode.Programs, maps: typing.Mapping[str, int]) -> dict[programs.Program, str]:
@@ -182,7 +187,7 @@ def _hook(program: programs.Program) -> int:
     return program.attach_type if program.type != libbpf.PROG_TYPE_SCHED_CLS else 0
 
 
-def _compile(source: str, wanted: typing.Sequence[programs.Program]) -> bytecode.Programs:
+def compiled(source: str, wanted: typing.Sequence[programs.Program]) -> bytecode.Programs:
     """Compile both parts side by side: most of a first start is this."""
     parts = (
         [program for program in wanted if program not in programs.TAILS],

@@ -53,15 +53,21 @@ def features() -> dict[str, int]:
     return {"MPTCP": int(_MPTCP.exists())}
 
 
-def compose(main: str, sizes: typing.Mapping[str, int], pins: typing.Mapping[str, str]) -> str:
+def compose(
+    main: str,
+    sizes: typing.Mapping[str, int],
+    pins: typing.Mapping[str, str],
+    used: typing.Mapping[str, int] | None = None,
+) -> str:
     """The whole text to compile: sizes and pin paths as #define, then the flattened source.
 
-    `pins` gives each map's absolute path on the bpffs; the array of tail calls is beside them.
+    `pins` gives each map's absolute path on the bpffs; the array of tail calls is beside them. `used` are
+    features, where they are to be those of another kernel.
     """
     beside = pathlib.Path(next(iter(pins.values()))).parent
     pins = {**pins, abi.TAILS: str(beside / abi.TAILS)}
     head = [f"#define LB_ROWS_{name.upper()} {rows}" for name, rows in sorted(sizes.items())]
     head += [f'#define LB_PIN_{name} "{path}"' for name, path in sorted(pins.items())]
-    head += [f"#define LB_{name} {value}" for name, value in features().items()]
+    head += [f"#define LB_{name} {value}" for name, value in (used or features()).items()]
     body = flatten(main)
     return "\n".join(head) + "\n" + body + "\n" + '#line 1 "abi.py"\n' + abi.assertions()

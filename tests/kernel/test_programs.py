@@ -60,7 +60,7 @@ def test_a_kept_copy_that_the_kernel_refuses_is_compiled_anew(
     assert path.exists()
     assert kept.read_bytes() == good
     path.unlink()
-    monkeypatch.setattr(loader, "_compile", None)
+    monkeypatch.setattr(loader, "compiled", None)
     loader.compile_and_pin(text(pins), {one.name: str(path)})
     path.unlink()
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbproxy import abi
-from lbproxy.kernel import bytecode
+from lbproxy.kernel import bytecode, programs, source
 
 INSTRUCTION = struct.Struct("=BBhi")
 MAP_FD = 1 << 4
@@ -136,6 +136,35 @@ def test_the_key_is_that_of_the_whole_compiler(monkeypatch: pytest.MonkeyPatch) 
             patch.setattr(bytecode, "_LIBRARIES", fewer)
             keys.append(bytecode.key("", [], []))
     assert len(set(keys)) == 4
+
+
+# --- what comes compiled ---
+
+
+def test_the_key_of_what_is_shipped_is_that_of_the_source_and_the_sizes_in_it() -> None:
+    sizes = dict.fromkeys(abi.row_names(), 64)
+
+    def keyed(place: str = "/a", flag: str = "", mptcp: int = 1, larger: str = "") -> str:
+        pins = {name: f"{place}/{name}" for name in abi.MAPS}
+        wanted = {name: rows * (2 if name == larger else 1) for name, rows in sizes.items()}
+        text = source.compose(programs.SOURCE, wanted, pins, {"MPTCP": mptcp})
+        return bytecode.shipped_key(text, [flag])
+
+    assert keyed() == keyed(place="/elsewhere")
+    for name in sizes:
+        assert (keyed(larger=name) != keyed()) is (name in ("flows", "sockets")), name
+    assert len({keyed(), keyed(mptcp=0), keyed(flag="-O1")}) == 3
+
+
+def test_what_is_shipped_is_used_where_it_can_be_read(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bytecode, "shipped_dir", lambda: tmp_path)
+    assert bytecode.shipped("one") is None
+    (tmp_path / "one.json").write_text("{")
+    assert bytecode.shipped("one") is None
+    (tmp_path / "one.json").write_text(bytecode.encode({"f": bytecode.Program(b"12", {1: "flows"})}))
+    assert bytecode.shipped("one") == {"f": bytecode.Program(b"12", {1: "flows"})}
 
 
 # --- nobody leads us elsewhere ---

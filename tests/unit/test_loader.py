@@ -43,7 +43,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Kernel:
     monkeypatch.setattr(libbpf, "prog_load", made.load)
     monkeypatch.setattr(libbpf, "obj_pin", made.pin)
     monkeypatch.setattr(
-        loader, "_compile", lambda _, wanted: {one.function: bytecode.Program(b"", {}) for one in wanted}
+        loader, "compiled", lambda _, wanted: {one.function: bytecode.Program(b"", {}) for one in wanted}
     )
     return made
 

@@ -1,0 +1,57 @@
+"""Programs that come compiled: they load where there is no compiler, and only for their own sources."""
+
+import collections.abc
+import pathlib
+
+import pytest
+
+from lbproxy import abi, errors
+from lbproxy.kernel import bytecode, loader, programs, shipping, source
+from tests import serving
+from tests.kernel import conftest
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory, needs_bpf: None) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("shipped")
+    assert source.features() in shipping.kernels()
+    assert len(shipping.make(folder, serving.SIZES, [source.features()])) == 1
+    return folder
+
+
+@pytest.fixture
+def without_compiler(
+    shipped: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> collections.abc.Iterator[None]:
+    def missing(*_: object) -> bytecode.Programs:
+        raise errors.AgentError("no compiler here")
+
+    monkeypatch.setattr(bytecode, "shipped_dir", lambda: shipped)
+    monkeypatch.setattr(loader, "compiled", missing)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    yield
+    assert not any(tmp_path.glob("lbproxy/*"))
+
+
+def load(folder: pathlib.Path, **more: int) -> None:
+    """Make maps of these sizes, and load every program on them."""
+    sizes = {**serving.SIZES, **more}
+    with conftest.mounted(folder / "bpf") as root:
+        conftest.create_maps(root / "maps", sizes)
+        text = source.compose(programs.SOURCE, sizes, {name: str(root / "maps" / name) for name in abi.MAPS})
+        wanted = programs.of_this_kernel()
+        loader.compile_and_pin(text, {one.name: str(root / "programs" / one.name) for one in wanted})
+        assert {path.name for path in (root / "programs").iterdir()} == {one.name for one in wanted}
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_a_start_needs_no_compiler_whatever_size_most_maps_have(tmp_path: pathlib.Path) -> None:
+    load(tmp_path)
+    load(tmp_path, frontends=512, slots=1024, services=128, affinity=128)
+
+
+@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.parametrize("name", ["flows", "sockets"])
+def test_a_size_that_programs_know_makes_them_others(name: str, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(errors.AgentError, match="no compiler here"):
+        load(tmp_path, **{name: 2 * serving.SIZES[name]})
