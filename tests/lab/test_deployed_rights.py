@@ -12,15 +12,15 @@ from lbproxy.lab import cluster
 from tests import kustomizing
 from tests.lab import agents, manifests
 
-OVERLAYS: typing.Final = pathlib.Path(__file__).parents[2] / "deploy/kustomize/overlays"
+KUSTOMIZE: typing.Final = pathlib.Path(__file__).parents[2] / "deploy/kustomize"
 WEB: typing.Final = 1
 
 
-def rights(overlay: str) -> dict[str, list[str]]:
+def rights(folder: str) -> dict[str, list[str]]:
     """The capabilities of each container, by its name."""
-    (found,) = (one for one in kustomizing.build(OVERLAYS / overlay) if one["kind"] == "DaemonSet")
+    (found,) = (one for one in kustomizing.build(KUSTOMIZE / folder) if one["kind"] == "DaemonSet")
     return {
-        container["name"]: container["securityContext"]["capabilities"]["add"]
+        container["name"]: container["securityContext"]["capabilities"].get("add", [])
         for container in kustomizing.containers(found)
     }
 
@@ -36,6 +36,12 @@ def api(lab: cluster.Lab) -> collections.abc.Iterator[agents.Api]:
         yield running
 
 
+def limited(given: collections.abc.Iterable[str]) -> list[str]:
+    """What is to stand before a command that is to have these capabilities."""
+    kept = ",".join(["-all", *(f"+{one.lower()}" for one in given)])
+    return ["setpriv", "--bounding-set", kept, "--inh-caps", "-all", "--no-new-privs"]
+
+
 class Contained(agents.Agent):
     """An agent as a container runtime starts it: root, with some of root's rights."""
 
@@ -43,14 +49,12 @@ class Contained(agents.Agent):
 
     def command(self, *flags: str) -> list[str]:
         """Return its command line."""
-        kept = ",".join(f"+{one.lower()}" for one in self.rights)
-        limits = ("setpriv", "--bounding-set", f"-all,{kept}", "--inh-caps", "-all", "--no-new-privs")
-        return [*limits, *super().command(*flags)]
+        return [*limited(self.rights), *super().command(*flags)]
 
 
 @pytest.mark.parametrize("overlay", ["default", "hostile"])
 def test_what_the_containers_may_do_is_enough(overlay: str, lab: cluster.Lab, api: agents.Api) -> None:
-    given = rights(overlay)
+    given, cleaning = rights(f"overlays/{overlay}"), rights("cleanup")
     home, away = "n1/p2", "n1/p3"
     agent = Contained(lab, api.source, *agents.SMALL_MAPS)
     with contextlib.ExitStack() as stack:
@@ -83,3 +87,11 @@ def test_what_the_containers_may_do_is_enough(overlay: str, lab: cluster.Lab, ap
         assert "setns: Operation not permitted" in agent.log or not hostile
         agent.has_backends("web", {away})
         assert agent.at("n1/p1").tcp(address, manifests.TCP_PORT).server == away
+        # The way back. It waits for the agent to be gone.
+        clean = [*limited(cleaning["cleanup"]), *agents.LBPROXY, "cleanup", f"--bpffs={agent.root}"]
+        refused = subprocess.run(clean, capture_output=True, text=True, check=False, timeout=60)
+        assert refused.returncode == 1
+        assert "stop it first" in refused.stderr
+        assert agent.stop() == 0
+        subprocess.run(clean, check=True, timeout=60)
+        assert not agent.root.exists()

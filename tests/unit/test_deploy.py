@@ -43,10 +43,10 @@ def one(objects: list[kustomizing.Object], kind: str) -> kustomizing.Object:
 # --- manifests ---
 
 
-@overlays
+@pytest.mark.parametrize("folder", [*(f"overlays/{name}" for name in OVERLAYS), "cleanup"])
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-def test_kubernetes_knows_every_field(overlay: str, version: str) -> None:
-    for found in build(overlay):
+def test_kubernetes_knows_every_field(folder: str, version: str) -> None:
+    for found in kustomizing.build(KUSTOMIZE / folder):
         kubernetes_validate.validate(found, version, strict=True)
 
 
@@ -186,6 +186,20 @@ def test_the_commands_in_the_image_find_what_its_agent_pins(monkeypatch: pytest.
     monkeypatch.setenv("LBPROXY_BPFFS", path)
     parser, _ = command._parsers()
     assert parser.parse_args(["status"]).bpffs == pathlib.Path(path)
+
+
+def test_cleanup_finds_what_the_agents_pin() -> None:
+    pod = one(kustomizing.build(KUSTOMIZE / "cleanup"), "DaemonSet")["spec"]["template"]["spec"]
+    agents = one(build("default"), "DaemonSet")["spec"]["template"]["spec"]
+    (container,) = pod["initContainers"]
+    name, *flags = container["args"]
+    assert (name, set(flags) <= set(agents["containers"][0]["args"])) == ("cleanup", True)
+    assert command._parsers()[0].parse_args(container["args"]).bpffs.parent == pathlib.Path("/host/bpf")
+    assert container["volumeMounts"] == [{"name": "bpffs", "mountPath": "/host/bpf"}]
+    assert pod["volumes"] == [volume for volume in agents["volumes"] if volume["name"] == "bpffs"]
+    for each in kustomizing.containers({"spec": {"template": {"spec": pod}}}):
+        assert each["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert each["image"] == f"lbproxy:{lbproxy.__version__}"
 
 
 # --- the image ---
