@@ -12,7 +12,7 @@ import time
 import typing
 
 from lbproxy import abi
-from lbproxy.core import addresses, tables
+from lbproxy.core import addresses, model, tables
 from lbproxy.kernel import libbpf
 from tests.packets import harness, packets, parsing
 from tests.packets.reference import Device, Outcome, Place, Reference, UnexplainedError
@@ -144,7 +144,7 @@ class Checker:
 
     def route(self, source: bytes, address: bytes) -> tuple[int, bytes]:
         """Where the namespace's routes lead: all but two networks are behind a gateway."""
-        if address in _OWN or not _is_global(source) or not _is_global(address):
+        if address in _OWN or address in _ANYCAST or not _is_global(source) or not _is_global(address):
             return 0, b""
         if any(address in one for one in _ON_PODS):
             return self.devices["pod0"].ifindex, b""
@@ -283,3 +283,7 @@ _OWN: typing.Final = frozenset(
 _GATEWAYS: typing.Final = (addresses.parse(packets.GATEWAY), addresses.parse(packets.GATEWAY6))
 _ON_PODS: typing.Final = tuple(map(_network, (f"{packets.NODE_TO_PODS}/24", f"{packets.NODE6_TO_PODS}/64")))
 _ON_UPLINK: typing.Final = tuple(map(_network, (f"{packets.NODE}/24", f"{packets.NODE6}/64")))
+# The address of any router on a network is this one's too (RFC 4291, 2.6.1).
+_ANYCAST: typing.Final = frozenset(
+    one.base for one in (*_ON_PODS, *_ON_UPLINK) if one.family == model.Family.IPV6
+)
