@@ -18,6 +18,8 @@ _FLAGS_AT = tables.FRONTEND_KEY_SIZE + abi.LAYOUTS["frontend"].offset("flags")
 # As plain integers: a flag's operators cost half a microsecond each.
 _DSR = tables.FrontendFlag.DSR.value
 _HERE = tables.BackendSet.HERE.value
+_INTERNAL_LOCAL = tables.Policy.INTERNAL_LOCAL.value
+_EXTERNAL_LOCAL = tables.Policy.EXTERNAL_LOCAL.value
 _NAMES_SIZE = 192  # of a service_meta row: the part that its port key decides
 
 
@@ -158,11 +160,9 @@ def digest(packed: bytes, slot_count: int) -> bytes:
 
 def meta(port: plan.PortPlan) -> bytes:
     """The row that names a service port."""
-    policies = tables.Policy(0)
-    if port.internal_local:
-        policies |= tables.Policy.INTERNAL_LOCAL
+    policies = _INTERNAL_LOCAL if port.internal_local else 0
     if port.external_local:
-        policies |= tables.Policy.EXTERNAL_LOCAL
+        policies |= _EXTERNAL_LOCAL
     key = port.key
     return tables.ServiceMeta(
         key.service.namespace.encode(),

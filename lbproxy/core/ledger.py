@@ -287,8 +287,9 @@ class Ledger:
         """A table for each set that a frontend draws from and that has backends; the writes for new ones."""
         made: dict[int, installed.SlotTable] = {}
         writes: list[tables.Write] = []
-        for bit in sorted({frontend.set.value for frontend in port.frontends}):
-            chosen = [ids[index] for index in plan.slots(port, tables.BackendSet(bit))]
+        sets = {int(frontend.set): frontend.set for frontend in port.frontends}
+        for bit in sorted(sets):
+            chosen = [ids[index] for index in plan.slots(port, sets[bit])]
             if not chosen:
                 continue
             packed = installed.blocks(chosen)
@@ -309,7 +310,7 @@ class Ledger:
     ) -> dict[bytes, bytes]:
         rows: dict[bytes, bytes] = {}
         for frontend in port.frontends:
-            table = made.get(frontend.set.value)
+            table = made.get(int(frontend.set))
             flags = 0
             if port.algorithm is model.Algorithm.MAGLEV:
                 flags |= _MAGLEV

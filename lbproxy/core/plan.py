@@ -137,7 +137,7 @@ def slots(port_plan: PortPlan, backend_set: tables.BackendSet) -> Sequence[int]:
     or where weights differ a share of a table. Empty where no backend is usable. What
     a DSR frontend draws from is always a Maglev table: several nodes have to agree.
     """
-    bit = backend_set.value
+    bit = int(backend_set)  # not `value`, which is a property in Python
     usable = []
     weights = set()
     for index, backend in enumerate(port_plan.backends):
