@@ -71,11 +71,22 @@ class Api:
 
 
 class Churn:
-    """Changes slices of services that no traffic goes to, so many a second, while the `with` block lasts."""
+    """Changes slices of services that no traffic goes to, so many a second, while the `with` block lasts.
 
-    def __init__(self, connect: collections.abc.Callable[[], Api], services: int, per_s: float) -> None:
-        self.changes = 0
+    `numbers` are those of the changes, counted over all blocks: one that had been made before would
+    change nothing.
+    """
+
+    def __init__(
+        self,
+        connect: collections.abc.Callable[[], Api],
+        services: int,
+        per_s: float,
+        numbers: collections.abc.Iterator[int],
+    ) -> None:
+        self.changes = 0  # in this block
         self.per_s = per_s
+        self._numbers = numbers
         self._fillers = cluster.fillers(services)
         self._connect = connect
         self._stopped = threading.Event()
@@ -88,8 +99,9 @@ class Churn:
             with contextlib.closing(self._connect()) as api:
                 while not self._stopped.wait(max(0.0, due_s - time.monotonic())):
                     # A prime step visits all of them before any a second time.
-                    number = self.changes * 7919 % self._fillers
-                    generation = self.changes // self._fillers + 1
+                    change = next(self._numbers)
+                    number = change * 7919 % self._fillers
+                    generation = change // self._fillers + 1
                     namespace, name = cluster.filler_name(number)
                     api.move(namespace, name, cluster.filler_place(number, generation), generation)
                     self.changes += 1

@@ -21,7 +21,6 @@ NODE_PORTS = {"local": 30080, "masqueraded": 30081, "remote": 30082, "dsr": 3008
 MEASURED = ("zz-measured", "web")  # the last in a list, which is sorted by namespace and name
 # Traffic goes to each of so many in turn, since to some proxies it matters where in a list a service stands.
 MEASURED_COPIES = 8
-REMOTE_IP = "10.111.254.254"
 _TIME = "2025-01-01T00:00:00Z"
 _TRIGGER = "endpoints.kubernetes.io/last-change-trigger-time"
 
@@ -81,11 +80,23 @@ def measured_name(copy: int) -> tuple[str, str]:
     return ("measured", f"web-{copy}") if copy else MEASURED
 
 
-def remote_objects(place: Place, port: int) -> collections.abc.Iterator[Object]:
-    """Yield a service with TCP on `REMOTE_IP`:`MEASURED_PORT` and its endpoints elsewhere."""
-    number = MAX_FILLERS + MEASURED_COPIES
-    yield service(number, "measured", "remote", REMOTE_IP, ("TCP",), MEASURED_PORT, port)
-    yield endpoint_slice(number, "measured", "remote", place, ("TCP",), port)
+def remote_ip(copy: int) -> str:
+    """Return the ClusterIP of a service with its endpoints elsewhere (from 0)."""
+    return f"10.111.254.{254 - copy}"
+
+
+def remote_name(copy: int) -> tuple[str, str]:
+    """Return namespace and name of that service."""
+    return "measured", f"remote-{copy}"
+
+
+def remote_objects(services: int, place: Place, port: int) -> collections.abc.Iterator[Object]:
+    """Yield services with TCP on `remote_ip`:`MEASURED_PORT`, as many as are measured."""
+    for copy in range(copies(services)):
+        namespace, name = remote_name(copy)
+        number = MAX_FILLERS + MEASURED_COPIES + copy
+        yield service(number, namespace, name, remote_ip(copy), ("TCP",), MEASURED_PORT, port)
+        yield endpoint_slice(number, namespace, name, place, ("TCP",), port)
 
 
 def node_port_objects(
@@ -93,7 +104,7 @@ def node_port_objects(
 ) -> collections.abc.Iterator[Object]:
     """Yield the services of `NODE_PORTS`: two of pods here, two of pods of other nodes."""
     places = {"local": here, "masqueraded": here, "remote": elsewhere, "dsr": by_dsr}
-    for number, (name, node_port) in enumerate(NODE_PORTS.items(), MAX_FILLERS + MEASURED_COPIES + 1):
+    for number, (name, node_port) in enumerate(NODE_PORTS.items(), MAX_FILLERS + 2 * MEASURED_COPIES):
         made = service(number, "node-ports", name, f"10.111.0.{number & 255}", ("TCP",), 80, port)
         made["spec"]["type"] = "NodePort"
         made["spec"]["ports"][0]["nodePort"] = node_port

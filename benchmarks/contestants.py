@@ -4,6 +4,7 @@ import abc
 import collections.abc
 import contextlib
 import functools
+import itertools
 import os
 import pathlib
 import shutil
@@ -36,6 +37,7 @@ class Contestant(abc.ABC):
         self.measured_at = self.site.servers[0]  # where the measured services' endpoints are
         self.generation = 0
         self.agent: agents.Agent | None = None
+        self._changes = itertools.count()  # of slices that no traffic goes to
         self._of_cluster = contextlib.ExitStack()
         self._url = ""
 
@@ -59,7 +61,7 @@ class Contestant(abc.ABC):
         """Yield the objects of its cluster, as they are at first."""
         here = cluster.Place((self.at.lab[self.site.servers[0]].ipv4,), (self.site.node,))
         more = [
-            *cluster.remote_objects(self.at.far_place(), arena.PORT),
+            *cluster.remote_objects(self.services, self.at.far_place(), arena.PORT),
             *cluster.node_port_objects(here, self.at.far_place(), self.at.peer_place(), arena.PORT),
         ]
         place = self.site.place_of(self.site.servers[0])
@@ -71,6 +73,7 @@ class Contestant(abc.ABC):
         self.take_down()
         self.services = services
         self.measured_at, self.generation = self.site.servers[0], 0
+        self._changes = itertools.count()
         self._url = self._of_cluster.enter_context(api.stand_in(self.at.lab, self.site.node, self.objects()))
         self._api = self._of_cluster.enter_context(contextlib.closing(self.connect()))
         self._of_cluster.callback(self.stop)
@@ -98,7 +101,7 @@ class Contestant(abc.ABC):
 
     def churn(self, per_s: float) -> api.Churn:
         """Change other slices while the block lasts."""
-        return api.Churn(self.connect, self.services, per_s)
+        return api.Churn(self.connect, self.services, per_s, self._changes)
 
     @abc.abstractmethod
     def forget_connections(self) -> None:

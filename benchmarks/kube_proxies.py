@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 import random
+import shutil
 import time
 import typing
 
@@ -44,6 +45,8 @@ class _WithRules(contestants.Contestant):
             commands = [[self.backend, "flush", "ruleset"]]
         else:
             commands = [[self.backend, "-w", "-t", table, flag] for table in _TABLES for flag in ("-F", "-X")]
+        if shutil.which(commands[0][0]) is None:
+            return  # nor has anybody put rules there without it
         for argv in commands:
             self.at.lab.check_output(self.site.node, argv, cgroup=False, timeout_s=load.TIMEOUT_S)
 
@@ -203,9 +206,12 @@ def spread(ports: collections.abc.Iterable[model.ServicePort]) -> tuple[model.Se
     groups: dict[tuple[str, str], list[model.ServicePort]] = {}
     for port in ports:
         groups.setdefault(port.owner, []).append(port)
-    measured = [
-        groups.pop(owner) for owner in map(cluster.measured_name, range(len(groups))) if owner in groups
+    names = [
+        name(copy)
+        for copy in range(cluster.MEASURED_COPIES)
+        for name in (cluster.measured_name, cluster.remote_name)
     ]
+    measured = [groups.pop(owner) for owner in names if owner in groups]
     others = list(groups.values())
     random.Random(len(others)).shuffle(others)
     for number, group in reversed(list(enumerate(measured))):

@@ -1,6 +1,8 @@
 """What one run of the benchmarks found: every sample, and where it was taken. Read and written as JSON."""
 
+import os
 import pathlib
+import tempfile
 import typing
 
 import msgspec
@@ -209,10 +211,30 @@ class Results(msgspec.Struct):
 
 def write(results: Results, path: pathlib.Path) -> None:
     """Write a run, replacing an earlier one of that name in one step."""
+    text = msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n"
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as fresh:
+        try:
+            fresh.write(text)
+            fresh.flush()
+            os.fchmod(fresh.fileno(), 0o644)
+            os.replace(fresh.name, path)
+        except BaseException:
+            os.unlink(fresh.name)
+            raise
+
+
+def partial(path: pathlib.Path) -> pathlib.Path:
+    """Return where a run is kept that did not come to its end: it replaces none that did."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Raise OSError where a run could not be written in the end, and ValueError where it should not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
-    fresh.replace(path)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ValueError(f"{path} is there already, and no ordinary file")
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+        pass
 
 
 def read(path: pathlib.Path) -> Results:

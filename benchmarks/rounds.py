@@ -112,12 +112,13 @@ def inside(at: arena.Arena, services: int, path: Path) -> collections.abc.Callab
     def way(variant: str, number: int) -> Way:
         name, _, what = variant.partition("/")
         site = at.sites[name]
+        copy = number % max(1, cluster.copies(services))
         if path == "remote":
-            server, direct, service = at.far, at.lab[at.far].ipv4, cluster.REMOTE_IP
+            server, direct, service = at.far, at.lab[at.far].ipv4, cluster.remote_ip(copy)
         else:
             server = site.servers[0]
             direct = site.place_of(server).addresses[number % cluster.ENDPOINTS]
-            service = cluster.measured_ip(number % max(1, cluster.copies(services)))
+            service = cluster.measured_ip(copy)
         client = site.node if path == "node" else site.client
         if what == "service":
             return Way(server, client, service, cluster.MEASURED_PORT)

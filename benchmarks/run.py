@@ -12,19 +12,22 @@ the rules that kube-proxy would, and they are loaded: that shows what they cost
 packets, and everything made of it says that no kube-proxy ran.
 
 Writes one JSON document with every sample; `python -m benchmarks.report` makes the
-tables in README.md and docs/benchmarks.md from it. It is written after every step, marked as
-incomplete until the last. Where a step fails the others go on, without the contestant
+tables in README.md and docs/benchmarks.md from it. Until the last step what there is
+is in FILE.partial, written after every step. Where a step fails the others go on, without the contestant
 whose it was until the next number of services. Exits with 1 where a step failed, or
 connections that should not have, and when interrupted.
 """
 
 import argparse
+import collections.abc
 import contextlib
 import datetime
+import fcntl
 import os
 import pathlib
 import signal
 import sys
+import tempfile
 import time
 import types
 import typing
@@ -54,6 +57,26 @@ CONTESTANTS = (contestants.Lbproxy.name, *kube_proxies.MODES)
 def main() -> int:
     """Run, and return the exit status."""
     flags = _flags()
+    try:
+        with _alone():
+            return _run(flags)
+    except BlockingIOError:
+        print(
+            "benchmarks: another run is under way on this machine: they would disturb each other",
+            file=sys.stderr,
+        )
+        return 1
+
+
+@contextlib.contextmanager
+def _alone() -> collections.abc.Iterator[None]:
+    """Keep others from running meanwhile; BlockingIOError where one does."""
+    with open(pathlib.Path(tempfile.gettempdir()) / "lbproxy-bench.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _run(flags: argparse.Namespace) -> int:
     profile = profiles.PROFILES[flags.profile]
     parts = (flags.only,) if flags.only else _PARTS
     signal.signal(signal.SIGTERM, _interrupt)
@@ -78,13 +101,14 @@ def main() -> int:
     )
     steal_s, total_s = process.steal_and_total_s()
     began_s = time.monotonic()
-    path: pathlib.Path = flags.out or results.DIRECTORY / f"{profile.name}.json"
+    path: pathlib.Path = flags.out
+    partial = results.partial(path)
 
     def keep() -> None:
         found.took_s = round(time.monotonic() - began_s, 1)
         after = process.steal_and_total_s()
         found.noise = results.Noise(load_before, (after[0] - steal_s) / max(1e-9, after[1] - total_s))
-        results.write(found, path)
+        results.write(found, path if found.complete else partial)
 
     def after_each(step: progress.Step, error: Exception | None) -> None:
         if error is not None:
@@ -106,10 +130,14 @@ def main() -> int:
         print("interrupted", file=sys.stderr)
     except progress.FAILURES as error:
         print(f"benchmarks: {error}", file=sys.stderr)
-    finally:
+    if found.complete:
         keep()
+        partial.unlink(missing_ok=True)
     print(report.page(found))
-    print(f"written to {path}", file=sys.stderr)
+    if found.complete:
+        print(f"written to {path}", file=sys.stderr)
+    elif partial.exists():
+        print(f"what there is of this run is in {partial}", file=sys.stderr)
     return 0 if found.complete and not found.failed and not rows.failures(found) else 1
 
 
@@ -170,7 +198,13 @@ def _flags() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=pathlib.Path, metavar="FILE", help="default: benchmarks/results/PROFILE.json"
     )
-    return parser.parse_args()
+    flags = parser.parse_args()
+    flags.out = flags.out or results.DIRECTORY / f"{flags.profile}.json"
+    try:
+        results.check_writable(flags.out)
+    except (OSError, ValueError) as error:
+        parser.error(f"--out: {error}")
+    return flags
 
 
 def _contestants(text: str) -> list[str]:

@@ -73,8 +73,9 @@ def _restart(
 
 
 def cpu(of: contestants.Contestant, changes_per_s: float, seconds: float) -> results.Cpu:
-    """Measure the agent's CPU time while so many slices change."""
+    """Measure the agent's CPU time while so many slices change, from when it has nothing else to do."""
     assert of.agent is not None
+    of.agent.settle()
     with of.churn(changes_per_s) as churn:
         before_s, began_s = of.agent.cpu_s(), time.monotonic()
         time.sleep(seconds)

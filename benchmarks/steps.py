@@ -245,6 +245,8 @@ def _memory(field: fields.Field, of: contestants.Contestant) -> str:
 def _programming(field: fields.Field, of: contestants.Contestant, changes: int, churn: float) -> str:
     found = latency.programming(of, changes, churn)
     field.into.programming.append(found)
+    if not found.latency_ms:
+        return f"none of {found.lost} changes was seen"
     p50, p99 = (stats.percentile(found.latency_ms, share) for share in (0.5, 0.99))
     return f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, {found.lost} not seen, {_failures(found.failed)}"
 

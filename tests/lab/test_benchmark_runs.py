@@ -128,7 +128,8 @@ def test_an_interrupted_run_writes_what_it_has_and_leaves_nothing(
     assert running.wait(60) == 1
     assert left_by(running.pid) == []
     assert "interrupted" in (tmp_path / "log").read_text()
-    found = results.read(tmp_path / "run.json")
+    assert not (tmp_path / "run.json").exists()
+    found = results.read(results.partial(tmp_path / "run.json"))
     assert not found.complete
     assert found.traffic
 

@@ -3,8 +3,10 @@
 import collections
 import io
 import itertools
+import os
 import pathlib
 import random
+import time
 import unittest.mock
 
 import msgspec
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from benchmarks import (
     agents,
+    api,
     arena,
     cluster,
     contestants,
@@ -191,7 +194,8 @@ def test_the_measured_service_is_the_last_of_a_list_and_has_both_protocols() -> 
 def test_names_and_addresses_are_unique_at_every_size_measured() -> None:
     numbers = range(max(profiles.FULL.services))
     measured = [cluster.measured_ip(copy) for copy in range(cluster.MEASURED_COPIES)]
-    assert len({*measured, cluster.REMOTE_IP}) == len(measured) + 1
+    measured += [cluster.remote_ip(copy) for copy in range(cluster.MEASURED_COPIES)]
+    assert len(set(measured)) == len(measured)
     assert len({cluster.filler_name(number) for number in numbers}) == len(numbers)
     addresses = [address for number in numbers for address in cluster.filler_place(number).addresses]
     assert len(set(addresses)) == len(numbers) * cluster.ENDPOINTS
@@ -394,11 +398,53 @@ def test_every_profile_measures_short_connections_and_everybody_at_every_size(
 
 
 def test_the_measured_services_stand_evenly_among_all() -> None:
-    listed = kube_proxies.spread(model_of(built(808)))
+    more = cluster.remote_objects(808, MEASURED, 8080)
+    ports = model_of(list(cluster.objects(808, "n1", "172.18.0.1", MEASURED, 8080, more)))
+    listed = kube_proxies.spread(ports)
     owners = [owner for owner, _ in itertools.groupby(port.owner for port in listed)]
-    places = [owners.index(cluster.measured_name(copy)) for copy in range(cluster.MEASURED_COPIES)]
-    assert [after - before for before, after in itertools.pairwise(places)] == [101] * 7
-    assert sorted(listed, key=str) == sorted(model_of(built(808)), key=str)
+    assert len(owners) == 816
+    for name in (cluster.measured_name, cluster.remote_name):
+        places = [owners.index(name(copy)) for copy in range(cluster.MEASURED_COPIES)]
+        assert [after - before for before, after in itertools.pairwise(places)] == [102] * 7
+    assert sorted(listed, key=str) == sorted(ports, key=str)
+
+
+def test_a_churn_goes_on_where_the_one_before_ended() -> None:
+    moved: list[tuple[object, ...]] = []
+    connected = unittest.mock.Mock()
+    connected.move.side_effect = lambda *change: moved.append(change)
+    numbers = itertools.count()
+    for least in (15, 30):
+        before = len(moved)
+        with api.Churn(lambda: connected, 20, 500.0, numbers) as churn:
+            while len(moved) < least:
+                time.sleep(0.001)
+        assert churn.changes == len(moved) - before
+    places = [change[:3] for change in moved]
+    assert len(set(places)) == len(places)
+
+
+def test_a_run_is_written_whole_or_not_at_all(
+    found: results.Results, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "run.json"
+    results.write(found, file)
+    before = file.read_bytes()
+    monkeypatch.setattr(os, "replace", unittest.mock.Mock(side_effect=OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        results.write(found, file)
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_run_is_not_written_over_what_is_no_ordinary_file(tmp_path: pathlib.Path) -> None:
+    results.check_writable(tmp_path / "new" / "run.json")
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    for path in (tmp_path, tmp_path / "link", pathlib.Path("/dev/null")):
+        with pytest.raises(ValueError, match="no ordinary file"):
+            results.check_writable(path)
+    with pytest.raises(OSError, match="File exists"):
+        results.check_writable(pathlib.Path("/dev/null/run.json"))
 
 
 def model_of(objects: list[cluster.Object]) -> tuple[kubeproxy.ServicePort, ...]:
