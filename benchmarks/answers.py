@@ -2,6 +2,7 @@
 
 import collections.abc
 import dataclasses
+import math
 
 from benchmarks import figures, remarks, results, rows
 from benchmarks.figure import LBPROXY, Figure, Group
@@ -98,10 +99,15 @@ def _change(listed: list[Figure], found: results.Results) -> list[str]:
         p99 = _pick(listed, Group.PROGRAMMING, "quiet, p99", name)
         if p50 and p99:
             said.append(
-                f"{called}: with {_services(p50[-1].services)} half of the changes are followed within "
-                f"{p50[-1].text}, 99 of 100 within {p99[-1].text}."
+                f"{called}: with {_services(p50[-1].services)} half of the changes are followed "
+                f"{_within(p50[-1])}, 99 of 100 {_within(p99[-1])}"
+                f"{f' ({p50[-1].warning})' if p50[-1].warning else ''}."
             )
     return said
+
+
+def _within(one: Figure) -> str:
+    return one.text if math.isinf(one.value) else f"within {one.text}"
 
 
 def _restart(listed: list[Figure]) -> list[str]:

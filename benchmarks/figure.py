@@ -28,6 +28,7 @@ class Group(enum.StrEnum):
     CPU = "CPU of the agent, of one core"
     PACKETS = "Single packets"
     RATES = "Rates and latencies"
+    FAILURES = "Failures"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Figure:
     more_is_better: bool = True
     target: targets.Target | None = None
     note: str = ""
+    warning: str = ""  # what failed among the samples: such a figure meets no target
     travels: bool = True  # means something on another machine as well
 
     @property
@@ -61,12 +63,19 @@ class Figure:
         return self.target.missed_by(self.value) if self.target else 0.0
 
     @property
+    def met(self) -> bool:
+        """Whether it is on the right side of its target, with nothing that failed."""
+        return self.target is not None and not self.missed_by and not self.warning
+
+    @property
     def verdict(self) -> str:
         """Say whether the target is met, and whether it may be otherwise next time."""
         if self.target is None:
             return ""
+        if self.warning and not self.missed_by:
+            return f"not met: {self.warning}"
         verdict = f"missed by {with_unit(self.missed_by, self.unit)}" if self.missed_by else "met"
-        if self.margin and abs(self.value - self.target.bound) <= self.margin:
+        if 0 < self.margin < math.inf and abs(self.value - self.target.bound) <= self.margin:
             return f"{verdict}, give or take {with_unit(self.margin, self.unit)}"
         return verdict
 
@@ -81,7 +90,7 @@ class Figure:
         parts = []
         if self.count > 1:
             parts.append(f"{number(self.low, self.unit)} – {number(self.high, self.unit)}")
-        return "; ".join([*parts, self.note] if self.note else parts)
+        return "; ".join([*parts, *filter(None, (self.note, self.warning))])
 
 
 def number(value: float, unit: str) -> str:

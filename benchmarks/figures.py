@@ -38,10 +38,12 @@ STARTS = {
     "adopted": "restart",
     "upgraded": "upgrade",
 }
+CHANGED = "one slice changed → first connection"
 FIRST = ("fresh", "compiled")  # before them nobody served
 SERVING = "until it serves what is now so"
 KERNEL_MEMORY = "in the kernel: maps, or rules"
 RESIDENT = "agent, resident (RSS)"
+CGROUP = "lbproxy's cgroup, greatest"
 # kube-proxy has no DSR: it masquerades where lbproxy can have the pod answer by itself.
 _INSTEAD = {"dsr": "remote"}
 
@@ -55,11 +57,11 @@ def figures(found: results.Results) -> list[Figure]:
     for programming in found.programming:
         listed += _programming(programming)
     for stand_in in found.stand_in:
-        listed += _times(stand_in.services, CONTROL, "quiet", stand_in.event_ms, "")
+        listed += _times(stand_in.services, CONTROL, "quiet", stand_in.event_ms)
     listed += _starts(found)
     for memory in found.memory:
         listed += _memory(memory)
-    listed += map(_cpu, found.cpu)
+    listed += (_cpu(each) for each in found.cpu if each.seconds > 0)
     order = list(Group)
     return sorted(listed, key=lambda one: (order.index(one.group), one.services))
 
@@ -75,18 +77,46 @@ def absolutes(found: results.Results) -> list[Figure]:
     return listed
 
 
+def failures(found: results.Results) -> list[Figure]:
+    """Return what failed of each kind of traffic and change: what another run is to be held against."""
+    listed = [
+        single(
+            Place(Group.FAILURES, topic(traffic), measure(way, "failed"), traffic.services, name),
+            sum(run.failed for run in runs(traffic, variant)),
+            "failed",
+        )
+        for traffic in found.traffic
+        for variant in variants(traffic)
+        for name, _, way in [variant.partition("/")]
+    ]
+    for each in found.programming:
+        while_quiet = quiet(each)
+        for what, number in (("changes never seen", each.lost), ("connections failed", each.failed)):
+            place = Place(Group.FAILURES, CHANGED, f"{while_quiet}, {what}", each.services, each.contestant)
+            listed.append(single(place, number, "failed"))
+    return listed
+
+
 def variants(traffic: results.Traffic) -> list[str]:
-    """Return the variants that every round has, those of one contestant together."""
-    if not traffic.rounds:
-        return []
-    common = set.intersection(*(set(each.runs) for each in traffic.rounds))
+    """Return the variants that any round has, those of one contestant together."""
+    there = {variant for each in traffic.rounds for variant in each.runs}
     ways = list(WAYS)
 
     def place(variant: str) -> tuple[bool, str, int]:
         name, _, way = variant.partition("/")
         return name != "bare", "" if name == LBPROXY else name, ways.index(way) if way in ways else len(ways)
 
-    return sorted(common, key=place)
+    return sorted(there, key=place)
+
+
+def runs(traffic: results.Traffic, variant: str) -> list[results.Run]:
+    """Return a variant's runs, of the rounds that have it."""
+    return [each.runs[variant] for each in traffic.rounds if variant in each.runs]
+
+
+def latencies(of: collections.abc.Iterable[results.Run], share: str) -> list[float]:
+    """Return the "p50" or "p99" of runs, in µs: infinite where nothing was answered."""
+    return [getattr(run, f"{share}_us") if run.count else math.inf for run in of]
 
 
 def topic(traffic: results.Traffic) -> str:
@@ -111,7 +141,10 @@ def _in_cluster(traffic: results.Traffic) -> collections.abc.Iterator[Figure]:
         name, _, way = variant.partition("/")
         if variant == "bare":
             continue
-        seen = stats.summary(ratios.ratios(traffic.rounds, variant))
+        found = ratios.ratios(traffic.rounds, variant)
+        if not found:
+            continue
+        seen = stats.summary(found)
         if name == "bare":
             column, way = CONTROL, "service" if traffic.services else "direct"
         else:
@@ -119,20 +152,29 @@ def _in_cluster(traffic: results.Traffic) -> collections.abc.Iterator[Figure]:
         place = Place(group, topic(traffic), WAYS.get(way, way), traffic.services, column)
         judged = column == LBPROXY and traffic.services > 0
         target = _ratio_target(traffic.mode, way) if judged else None
-        yield summed(place, seen, noise, target=target, note=_by_cpu(traffic, variant))
+        note, warning = _by_cpu(traffic, variant), _failed(traffic, variant)
+        yield summed(place, seen, noise, target=target, note=note, warning=warning)
 
 
 def _noise(traffic: results.Traffic, listed: list[str]) -> float:
-    if "bare/again" not in listed:
-        return 0.0
-    return stats.summary(ratios.ratios(traffic.rounds, "bare/again")).margin
+    found = ratios.ratios(traffic.rounds, "bare/again") if "bare/again" in listed else []
+    return stats.summary(found).margin if found else 0.0
 
 
 def _by_cpu(traffic: results.Traffic, variant: str) -> str:
     # Of a stream, CPU time is not by byte.
-    if traffic.mode == "bulk":
-        return ""
-    return f"by CPU time {stats.summary(ratios.thrift(traffic.rounds, variant)).median:.3f}"
+    found = ratios.thrift(traffic.rounds, variant) if traffic.mode != "bulk" else []
+    return f"by CPU time {stats.summary(found).median:.3f}" if found else ""
+
+
+def _failed(traffic: results.Traffic, variant: str) -> str:
+    def failed(listed: collections.abc.Iterable[str]) -> int:
+        return sum(run.failed for each in listed for run in runs(traffic, each))
+
+    # What is divided by something that failed is worth no more.
+    of_bare = failed(each for each in variants(traffic) if each.startswith("bare") and each != variant)
+    counted = ((failed([variant]), "failed"), (of_bare, "of bare failed"))
+    return ", ".join(f"{number:,} {what}" for number, what in counted if number)
 
 
 def _ratio_target(mode: str, way: str) -> targets.Target | None:
@@ -149,49 +191,53 @@ def _outside(traffic: results.Traffic) -> collections.abc.Iterator[Figure]:
         name, _, way = variant.partition("/")
         if variant in ("bare", "bare/elsewhere"):
             continue
-        seen = stats.summary(ratios.ratios(traffic.rounds, variant))
-        by_cpu = stats.summary(ratios.thrift(traffic.rounds, variant))
+        found = ratios.ratios(traffic.rounds, variant)
+        note, warning = _by_cpu(traffic, variant), _failed(traffic, variant)
         column, way = (CONTROL, "local") if name == "bare" else (name, way)
         place = Place(Group.OUTSIDE, topic(traffic), WAYS.get(way, way), traffic.services, column)
-        yield summed(place, seen, noise, note=f"by CPU time {by_cpu.median:.3f}")
+        if found:
+            yield summed(place, stats.summary(found), noise, note=note, warning=warning)
         for other in others if name == LBPROXY else ():
             against = f"{other}/{_INSTEAD.get(way, way)}"
-            if against not in listed:
+            found = ratios.against(traffic.rounds, variant, against)
+            if not found:
                 continue
-            seen = stats.summary(ratios.against(traffic.rounds, variant, against))
+            seen = stats.summary(found)
             target = targets.node_port(traffic.services) if other == "iptables" else None
-            yield summed(
-                place._replace(group=Group.VERSUS, column=other), seen, noise * seen.median, target=target
-            )
+            of_other = place._replace(group=Group.VERSUS, column=other)
+            yield summed(of_other, seen, noise * seen.median, target=target, warning=warning)
 
 
 def _programming(each: results.Programming) -> list[Figure]:
-    notes = [f"{len(each.latency_ms)} changes"]
+    # A change that was never seen took longer than any other.
+    ms = [*each.latency_ms, *[math.inf] * each.lost]
+    note = f"{len(ms)} changes"
     if each.churn_per_s:
-        notes.append(f"{each.churn_per_s:.1f} others a second")
-    if each.lost:
-        notes.append(f"{each.lost} never seen")
-    if each.failed:
-        notes.append(f"{each.failed} connections failed")
-    what = "others change too" if each.churn_per_s else "quiet"
-    return _times(each.services, each.contestant, what, each.latency_ms, ", ".join(notes))
+        note += f", {each.churn_per_s:.1f} others a second"
+    failed = ((each.lost, "never seen"), (each.failed, "connections failed"))
+    warning = ", ".join(f"{number:,} {what}" for number, what in failed if number)
+    return _times(each.services, each.contestant, quiet(each), ms, note, warning)
 
 
-def _times(services: int, column: str, what: str, ms: list[float], note: str) -> list[Figure]:
-    place = Place(Group.PROGRAMMING, "one slice changed → first connection", what, services, column)
+def quiet(each: results.Programming) -> str:
+    """Say whether other slices changed meanwhile."""
+    return "others change too" if each.churn_per_s else "quiet"
+
+
+def _times(
+    services: int, column: str, what: str, ms: list[float], note: str = "", warning: str = ""
+) -> list[Figure]:
+    if not ms:
+        return []
+    place = Place(Group.PROGRAMMING, CHANGED, what, services, column)
     p50, p99 = (place._replace(what=f"{what}, {name}") for name in ("p50", "p99"))
     goals = (targets.PROGRAMMING_P50, targets.PROGRAMMING_P99) if column == LBPROXY else (None, None)
-    if not ms:
-        return [
-            single(each, math.inf, "ms", target=goal, note=note, travels=False)
-            for each, goal in zip((p50, p99), goals, strict=True)
-        ]
     # Of the few times at the end, how far they lie apart is all that is known.
-    margins = (stats.summary(ms).margin, max(ms) - stats.percentile(ms, 0.9))
+    margins = (stats.summary(ms).margin, stats.gap(stats.percentile(ms, 0.9), max(ms)))
     return [
         Figure(
             *of, stats.percentile(ms, share), min(ms), max(ms), len(ms), margin, "ms",
-            more_is_better=False, target=goal, note=note, travels=False,
+            more_is_better=False, target=goal, note=note, warning=warning, travels=False,
         )
         for of, share, margin, goal in zip((p50, p99), (0.5, 0.99), margins, goals, strict=True)
     ]  # fmt: skip
@@ -206,12 +252,16 @@ def _starts(found: results.Results) -> collections.abc.Iterator[Figure]:
         how = chosen[0].how
         note = f"{len(chosen)} start{'s' if len(chosen) > 1 else ''}"
         place = Place(Group.START, STARTS[how], SERVING, services, name)
+        failed, made = sum(each.failed for each in chosen), sum(each.connections for each in chosen)
+        # Before a first start there is nobody who could have answered.
+        warning = f"{failed:,} connections failed" if failed and how not in FIRST else ""
         times: dict[str, typing.Any] = {"unit": "s", "more_is_better": False, "note": note, "travels": False}
         target = targets.START.get(services) if name == LBPROXY else None
-        yield summed(place, stats.summary([each.synced_s for each in chosen]), target=target, **times)
+        yield summed(
+            place, stats.summary([each.synced_s for each in chosen]), target=target, warning=warning, **times
+        )
         cpu = stats.summary([each.cpu_s for each in chosen])
         yield summed(place._replace(what="CPU time until quiet"), cpu, **times)
-        failed, made = sum(each.failed for each in chosen), sum(each.connections for each in chosen)
         if made <= len(chosen):
             # Rules are loaded, and nobody goes on connecting.
             continue
@@ -242,8 +292,10 @@ def _memory(each: results.Memory) -> collections.abc.Iterator[Figure]:
             parts.append(f"{each.rss_of_maps / 1e6:.1f} MB mapped BPF maps")
         yield of(RESIDENT, each.rss, ", ".join(parts), targets.AGENT_MEMORY)
         yield of("agent, greatest RSS", each.rss_peak, "while starting")
-    if each.cgroup_peak is not None:
-        yield of("agent's cgroup, greatest", each.cgroup_peak, "with compiler and kernel memory")
+    # Of lbproxy alone: page cache is charged to whoever read a file first, and to a kube-proxy's program
+    # that was the harness or an agent before. Beside each other they would be unlike things.
+    if each.cgroup_peak is not None and each.contestant == LBPROXY:
+        yield of(CGROUP, each.cgroup_peak, "with its compiler, page cache and kernel memory, maps too")
     if each.maps:
         note = f"programs {each.programs / 1e6:.1f} MB"
         yield of(KERNEL_MEMORY, sum(each.maps.values()), note, targets.BPF_MEMORY)
@@ -274,16 +326,16 @@ def measure(way: str, what: str) -> str:
 def _rates(traffic: results.Traffic) -> collections.abc.Iterator[Figure]:
     for variant in variants(traffic):
         name, _, way = variant.partition("/")
-        runs = [each.runs[variant] for each in traffic.rounds]
+        made = runs(traffic, variant)
         place = Place(Group.RATES, topic(traffic), measure(way, "rate"), traffic.services, name)
-        rate = stats.summary([run.rate_per_s for run in runs])
+        rate = stats.summary([run.rate_per_s for run in made])
         yield summed(place, rate, unit=rate_unit(traffic), travels=False)
         if traffic.mode == "bulk":
             continue
-        for what, values in (("p50", [run.p50_us for run in runs]), ("p99", [run.p99_us for run in runs])):
+        for what in ("p50", "p99"):
             yield summed(
                 place._replace(what=measure(way, what)),
-                stats.summary(values),
+                stats.summary(latencies(made, what)),
                 unit="µs",
                 more_is_better=False,
                 travels=False,

@@ -42,9 +42,12 @@ def lines(found: results.Results) -> list[Line]:
     samples: dict[tuple[str, str, int], dict[tuple[int, str], list[float]]] = {}
     for each in found.packets:
         place = samples.setdefault((each.program, each.what, each.flows), {})
-        place.setdefault((each.family, each.protocol), []).extend(each.ns)
+        if each.ns:
+            place.setdefault((each.family, each.protocol), []).extend(each.ns)
     listed = [
-        Line(*key, {column: stats.summary(ns) for column, ns in of.items()}) for key, of in samples.items()
+        Line(*key, {column: stats.summary(ns) for column, ns in of.items()})
+        for key, of in samples.items()
+        if of
     ]
     return sorted(listed, key=lambda line: not _is_floor(line))
 
@@ -110,6 +113,8 @@ def ports(each: results.Ports) -> tuple[str, tables.Table]:
     )
     rows: list[tuple[tables.Cell, ...]] = []
     for share, rounds in each.filled.items():
+        if not rounds:
+            continue
         ns = stats.summary([one.ns for one in rounds])
         refused = stats.summary([one.refused for one in rounds]).median
         figure = tables.Cell(f"{ns.median:,.0f}", tables.Look.FIGURE, f"{ns.low:,.0f} – {ns.high:,.0f}")

@@ -165,7 +165,7 @@ def _group(group: Group, found: results.Results) -> list[str]:
 def _packets(found: results.Results) -> list[str]:
     parts = []
     if found.packets:
-        parts += [f"<h3>{Group.PACKETS}, ns</h3>", f'<p class="dim">{_prose(sections.OF_PACKETS)}</p>']
+        parts += [f"<h3>{Group.PACKETS}, ns</h3>", f'<p class="dim">{_prose(sections.of_packets(found))}</p>']
         parts.append(_table(packet_rows.table(packet_rows.lines(found)), str(Group.PACKETS)))
     for ports in found.ports:
         said, table = packet_rows.ports(ports)

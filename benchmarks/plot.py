@@ -3,6 +3,7 @@
 import collections.abc
 import dataclasses
 import io
+import math
 import pathlib
 import re
 import typing
@@ -202,7 +203,8 @@ def _draw_panel(axis: typing.Any, panel: Panel, colour: collections.abc.Mapping[
         values = [point.value for point in line.points]
         bars = [
             [max(0.0, point.value - point.low) for point in line.points],
-            [max(0.0, point.high - point.value) for point in line.points],
+            # What reaches to "never" cannot be drawn either.
+            [max(0.0, point.high - point.value) if point.high < math.inf else 0.0 for point in line.points],
         ]
         # Of a percentile near the end, the bar would be the whole sample.
         barred = panel.name in ("rate", "latency")

@@ -3,7 +3,7 @@
 import textwrap
 import typing
 
-from benchmarks import ratios, results, rows, stats
+from benchmarks import figures, ratios, results, rows, stats
 from benchmarks.figure import LBPROXY
 
 _NOISY = 0.05
@@ -92,33 +92,29 @@ def _noise(found: results.Results) -> list[Remark]:
 
 def worst_control(found: results.Results) -> float | None:
     """Return the greatest distance between the quartiles of bare ÷ bare; None without traffic."""
-    spreads = [
-        stats.summary(ratios.ratios(each.rounds, "bare/again")).spread
-        for each in found.traffic
-        if each.rounds
-    ]
-    return max(spreads, default=None)
+    listed = (ratios.ratios(each.rounds, "bare/again") for each in found.traffic)
+    return max((stats.summary(each).spread for each in listed if each), default=None)
 
 
 def cpu_share(found: results.Results) -> float | None:
     """Return the share of a CPU that client and server had between them, the least of bare in a node."""
-    shares = [
-        stats.summary([each.runs["bare"].rate_per_s * each.runs["bare"].cpu_us / 1e6 for each in of.rounds])
+    listed = (
+        [run.rate_per_s * run.cpu_us / 1e6 for run in _answered(of)]
         for of in found.traffic
         # Of a stream the rate is of bytes, and the CPU time that of all of it.
-        if of.rounds and of.path == "pod" and of.mode != "bulk"
-    ]
-    return min((seen.median for seen in shares), default=None)
+        if of.path == "pod" and of.mode != "bulk"
+    )
+    return min((stats.summary(each).median for each in listed if each), default=None)
 
 
 def own_share(found: results.Results) -> float | None:
     """Return the share of CPU time that client and server spent in their own code, the greatest of bare."""
-    shares = [
-        stats.summary([one.runs["bare"].own_share for one in each.rounds]).median
-        for each in found.traffic
-        if each.rounds
-    ]
-    return max(shares, default=None)
+    listed = ([run.own_share for run in _answered(each)] for each in found.traffic)
+    return max((stats.summary(each).median for each in listed if each), default=None)
+
+
+def _answered(traffic: results.Traffic) -> list[results.Run]:
+    return [run for run in figures.runs(traffic, "bare") if run.count]
 
 
 def _generator(found: results.Results) -> list[Remark]:
@@ -138,7 +134,7 @@ def _failures(found: results.Results) -> list[Remark]:
     by = rows.failed_by(found)
     called = rows.headings(found)
     ours = rows.failures(found)
-    listed = [Remark(f"{ours} failures.", True) if ours else Remark(_NOTHING_FAILED)]
+    listed = [Remark(f"{ours} failures.", True) if ours else Remark(_nothing_failed(found))]
     others = {name: number for name, number in by.items() if name not in (LBPROXY, "bare")}
     if others:
         said = ", ".join(f"{number} of {called.get(name, name)}" for name, number in others.items())
@@ -146,4 +142,16 @@ def _failures(found: results.Results) -> list[Remark]:
     return listed
 
 
-_NOTHING_FAILED = "Of lbproxy and of bare, no connection failed and no change went unseen."
+def _nothing_failed(found: results.Results) -> str:
+    """Say that nothing failed: of what was really measured, and what was not."""
+    there = {name: rows.measured(found, name) for name in (LBPROXY, "bare")}
+    seen = any(each.contestant == LBPROXY and each.latency_ms for each in found.programming)
+    if all(there.values()) and seen:
+        return "Of lbproxy and of bare, no connection failed and no change went unseen."
+    said = [f"Of {name}, no connection failed." for name, measured in there.items() if measured]
+    if seen:
+        said.append("No change went unseen.")
+    missing = [f"connections of {name}" for name, measured in there.items() if not measured]
+    if not seen:
+        missing.append("changes of lbproxy's services")
+    return " ".join([*said, f"Not measured, so that none could fail: {', '.join(missing)}."])

@@ -43,7 +43,10 @@ def summary_section(found: results.Results) -> str:
         parts.append(tables.markdown(rows.table(listed, called, spreads=False)))
     parts.append(sections.KEY)
     if found.packets:
-        parts += [sections.OF_PACKETS, tables.markdown(packet_rows.table(packet_rows.headlines(found)))]
+        parts += [
+            sections.of_packets(found),
+            tables.markdown(packet_rows.table(packet_rows.headlines(found))),
+        ]
     parts.append(f"Not shown: {'; '.join(sections.not_shown(found))}.")
     parts.append(_said(found))
     parts.append(
@@ -71,7 +74,7 @@ def page(found: results.Results) -> str:
             parts += [f"### {group}", sections.caption(group, found)]
             parts.append(tables.markdown(rows.table(of_group, called)))
     if found.packets:
-        parts += [f"### {Group.PACKETS}, ns", sections.OF_PACKETS]
+        parts += [f"### {Group.PACKETS}, ns", sections.of_packets(found)]
         parts.append(tables.markdown(packet_rows.table(packet_rows.lines(found))))
     for ports in found.ports:
         said, table = packet_rows.ports(ports)

@@ -107,7 +107,8 @@ def _column(
 def _cell(figure: Figure | None, spreads: bool) -> tables.Cell:
     if figure is None:
         return tables.Cell("–")
-    more = figure.spread if spreads or figure.unit == "failed" else ""
+    # What failed is never left out.
+    more = figure.spread if spreads or figure.unit == "failed" else figure.warning
     # Bold is what the product is judged by.
     ours = figure.column == LBPROXY or figure.target is not None
     return tables.Cell(figure.text, tables.Look.FIGURE if ours else tables.Look.PLAIN, more)
@@ -116,7 +117,7 @@ def _cell(figure: Figure | None, spreads: bool) -> tables.Cell:
 def _judged(by_column: collections.abc.Mapping[str, Figure]) -> list[tables.Cell]:
     for figure in by_column.values():
         if figure.target is not None:
-            look = tables.Look.MISSED if figure.missed_by else tables.Look.MET
+            look = tables.Look.MET if figure.met else tables.Look.MISSED
             return [tables.Cell(str(figure.target)), tables.Cell(figure.verdict, look)]
     return [tables.Cell(""), tables.Cell("")]
 
@@ -137,6 +138,17 @@ def failed_by(found: results.Results) -> dict[str, int]:
     for start in found.starts:
         add(start.contestant, start.failed)
     return {name: number for name, number in counts.items() if number}
+
+
+def measured(found: results.Results, name: str) -> bool:
+    """Whether connections or datagrams of somebody were really answered."""
+    return any(
+        run.count > 0
+        for traffic in found.traffic
+        for each in traffic.rounds
+        for variant, run in each.runs.items()
+        if variant.partition("/")[0] == name
+    )
 
 
 def failures(found: results.Results) -> int:

@@ -97,6 +97,7 @@ def _run(flags: argparse.Namespace) -> int:
             "arguments": " ".join(sys.argv[1:]),
             "cpu_of_clients_and_servers": cpu,
             "endpoints_per_service": cluster.ENDPOINTS,
+            "packet_services": profile.packet_services,
         },
     )
     steal_s, total_s = process.steal_and_total_s()

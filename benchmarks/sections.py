@@ -1,6 +1,7 @@
 """What all pages of a run say: words and tables, neither Markdown nor HTML. Pure."""
 
 import collections.abc
+import math
 
 from benchmarks import figures, results, rows, stats, tables
 from benchmarks.figure import LBPROXY, Figure, Group
@@ -10,10 +11,10 @@ KEY = """\
 variant once, in rotating order, client and server on one CPU; ratios are of rates within a round,
 figures are medians of rounds. *Give or take* is the median's 95 % margin, where the target is within
 it. 4 endpoints per service."""
-OF_PACKETS = """\
+_OF_PACKETS = """\
 Of single packets, ns in the kernel by BPF_PROG_TEST_RUN, medians with quartiles. Each run restores
 its packet first, and that is in every figure: *returns at once* is the floor. Tables have the
-default sizes, 10,000 services and, but for new flows, 64k flows in them; *64k* sends a packet of
+default sizes,{services} and, but for new flows, 64k flows in them; *64k* sends a packet of
 each in turn."""
 NOT_SHOWN = (
     "more than one machine (all of it ran on one, over veth devices and bridges, without a NIC)",
@@ -34,6 +35,14 @@ _OF_GENERATED = {
     Group.MEMORY: "Of generated rules there is no agent whose memory could be measured.",
     Group.CPU: "Of generated rules there is no agent whose CPU time could be measured.",
 }
+
+
+def of_packets(found: results.Results) -> str:
+    """Say what the figures of single packets are."""
+    services = found.settings.get("packet_services")
+    return _OF_PACKETS.format(
+        services=f" {services:,} services" if isinstance(services, int) else " services"
+    )
 
 
 def headline_caption(group: Group, found: results.Results) -> str:
@@ -64,7 +73,7 @@ def rates(found: results.Results) -> tables.Table:
     for traffic in found.traffic:
         unit = "" if figures.rate_unit(traffic) == "/s" else " MB"
         for variant in figures.variants(traffic):
-            runs = [each.runs[variant] for each in traffic.rounds]
+            runs = figures.runs(traffic, variant)
             seen = stats.summary([run.rate_per_s for run in runs])
             name, _, way = variant.partition("/")
             said = (
@@ -73,10 +82,12 @@ def rates(found: results.Results) -> tables.Table:
                 else f"{called[name]}, {figures.WAYS.get(way, way)}"
             )
             # A stream has no requests to take the time of.
-            times = [
-                "–" if unit else f"{stats.summary([getattr(run, field) for run in runs]).median:,.1f}"
-                for field in ("p50_us", "p99_us", "cpu_us")
-            ]
+            samples = (
+                figures.latencies(runs, "p50"),
+                figures.latencies(runs, "p99"),
+                [run.cpu_us if run.count else math.inf for run in runs],
+            )
+            times = ["–" if unit else _time(values) for values in samples]
             own = stats.summary([run.own_share for run in runs]).median
             listed.append(
                 (
@@ -92,6 +103,11 @@ def rates(found: results.Results) -> tables.Table:
                 )
             )
     return tables.Table(head, listed)
+
+
+def _time(values: list[float]) -> str:
+    median = stats.summary(values).median
+    return "never" if math.isinf(median) else f"{median:,.1f}"
 
 
 def _failed(runs: collections.abc.Iterable[results.Run]) -> str:

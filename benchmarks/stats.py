@@ -22,12 +22,17 @@ class Summary:
     @property
     def spread(self) -> float:
         """How far the middle half of the sample reaches."""
-        return self.high - self.low
+        return gap(self.low, self.high)
 
     @property
     def margin(self) -> float:
         """How far the median may be off, 19 times out of 20."""
         return _MARGIN * self.spread / math.sqrt(self.count)
+
+
+def gap(low: float, high: float) -> float:
+    """Return how far two values are apart; nothing where both are infinite."""
+    return 0.0 if low == high else high - low
 
 
 def summary(values: collections.abc.Sequence[float]) -> Summary:
@@ -46,4 +51,7 @@ def percentile(values: collections.abc.Sequence[float], share: float) -> float:
     place = share * (len(ordered) - 1)
     below = int(place)
     above = min(below + 1, len(ordered) - 1)
+    if math.isinf(ordered[above]):
+        # There is nothing between a number and infinity.
+        return ordered[below] if place == below else ordered[above]
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
