@@ -44,7 +44,7 @@ def trust(found: results.Results) -> str:
     warnings = [each for each in remarks.remarks(found) if each.warning]
     if not warnings:
         return "Nothing went wrong that would make its figures worth less; what it does not show is below."
-    return f"With {len(warnings)} reservation{'s' if len(warnings) > 1 else ''}, marked below."
+    return f"With {len(warnings)} reservation{'s' if len(warnings) > 1 else ''}, at the top of this page."
 
 
 def _pick(

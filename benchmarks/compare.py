@@ -194,7 +194,7 @@ def warnings(before: results.Results, after: results.Results) -> list[str]:
             said.append(f"{name}: the run did not finish, figures are missing")
         if found.failed:
             said.append(f"{name}: {len(found.failed)} steps failed, figures are missing")
-        if found.profile == "smoke":
+        if found.profile == results.MEANS_NOTHING:
             said.append(f"{name}: a smoke run, its figures mean nothing")
         if found.software.get("dirty") == "true":
             said.append(f"{name}: measured with uncommitted changes")

@@ -16,10 +16,16 @@ from benchmarks import (
     sections,
     tables,
 )
-from benchmarks.figure import Group
+from benchmarks.figure import CONTROL, Group
 
 # Lighter where the page is dark; otherwise as in the PNG.
-_DARK = {"lbproxy": "#56b4e9", "iptables": "#f08a4b", "nftables": "#3ccf9f", "bare": "#a8a8a8"}
+_DARK = {
+    "lbproxy": "#56b4e9",
+    "iptables": "#f08a4b",
+    "nftables": "#3ccf9f",
+    "bare": "#a8a8a8",
+    CONTROL: "#e3a1c6",
+}
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1c1d; --paper: #fff; --soft: #f3f4f6; --line: #d5d8dc;
@@ -71,7 +77,6 @@ summary { cursor: pointer; margin: .5rem 0 }
 _TITLE = "lbproxy: what it costs, measured"
 # Many lines that few want: closed until somebody asks.
 _FOLDED = (Group.OTHERS, Group.PATHS, Group.OUTSIDE)
-_MARK = ' class="warning"'
 _TRUST = "How far can I trust this run?"
 
 
@@ -82,6 +87,7 @@ def render(found: results.Results) -> str:
     parts = [
         f"<h1>{_text(_TITLE)}</h1>",
         f'<p class="dim">{_text(remarks.remarks(found)[0].text)}</p>',
+        *_remarks(found, warning=True),
         *_contents([*(answer.question for answer in asked), _TRUST]),
         *_contestants(found),
         *(part for answer in asked for part in _answer(answer, found, pictures)),
@@ -185,14 +191,21 @@ def _packets(found: results.Results) -> list[str]:
     return parts
 
 
+def _remarks(found: results.Results, *, warning: bool) -> list[str]:
+    """List the warnings, which nobody must read past, or all other remarks."""
+    mark = ' class="warning"' if warning else ""
+    items = [
+        f"<li{mark}>{_text(each.text)}</li>" for each in remarks.remarks(found) if each.warning == warning
+    ]
+    return ["<ul>", *items, "</ul>"] if items else []
+
+
 def _trust(found: results.Results) -> list[str]:
     parts = [
         f'<h2 id="{_anchor(_TRUST)}">{_TRUST}</h2>',
         f'<p class="answer">{_text(answers.trust(found))}</p>',
     ]
-
-    items = [f"<li{_MARK if each.warning else ''}>{_text(each.text)}</li>" for each in remarks.remarks(found)]
-    parts += ["<ul>", *items, "</ul>"]
+    parts += _remarks(found, warning=False)
     parts += _group(Group.ALIKE, found)
     if any(not each.real for each in found.contestants):
         parts += [f"<details><summary><h3>{_text(elsewhere.HEADING)}</h3></summary>"]
@@ -211,7 +224,7 @@ def _trust(found: results.Results) -> list[str]:
 
 
 def _legend(found: results.Results, drawn: collections.abc.Iterable[plot.Panel]) -> str:
-    there = {plot.legend_name(line) for panel in drawn for line in panel.lines}
+    there = {line.contestant for panel in drawn for line in panel.lines}
     items = [
         f'<li><span style="background: var(--{plot.variable(name)})"></span>{_text(said)}</li>'
         for name, said in plot.labels(found).items()

@@ -8,12 +8,18 @@ import pathlib
 import re
 import typing
 
-from benchmarks import figures, results, rows, targets
+from benchmarks import figures, remarks, results, rows, targets
 from benchmarks.figure import CONTROL, LBPROXY, Figure, Group
 
 # Of Okabe and Ito's palette: told apart by all kinds of eyes.
-COLOURS = {LBPROXY: "#0072b2", "iptables": "#d55e00", "nftables": "#009e73", CONTROL: "#7a7a7a"}
-_SPARE = ("#cc79a7", "#b8860b")
+COLOURS = {
+    LBPROXY: "#0072b2",
+    "iptables": "#d55e00",
+    "nftables": "#009e73",
+    "bare": "#7a7a7a",
+    CONTROL: "#cc79a7",
+}
+_SPARE = ("#b8860b", "#56b4e9")
 # In SVG, what a browser shall colour as it does the text around: a colour that nothing else has.
 _INK, _FAINT = "#1b1c1d", "#c9cacb"
 _BESIDE = 1.04  # marks of the same number of services stand beside each other
@@ -53,7 +59,8 @@ class Panel:
         for line in self.lines:
             kind = self.dashed if line.dashed else self.solid
             values = ", ".join(f"{point.text} at {point.services:,}" for point in line.points)
-            shown.append(f"{line.contestant}, {kind}: {values}.")
+            who = _OF_CONTROL if line.contestant == CONTROL else f"{line.contestant}, {kind}"
+            shown.append(f"{who}: {values}.")
         return " ".join(shown)
 
 
@@ -125,28 +132,27 @@ def _lines(listed: collections.abc.Iterable[Figure], solid: str, dashed: str) ->
 
 
 def colours(found: results.Results) -> dict[str, str]:
-    """Return the colour of each contestant, and of bare: the same in every picture."""
-    chosen = {"bare": COLOURS[CONTROL], CONTROL: COLOURS[CONTROL]}
+    """Return the colour of each contestant, of bare and of the control: the same in every picture."""
+    chosen = {"bare": COLOURS["bare"], CONTROL: COLOURS[CONTROL]}
     spare = iter(_SPARE)
     for name in rows.headings(found):
-        chosen[name] = COLOURS.get(name) or next(spare, COLOURS[CONTROL])
+        chosen[name] = COLOURS.get(name) or next(spare, COLOURS["bare"])
     return chosen
 
 
 def labels(found: results.Results) -> dict[str, str]:
     """Return what the legend calls each contestant."""
-    return {**rows.headings(found), "bare": "bare: no proxy"}
+    return {**rows.headings(found), "bare": "bare: no proxy", CONTROL: _OF_CONTROL}
 
 
-def legend_name(line: Line) -> str:
-    """Return whose line it is: the control is bare as well."""
-    return "bare" if line.contestant == CONTROL else line.contestant
+_OF_CONTROL = "bare again ÷ bare: how far two runs of the same are apart"
 
 
 def draw(found: results.Results, path: pathlib.Path) -> None:
-    """Draw all panels into one PNG with a legend for all; nothing where there are none."""
+    """Draw all panels into one PNG with a legend for all; without any, remove the PNG of before."""
     listed = panels(found)
     if not listed:
+        path.unlink(missing_ok=True)
         return
     pyplot = _pyplot()
     columns = min(2, len(listed))
@@ -161,8 +167,19 @@ def draw(found: results.Results, path: pathlib.Path) -> None:
         for axis in list(axes.flat)[len(listed) :]:
             axis.set_visible(False)
         _legend(figure, found, listed)
-        figure.savefig(path, metadata={"Software": None})
+        figure.text(0.01, 0.008, origin(found), fontsize=7, va="bottom")
+        figure.savefig(path, format="png", metadata={"Software": None})
         pyplot.close(figure)
+
+
+def origin(found: results.Results) -> str:
+    """Say, for a picture that is shown without its page, what it is of and whether it means anything."""
+    said = [remarks.origin(found)]
+    if found.profile == results.MEANS_NOTHING:
+        said.append("smoke: means nothing")
+    if not found.complete:
+        said.append("incomplete")
+    return " · ".join(said)
 
 
 def svg(found: results.Results, panel: Panel) -> str:
@@ -249,7 +266,7 @@ def _size(services: int) -> str:
 def _legend(figure: typing.Any, found: results.Results, listed: list[Panel]) -> None:
     from matplotlib import lines  # noqa: PLC0415 - as heavy as the rest of it
 
-    there = {legend_name(line) for panel in listed for line in panel.lines}
+    there = {line.contestant for panel in listed for line in panel.lines}
     named = {name: said for name, said in labels(found).items() if name in there}
     handles = [
         lines.Line2D([], [], color=colours(found)[name], marker="o", markersize=4, label=said)
@@ -258,7 +275,7 @@ def _legend(figure: typing.Any, found: results.Results, listed: list[Panel]) -> 
     columns = 2 if len(handles) > 2 else len(handles)
     rows_of = -(-len(handles) // columns)
     height = figure.get_figheight()
-    figure.tight_layout(rect=(0, 0, 1, 1 - (0.2 * rows_of + 0.1) / height))
+    figure.tight_layout(rect=(0, 0.2 / height, 1, 1 - (0.2 * rows_of + 0.1) / height))
     figure.legend(handles=handles, loc="upper center", ncols=columns, frameon=False, fontsize=8)
 
 
@@ -288,4 +305,4 @@ def _for_page(text: str, panel: Panel, colour: collections.abc.Mapping[str, str]
 
 def variable(name: str) -> str:
     """Return the name of the page's variable that holds a contestant's colour."""
-    return "bare" if name in ("bare", CONTROL) else re.sub(r"[^a-z0-9]", "-", name.lower())
+    return re.sub(r"[^a-z0-9]", "-", name.lower())

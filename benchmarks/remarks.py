@@ -21,16 +21,19 @@ class Remark(typing.NamedTuple):
     warning: bool = False
 
 
+def origin(found: results.Results) -> str:
+    """Say when a run was made, and of what."""
+    versions = found.software
+    dirty = {"true": ", with uncommitted changes", "false": ""}.get(versions.get("dirty", ""), "")
+    commit = f"commit {versions.get('commit', 'unknown')[:10]}{dirty}"
+    return f"{found.started[:16].replace('T', ' ')} UTC, {commit}, profile {found.profile}"
+
+
 def remarks(found: results.Results) -> list[Remark]:
     """Say where and when a run was made, and everything that makes its figures worth less."""
     about, versions = found.machine, found.software
-    dirty = {"true": ", with uncommitted changes", "false": ""}.get(versions.get("dirty", ""), "")
     listed = [
-        Remark(
-            f"{found.started[:16].replace('T', ' ')} UTC, "
-            f"commit {versions.get('commit', 'unknown')[:10]}{dirty}, "
-            f"profile {found.profile}, {found.took_s:.0f} s."
-        ),
+        Remark(f"{origin(found)}, {found.took_s:.0f} s."),
         Remark(
             f"{about.get('cpu', '?')}, {about.get('cpus', '?')} CPUs, {about.get('memory', '?')}, "
             f"virtual: {about.get('virtual', '?')}; Linux {about.get('kernel', '?')}, "
@@ -43,7 +46,7 @@ def remarks(found: results.Results) -> list[Remark]:
         Remark(f"Failed, so that figures are missing: {each.step}: {textwrap.shorten(each.text, 200)}", True)
         for each in found.failed
     ]
-    if found.profile == "smoke":
+    if found.profile == results.MEANS_NOTHING:
         listed.append(Remark("A smoke run: the figures mean nothing.", True))
     generated = [each.name for each in found.contestants if not each.real]
     if generated:

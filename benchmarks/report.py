@@ -15,6 +15,7 @@ from benchmarks import (
     machine,
     maglev_rows,
     packet_rows,
+    plot,
     remarks,
     results,
     rows,
@@ -29,15 +30,15 @@ PAGE = machine.ROOT / "docs/benchmarks.md"
 PLOT = machine.ROOT / "docs/benchmarks.png"
 HTML = machine.ROOT / "docs/benchmarks.html"
 _HEADING = "## Measured"
+_PICTURE = "![Rates, latencies, programming latency and memory](docs/benchmarks.png)"
 
 
 def summary_section(found: results.Results) -> str:
     """Return the part of README.md that is between the markers."""
     called = rows.headings(found)
-    plot = (
-        ["![Rates, latencies, programming latency and memory](docs/benchmarks.png)"] if PLOT.exists() else []
-    )
-    parts = [*plot, contestants(found)]
+    said = remarks.remarks(found)
+    parts = [_PICTURE] if plot.panels(found) else []
+    parts += [_bullets_of(each for each in said if each.warning), contestants(found)]
     for group, listed in sections.headlines(found).items():
         parts += [f"**{group}.** {sections.headline_caption(group, found)}".rstrip()]
         parts.append(tables.markdown(rows.table(listed, called, spreads=False)))
@@ -48,7 +49,7 @@ def summary_section(found: results.Results) -> str:
             tables.markdown(packet_rows.table(packet_rows.headlines(found))),
         ]
     parts.append(f"Not shown: {'; '.join(sections.not_shown(found))}.")
-    parts.append(_said(found))
+    parts.append(_bullets_of(each for each in said if not each.warning))
     parts.append(
         "How, and every figure: [docs/benchmarks.md](docs/benchmarks.md), and as one page to read in a "
         "browser [docs/benchmarks.html](docs/benchmarks.html)."
@@ -65,7 +66,7 @@ def page(found: results.Results) -> str:
     """Return the generated part of docs/benchmarks.md."""
     called = rows.headings(found)
     listed = figures.figures(found)
-    parts = [_said(found)]
+    parts = [_bullets_of(remarks.remarks(found))]
     if found.contestants:
         parts += ["### Contestants", contestants(found)]
     for group in Group:
@@ -90,10 +91,8 @@ def page(found: results.Results) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _said(found: results.Results) -> str:
-    return _bullets(
-        f"**{remark.text}**" if remark.warning else remark.text for remark in remarks.remarks(found)
-    )
+def _bullets_of(listed: collections.abc.Iterable[remarks.Remark]) -> str:
+    return _bullets(f"**{each.text}**" if each.warning else each.text for each in listed)
 
 
 def _bullets(lines: collections.abc.Iterable[str]) -> str:
@@ -127,9 +126,8 @@ def main() -> int:
         path = flags.file or results.newest()
         found = results.read(path)
 
-        # matplotlib is loaded only to draw.
+        # A page of its own name, and one that a run does not need.
         from benchmarks import page as html  # noqa: PLC0415
-        from benchmarks import plot  # noqa: PLC0415
 
         plot.draw(found, PLOT)
         HTML.write_text(html.render(found))
@@ -138,7 +136,8 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 1
-    print(f"{path} → {README.name}, docs/{PAGE.name}, docs/{HTML.name}, docs/{PLOT.name}")
+    drawn = f", docs/{PLOT.name}" if PLOT.exists() else "; there is nothing to draw"
+    print(f"{path} → {README.name}, docs/{PAGE.name}, docs/{HTML.name}{drawn}")
     return 0
 
 

@@ -2,12 +2,14 @@
 
 import os
 import pathlib
+import sys
 import tempfile
 import typing
 
 import msgspec
 
 SCHEMA: typing.Final = 2
+MEANS_NOTHING: typing.Final = "smoke"  # the profile that shows that everything works, and no more
 DIRECTORY = pathlib.Path(__file__).with_name("results")
 
 
@@ -239,19 +241,35 @@ def check_writable(path: pathlib.Path) -> None:
 
 def read(path: pathlib.Path) -> Results:
     """Read a run; ValueError where the file is of another schema or not one at all."""
+    text = path.read_bytes()
     try:
-        results = msgspec.json.decode(path.read_bytes(), type=Results)
+        # By itself: what a run of another schema lacks is no news.
+        schema = msgspec.json.decode(text, type=_OfSchema).schema
+        if schema != SCHEMA:
+            raise ValueError(f"{path} is of schema {schema}, this report reads {SCHEMA}")
+        return msgspec.json.decode(text, type=Results)
     except msgspec.DecodeError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if results.schema != SCHEMA:
-        raise ValueError(f"{path} is of schema {results.schema}, this report reads {SCHEMA}")
-    return results
+        raise ValueError(f"{path} is no run: {error}") from error
+
+
+class _OfSchema(msgspec.Struct):
+    schema: int
 
 
 def newest(directory: pathlib.Path = DIRECTORY) -> pathlib.Path:
-    """Find the run that was started last, of those that came to their end; ValueError where there is none."""
-    runs = {path: read(path) for path in directory.glob("*.json")}
-    found = sorted((run.started, path) for path, run in runs.items() if run.complete)
+    """Find the run that was started last, of those that came to their end and mean something.
+
+    ValueError where there is none. Files that are no runs are left out, with a line on stderr.
+    """
+    found = []
+    for path in sorted(directory.glob("*.json")):
+        try:
+            run = read(path)
+        except (ValueError, OSError) as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        if run.complete and run.profile != MEANS_NOTHING:
+            found.append((run.started, path))
     if not found:
         raise ValueError(f"no complete results in {directory}: run `make bench` first")
-    return found[-1][1]
+    return max(found)[1]

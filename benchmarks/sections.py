@@ -30,7 +30,14 @@ CAPTIONS = {
     Group.START: "From the command to the first connection to where the last service now is.",
 }
 _OF_GENERATED = {
-    Group.PROGRAMMING: "Of generated rules from when they begin to be loaded: nobody had to compute them.",
+    Group.PROGRAMMING: (
+        "Of generated rules loading alone was measured: nobody had to compute them. That is no lower bound "
+        "of what a kube-proxy takes. Side by side on a busy machine, medians, generated against a real "
+        "kube-proxy 1.30: iptables, 200 services, 94 to 102 ms against 52 to 60; 1,000, 78 to 116 against "
+        "105 to 130; nftables, 200, 78 to 125 against 261 to 271; 1,000, 366 to 396 against 1,507. So a real "
+        "one can be faster (iptables, few services) or several times slower (nftables): to know, measure "
+        "one with `--kube-proxy PATH`."
+    ),
     Group.START: "Of generated rules only their loading.",
     Group.MEMORY: "Of generated rules there is no agent whose memory could be measured.",
     Group.CPU: "Of generated rules there is no agent whose CPU time could be measured.",

@@ -407,11 +407,63 @@ def test_pictures_are_drawn_of_what_there_is(found: results.Results, tmp_path: p
     assert not (tmp_path / "none.png").exists()
 
 
+@pytest.fixture
+def written(
+    found: results.Results, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, pathlib.Path]:
+    """Have the report write its files elsewhere."""
+    files = {name: tmp_path / f"written.{name}" for name in ("README", "PAGE", "PLOT", "HTML")}
+    for name, path in files.items():
+        monkeypatch.setattr(report, name, path)
+        path.write_text("old\n")
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "run.json")])
+    results.write(found, tmp_path / "run.json")
+    return files
+
+
+def test_a_report_of_a_run_with_nothing_to_draw_removes_the_picture_of_another(
+    found: results.Results, written: dict[str, pathlib.Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main() == 0
+    assert "benchmarks.png" in written["README"].read_text()
+    assert written["PLOT"].name in capsys.readouterr().out
+    assert written["PLOT"].read_bytes().startswith(b"\x89PNG")
+    empty = results.Results("quick", found.started, found.machine, found.software, {})
+    results.write(empty, written["PLOT"].with_name("run.json"))
+    assert report.main() == 0
+    assert not written["PLOT"].exists()
+    assert "benchmarks.png" not in written["README"].read_text()
+    assert written["PLOT"].name not in capsys.readouterr().out
+
+
+def test_a_picture_without_its_page_says_what_it_is_of(
+    found: results.Results, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert plot.origin(found) == "2026-01-02 03:04 UTC, commit 0123456789, profile quick"
+    drawn = []
+    for commit in ("aaa", "aaa", "bbb"):
+        found.software["commit"] = commit
+        plot.draw(found, tmp_path / "plot.png")
+        drawn.append((tmp_path / "plot.png").read_bytes())
+    assert drawn[0] == drawn[1] != drawn[2]
+    found.profile, found.complete, found.software["dirty"] = "smoke", False, "true"
+    assert plot.origin(found).endswith(
+        "uncommitted changes, profile smoke · smoke: means nothing · incomplete"
+    )
+
+
+def test_the_control_is_called_what_it_is(found: results.Results) -> None:
+    said = "bare again ÷ bare: how far two runs of the same are apart"
+    assert said in read(page.render(found)).text
+    assert plot.labels(found)[CONTROL] == said
+    assert f"{said}: " in plot.panels(found)[0].alt
+    assert "control" not in plot.panels(found)[0].alt
+
+
 def test_a_contestant_has_one_colour_and_no_other_has_it(found: results.Results) -> None:
     found.contestants.append(results.Contestant("ipvs", "IPVS", True))
     colours = plot.colours(found)
     assert {*rows.headings(found), "bare", CONTROL} == set(colours)
-    assert colours.pop(CONTROL) == colours["bare"]
     assert len(set(colours.values())) == len(colours)
 
 
@@ -504,6 +556,27 @@ def test_the_page_has_every_figure_and_label(found: results.Results) -> None:
         assert remark.text in text
     for words in sections.not_shown(found):
         assert words in text
+
+
+def test_warnings_come_before_anything_that_is_measured(found: results.Results) -> None:
+    found.profile, found.complete = "smoke", False
+    found.traffic[0].rounds[0].runs["lbproxy/service"] = benchmark_run.run(90, failed=2)
+    warnings = [each.text for each in remarks.remarks(found) if each.warning]
+    assert len(warnings) >= 4
+    text = page.render(found)
+    assert text.count('class="warning"') == len(warnings)
+    assert text.rindex('class="warning"') < text.index("<nav")
+    for document in (report.summary_section(found), report.page(found)):
+        assert all(document.index(f"**{each}**") < document.index("|---") for each in warnings)
+
+
+def test_generated_rules_are_called_no_lower_bound_of_a_change(found: results.Results) -> None:
+    for text in (report.summary_section(found), report.page(found), page.render(found)):
+        assert "loading alone was measured" in text
+        assert "no lower bound" in text
+        assert "--kube-proxy PATH" in text
+    found.contestants = found.contestants[:1]
+    assert "no lower bound" not in report.page(found)
 
 
 def test_the_page_answers_what_is_asked(found: results.Results) -> None:

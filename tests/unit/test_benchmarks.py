@@ -356,12 +356,34 @@ def test_the_newest_run_is_the_last_one_that_ended(found: results.Results, tmp_p
     results.write(found, tmp_path / "a.json")
     found.started, found.complete = "2025-01-03T10:00:00+00:00", False
     results.write(found, tmp_path / "c.json")
+    found.profile, found.complete = "smoke", True
+    results.write(found, tmp_path / "smoke.json")
     assert results.newest(tmp_path).name == "a.json"
+
+
+def test_files_beside_the_newest_run_that_are_none_are_left_out_with_a_line_each(
+    found: results.Results, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.json").write_text('{"schema": 1, "started": "2030"}')
+    (tmp_path / "b.json").write_text('{"some": "thing"}')
+    (tmp_path / "c.json").mkdir()
+    found.complete = True
+    results.write(found, tmp_path / "d.json")
+    assert results.newest(tmp_path).name == "d.json"
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(".json")[0][-1] for line in said] == ["a", "b", "c"]
+    assert "is of schema 1" in said[0]
 
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [("{", "truncated"), ("{}", "missing"), ('{"schema": 99}', "missing"), ("[]", "Expected")],
+    [
+        ("{", "truncated"),
+        ("{}", "missing"),
+        ('{"schema": 99}', "is of schema 99"),
+        ('{"schema": 1, "traffic": 7}', "is of schema 1"),
+        ("[]", "Expected"),
+    ],
 )
 def test_a_file_that_is_no_run_is_refused(content: str, complaint: str, tmp_path: pathlib.Path) -> None:
     file = tmp_path / "x.json"
