@@ -5,8 +5,12 @@ box plot): less is noise. Traffic is compared by its ratio to bare within each r
 Rates, latencies and times are those of a machine: they are compared only where both
 runs are of the same one.
 
-Exit status 0: nothing of lbproxy is worse. 1: something is. 2: the files are no runs,
-or not of one kind.
+What failed of lbproxy and of bare, connections and changes never seen, are figures
+like any other: one more is worse.
+
+Exit status 0: nothing of lbproxy is worse. 1: something is, or it cannot be known: the
+second run did not finish, or lacks figures of lbproxy that the first has. 2: the files
+are no runs, or not of one kind.
 
 Examples:
   lbproxy bench compare before.json after.json
@@ -18,14 +22,15 @@ Examples:
 import argparse
 import collections.abc
 import enum
+import math
 import pathlib
 import sys
 
 import msgspec
 
-from benchmarks import figures, results
+from benchmarks import figures, results, rows
 from benchmarks.figure import CONTROL, LBPROXY, Figure, Group, with_unit
-from lbproxy import render
+from lbproxy import errors, output, render
 
 # Differences that never count, as shares of the greater value: what one more run of the same thing shows.
 _FLOORS = {"": 0.01, "MB": 0.03, "ms": 0.05, "µs": 0.05, "ns": 0.05, "/s": 0.05, "MB/s": 0.05, "s": 0.05}
@@ -33,9 +38,8 @@ _UNKNOWN = 0.15  # of times and rates with too few samples to know their margin
 _FEW = 3
 _LEAST = {"%": 0.3, "ms": 0.2, "s": 0.05, "ns": 3.0, "MB": 0.5}  # and in the figure's own unit
 _SAME = ("cpu", "cpus", "memory", "virtual", "kernel", "architecture")
-
-
 _DRIFTED = 0.1
+_NAMED = 3  # of missing figures
 
 _Key = tuple[str, str, str, int, str]
 _Figures = dict[_Key, Figure]
@@ -59,7 +63,7 @@ class Change(msgspec.Struct, frozen=True):
     what: str
     services: int
     contestant: str
-    decides: bool  # of lbproxy, and so of the exit status
+    decides: bool  # of lbproxy, or a failure of bare, and so of the exit status
     unit: str
     before: float | None
     after: float | None
@@ -73,11 +77,17 @@ class Comparison(msgspec.Struct, frozen=True):
 
     warnings: list[str]
     changes: list[Change]
+    objections: list[str]  # why the second run cannot be said to be as good
 
     @property
     def worse(self) -> list[Change]:
         """What decides: figures of lbproxy that are worse beyond the noise."""
         return [each for each in self.changes if each.decides and each.verdict is Verdict.WORSE]
+
+    @property
+    def passes(self) -> bool:
+        """Whether nothing got worse, as far as everything was measured again."""
+        return not self.worse and not self.objections
 
 
 def compare(before: results.Results, after: results.Results) -> Comparison:
@@ -94,14 +104,30 @@ def compare(before: results.Results, after: results.Results) -> Comparison:
     drift = max((share for key, share in drifts.items() if key[2].endswith(", rate")), default=0.0)
     if drift > _DRIFTED:
         said.append(f"bare alone differs by up to {drift:.0%}: the machine was not as fast in both runs")
-    return Comparison(
-        said,
-        sorted(changes, key=lambda each: (not each.decides, order.index(each.verdict))),
-    )
+    changes.sort(key=lambda each: (not each.decides, order.index(each.verdict)))
+    return Comparison(said, changes, _objections(after, changes))
+
+
+def _objections(after: results.Results, changes: collections.abc.Iterable[Change]) -> list[str]:
+    """Say why it cannot be known that nothing got worse."""
+    said = [] if after.complete else ["the second run did not finish"]
+    # Somebody who was not measured again is not missed, nor what was divided by theirs.
+    there = {f"lbproxy ÷ {name}" for name in rows.headings(after)} | {LBPROXY}
+    missing = [
+        each for each in changes if each.decides and each.verdict is Verdict.GONE and each.contestant in there
+    ]
+    if missing:
+        named = "; ".join(
+            f"{each.what}{f' with {each.services:,} services' if each.services else ''}"
+            for each in missing[:_NAMED]
+        )
+        more = f"; and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        said.append(f"{len(missing)} figures of lbproxy are only in the first run: {named}{more}")
+    return said
 
 
 def _by_key(found: results.Results, same_machine: bool) -> _Figures:
-    listed = figures.figures(found)
+    listed = figures.figures(found) + figures.failures(found)
     if same_machine:
         listed += figures.absolutes(found)
     return {one.key: one for one in listed if same_machine or one.travels}
@@ -115,7 +141,9 @@ def _drifts(before: _Figures, after: _Figures) -> dict[_Key, float]:
         bare = (group, topic, figures.measure("", what.rpartition(", ")[2]), services, "bare")
         if group == Group.RATES and bare in before and bare in after:
             one, other = before[bare].value, after[bare].value
-            found[key] = abs(one - other) / max(one, other)
+            greatest = max(one, other)
+            # Where bare answered nothing, no speed of the machine can be told from it.
+            found[key] = abs(one - other) / greatest if 0 < greatest < math.inf else 0.0
     return found
 
 
@@ -131,6 +159,9 @@ def _change(
     name = known.column
     if known.group is Group.VERSUS:
         ours = name not in others
+    elif known.group is Group.FAILURES:
+        # Bare fails where machine or harness do: then nothing can be believed.
+        ours = name in (LBPROXY, "bare")
     else:
         # Before anything is programmed, there is nothing of lbproxy in it.
         ours = name == LBPROXY and known.group is not Group.ALIKE
@@ -155,7 +186,9 @@ def judge(before: Figure, after: Figure, drift: float = 0.0) -> Verdict:
 
     `drift` is the share by which the machine itself was faster or slower.
     """
-    if before.value == after.value or abs(after.value - before.value) <= noise(before, after, drift):
+    if before.value == after.value:
+        return Verdict.SAME
+    if abs(after.value - before.value) <= noise(before, after, drift):
         return Verdict.SAME
     rose = after.value > before.value
     return Verdict.BETTER if rose == after.more_is_better else Verdict.WORSE
@@ -166,7 +199,7 @@ def noise(before: Figure, after: Figure, drift: float = 0.0) -> float:
     if after.unit == "failed":
         return 0.0
     greater = max(abs(before.value), abs(after.value))
-    if greater == float("inf"):
+    if greater == math.inf:
         # It came in one of the runs and never in the other.
         return 0.0
     share = _FLOORS.get(after.unit, _FLOORS[""])
@@ -247,7 +280,9 @@ def shown(compared: Comparison, everything: bool) -> collections.abc.Iterator[re
         )
     counts = {verdict: sum(each.verdict is verdict for each in decisive) for verdict in Verdict}
     said = ", ".join(f"{number} {_COUNTED[verdict]}" for verdict, number in counts.items() if number)
-    yield f"lbproxy, {len(decisive)} figures: {said or 'none'}."
+    yield f"{len(decisive)} figures of lbproxy, and of what failed of bare: {said or 'none'}."
+    for objection in compared.objections:
+        yield f"it cannot be known that nothing is worse: {objection}."
     others = [
         each
         for each in compared.changes
@@ -273,11 +308,13 @@ def _value(value: float | None, margin: float, unit: str) -> str:
     if value is None:
         return "–"
     said = with_unit(value, unit)
-    return f"{said} ± {with_unit(margin, unit)}" if margin else said
+    return f"{said} ± {with_unit(margin, unit)}" if 0 < margin < math.inf else said
 
 
 def _difference(each: Change) -> str:
     if each.before is None or each.after is None or not each.before:
+        return ""
+    if math.inf in (each.before, each.after):
         return ""
     change = each.after / each.before - 1
     return f"{change:+.1%}"
@@ -304,8 +341,16 @@ def main(arguments: collections.abc.Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
-    render.show(compared, flags.output, lambda: shown(compared, flags.all))
-    return 1 if compared.worse else 0
+    try:
+        render.show(compared, flags.output, lambda: shown(compared, flags.all))
+        output.flush()
+    except BrokenPipeError:
+        # Whoever reads has had enough; what was found stays what it is.
+        output.discard()
+    except errors.LbproxyError as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 2
+    return 0 if compared.passes else 1
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ Measure lbproxy beside kube-proxy's rules and no proxy at all, and read what was
 commands:
   run [PROFILE]            measure, as root, in namespaces of its own: quick (the default), full, smoke
   report [FILE]            write README.md's tables and docs/benchmarks.{md,html,png} from a run
-  compare A.json B.json    what got better or worse; exit status 1 if something is worse beyond the noise
+  compare A.json B.json    what got better or worse; exit status 1 if something is worse beyond the noise,
+                           or if that cannot be known
 
 examples:
   lbproxy bench run quick --out before.json

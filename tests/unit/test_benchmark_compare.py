@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import pathlib
+import subprocess
 import sys
 import typing
 
@@ -15,7 +17,7 @@ from benchmarks import compare, figures, results
 from benchmarks.compare import Verdict
 from benchmarks.figure import LBPROXY, Figure, Group
 from lbproxy import __main__ as command
-from lbproxy import bench, errors
+from lbproxy import bench, errors, render
 from tests.unit import benchmark_run
 
 UNITS = ("", "MB", "ms", "µs", "ns", "/s", "s", "%", "failed")
@@ -194,16 +196,107 @@ def test_a_ratio_to_another_contestant_than_before_decides_nothing() -> None:
     assert compare.compare(before, after).worse == []
 
 
-def test_what_only_one_run_has_measured_is_listed_and_not_judged() -> None:
+def test_what_only_the_first_run_has_measured_is_listed_and_missed() -> None:
     after = benchmark_run.made()
     after.cpu = []
     there = compare.compare(benchmark_run.made(), after)
     assert {each.verdict for each in there.changes} == {Verdict.SAME, Verdict.GONE}
     assert {each.after for each in there.changes if each.verdict is Verdict.GONE} == {None}
     assert there.worse == []
-    assert "2 only in the first" in "\n".join(map(str, compare.shown(there, everything=False)))
+    said = "\n".join(map(str, compare.shown(there, everything=False)))
+    assert "2 only in the first" in said
+    assert "2 figures of lbproxy are only in the first run: CPU, at rest with 10,000 services; CPU" in said
+    assert not there.passes
     back = compare.compare(after, benchmark_run.made())
     assert {each.verdict for each in back.changes} == {Verdict.SAME, Verdict.NEW}
+    assert back.passes
+
+
+def test_many_missing_figures_are_named_in_one_line() -> None:
+    after = benchmark_run.made()
+    after.traffic = []
+    [said] = compare.compare(benchmark_run.made(), after).objections
+    assert said.endswith(" more")
+    assert len(said) < 600
+
+
+def test_whoever_was_not_measured_again_is_not_missed() -> None:
+    after = benchmark_run.made()
+    after.contestants = after.contestants[:1]
+    for traffic in after.traffic:
+        for each in traffic.rounds:
+            for variant in list(each.runs):
+                if variant.startswith(benchmark_run.OTHERS):
+                    del each.runs[variant]
+    after.programming = [each for each in after.programming if each.contestant == LBPROXY]
+    after.starts = [each for each in after.starts if each.contestant == LBPROXY]
+    after.memory = [each for each in after.memory if each.contestant == LBPROXY]
+    compared = compare.compare(benchmark_run.made(), after)
+    assert "lbproxy ÷ iptables" in {each.contestant for each in compared.changes}
+    assert compared.passes
+
+
+def failing(found: results.Results, variant: str, number: int) -> None:
+    """Have connections of a variant fail in the first traffic, beside as many that are answered as ever."""
+    runs = found.traffic[0].rounds[0].runs
+    runs[variant] = msgspec.structs.replace(runs[variant], failed=number, failures={"ECONNREFUSED": number})
+
+
+@pytest.mark.parametrize(("variant", "who"), [("lbproxy/service", LBPROXY), ("bare", "bare")])
+def test_one_more_failed_connection_of_lbproxy_or_bare_is_worse(variant: str, who: str) -> None:
+    before, after = benchmark_run.made(), benchmark_run.made()
+    failing(before, variant, 1)
+    failing(after, variant, 300)
+    compared = compare.compare(before, after)
+    assert [(each.contestant, each.before, each.after) for each in compared.worse] == [(who, 1, 300)]
+    assert not compared.passes
+    assert compare.compare(after, before).passes
+    after.machine["cpu"] = "Another CPU"
+    assert len(compare.compare(before, after).worse) == 1
+
+
+def test_failed_connections_of_others_decide_nothing() -> None:
+    after = benchmark_run.made()
+    failing(after, "iptables/service", 300)
+    assert compare.compare(benchmark_run.made(), after).passes
+
+
+@pytest.mark.parametrize("lost", [1, 30])
+def test_changes_never_seen_are_worse(lost: int) -> None:
+    after = benchmark_run.made()
+    ours = after.programming[0]
+    kept = ours.latency_ms[lost:]
+    after.programming[0] = msgspec.structs.replace(ours, latency_ms=kept, lost=lost)
+    compared = compare.compare(benchmark_run.made(), after)
+    worse = {each.what.rpartition(", ")[2]: each.after for each in compared.worse}
+    assert worse["changes never seen"] == lost
+    assert worse["p99"] == math.inf
+    assert "never" in "\n".join(render.plain(part) for part in compare.shown(compared, everything=True))
+
+
+def test_an_agent_that_answers_nothing_is_worse_and_nothing_of_it_better() -> None:
+    nothing = results.Run(0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, {})
+    after = benchmark_run.made()
+    for each in after.traffic[0].rounds:
+        each.runs["lbproxy/service"] = nothing
+    for before, other, verdict in (
+        (benchmark_run.made(), after, Verdict.WORSE),
+        (after, benchmark_run.made(), Verdict.BETTER),
+    ):
+        compared = compare.compare(before, other)
+        differing = [each for each in compared.changes if each.decides and each.verdict is not Verdict.SAME]
+        assert {each.verdict for each in differing} == {verdict}
+        assert {each.what.rpartition(", ")[2] for each in differing} >= {"rate", "p50", "p99"}
+        assert list(compare.shown(compared, everything=True))
+
+
+def test_runs_in_which_bare_answered_nothing_can_be_compared() -> None:
+    nothing = results.Run(0.0, 0.0, 0.0, 0.0, 0.0, 0, 9, {"EIO": 9})
+    after = benchmark_run.made()
+    for each in after.traffic[0].rounds:
+        each.runs["bare"] = nothing
+    assert not compare.compare(benchmark_run.made(), after).passes
+    assert compare.compare(after, after).worse == []
 
 
 def test_every_figure_has_a_name_of_its_own() -> None:
@@ -250,7 +343,7 @@ def test_all_shows_what_is_the_same_and_what_others_did(
 def test_json_has_everything(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert compare.main([*files, "-o", "json"]) == 1
     said = json.loads(capsys.readouterr().out)
-    assert set(said) == {"warnings", "changes"}
+    assert set(said) == {"warnings", "changes", "objections"}
     assert said["changes"][0]["verdict"] == "worse"
     assert said["changes"][0]["before"] == pytest.approx(0.975, abs=0.002)
 
@@ -274,6 +367,30 @@ def test_a_run_of_another_schema_cannot_be_compared(
     results.write(found, tmp_path / "new.json")
     assert compare.main([files[0], str(tmp_path / "new.json")]) == 2
     assert "schema" in capsys.readouterr().err
+
+
+def test_a_run_that_did_not_finish_does_not_pass(
+    files: tuple[str, str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = benchmark_run.made()
+    found.complete = False
+    results.write(found, tmp_path / "half.json")
+    assert compare.main([files[0], str(tmp_path / "half.json")]) == 1
+    assert (
+        "it cannot be known that nothing is worse: the second run did not finish." in capsys.readouterr().out
+    )
+    # What the first lacks cannot have got worse.
+    assert compare.main([str(tmp_path / "half.json"), files[0]]) == 0
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_a_reader_that_has_had_enough_gets_no_traceback(form: str, files: tuple[str, str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = [sys.executable, "-m", "benchmarks.compare", *files, "--all", "-o", form]
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run(argv, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 @pytest.fixture
