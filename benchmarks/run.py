@@ -169,8 +169,9 @@ def _flags() -> argparse.Namespace:
         nargs="?",
         default="quick",
         choices=profiles.PROFILES,
-        help="quick: 1, 1,000 and 10,000 services, about 10 minutes (the default); full: also 100, 5,000 and "
-        "30,000, more rounds, all traffic at all sizes; smoke: shows that all of it works, in three minutes",
+        help=f"quick: 1, 1,000 and 10,000 services, {profiles.QUICK.takes} (the default); full: also 100, "
+        f"5,000 and 30,000, more rounds, all traffic at all sizes, {profiles.FULL.takes}; smoke: shows that "
+        f"all of it works, {profiles.SMOKE.takes}",
     )
     parser.add_argument(
         "--only",

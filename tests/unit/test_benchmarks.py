@@ -22,6 +22,7 @@ from benchmarks import (
     contestants,
     fields,
     kube_proxies,
+    machine,
     node_ports,
     process,
     profiles,
@@ -32,6 +33,7 @@ from benchmarks import (
     stats,
     steps,
 )
+from benchmarks import run as run_program
 from benchmarks.kubeproxy import model as kubeproxy
 from lbproxy.core import decode, events, model
 from lbproxy.lab import traffic
@@ -417,6 +419,22 @@ def test_every_profile_measures_short_connections_and_everybody_at_every_size(
         assert len(filled) == len([label for label in labels if f"{name}: end" in label])
         assert len(filled) == len(profile.services)
     assert len([label for label in labels if "NodePorts" in label]) >= 2
+
+
+def test_how_long_it_takes_is_said_alike_everywhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["run", "--help"])
+    with pytest.raises(SystemExit):
+        run_program.main()
+    said = " ".join(capsys.readouterr().out.split())
+    documents = [
+        " ".join((machine.ROOT / name).read_text().split()) for name in ("Makefile", "docs/benchmarks.md")
+    ]
+    for profile in (profiles.QUICK, profiles.FULL):
+        assert all(profile.takes in text for text in (said, *documents))
+    assert profiles.SMOKE.takes in said
+    assert profiles.SMOKE.takes in documents[1]
 
 
 def test_the_measured_services_stand_evenly_among_all() -> None:
