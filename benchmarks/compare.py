@@ -118,7 +118,7 @@ def _objections(after: results.Results, changes: collections.abc.Iterable[Change
     ]
     if missing:
         named = "; ".join(
-            f"{each.what}{f' with {each.services:,} services' if each.services else ''}"
+            f"{each.what}{f', services: {each.services:,}' if each.services else ''}"
             for each in missing[:_NAMED]
         )
         more = f"; and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
@@ -188,6 +188,11 @@ def judge(before: Figure, after: Figure, drift: float = 0.0) -> Verdict:
     """
     if before.value == after.value:
         return Verdict.SAME
+    if math.inf not in (before.value, after.value) and (
+        math.isinf(before.margin) != math.isinf(after.margin)
+    ):
+        # Some of its samples never came in one of the runs alone: that is no noise.
+        return Verdict.WORSE if math.isinf(after.margin) else Verdict.BETTER
     if abs(after.value - before.value) <= noise(before, after, drift):
         return Verdict.SAME
     rose = after.value > before.value

@@ -106,6 +106,14 @@ def test_a_few_samples_do_not_prove_a_start_slower() -> None:
     assert compare.judge(one, other) is Verdict.WORSE
 
 
+def test_samples_that_never_come_any_more_are_worse_and_no_noise() -> None:
+    one, other = figure(1.0, 0.1, 30, "ms", False), figure(1.01, math.inf, 30, "ms", False)
+    assert compare.judge(one, other) is Verdict.WORSE
+    assert compare.judge(other, one) is Verdict.BETTER
+    never = figure(math.inf, 0.0, 30, "ms", False)
+    assert compare.judge(other, never) is Verdict.WORSE
+
+
 # --- runs ---
 
 
@@ -205,7 +213,7 @@ def test_what_only_the_first_run_has_measured_is_listed_and_missed() -> None:
     assert there.worse == []
     said = "\n".join(map(str, compare.shown(there, everything=False)))
     assert "2 only in the first" in said
-    assert "2 figures of lbproxy are only in the first run: CPU, at rest with 10,000 services; CPU" in said
+    assert "2 figures of lbproxy are only in the first run: CPU, at rest, services: 10,000; CPU" in said
     assert not there.passes
     back = compare.compare(after, benchmark_run.made())
     assert {each.verdict for each in back.changes} == {Verdict.SAME, Verdict.NEW}
