@@ -75,13 +75,18 @@ static __always_inline bool flows_new_is_used(void)
 	return count && *count;
 }
 
+/* The row of a key, dead or alive. One that is in neither table may just have been moved by
+ * another CPU, from where it was not looked for yet to where it was not any more: a packet of
+ * its flow would be answered with a RST.
+ */
 static __always_inline struct flow *flow_row(struct flow_key *key)
 {
 	struct flow *row = flows.lookup(key);
 
-	if (!row && flows_new_is_used())
-		row = flows_new.lookup(key);
-	return row;
+	if (row || !flows_new_is_used())
+		return row;
+	row = flows_new.lookup(key);
+	return row ? row : flows.lookup(key);
 }
 
 static __always_inline bool flow_is_live(const struct flow *row, __u8 proto, __u32 now)
