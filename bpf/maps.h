@@ -15,6 +15,7 @@
 
 #define LB_MOST_CPUS 1024
 #define LB_NO_PREALLOC 0x1
+#define LB_NO_COMMON_LRU 0x2
 #define LB_MMAPABLE 0x400 /* so that the agent can read all rows at once */
 
 #define LB_MAP(type, key, value, name, rows, flags)                                                \
@@ -38,10 +39,12 @@ LB_MAP("lru_hash", struct affinity_key, struct affinity, affinity, LB_ROWS_AFFIN
 
 /* The packet path. Flows live in `flows`, whose rows the agent removes when they
  * have been idle; while it is full of unanswered ones, new flows go to `flows_new`,
- * which forgets the oldest by itself, and move when their client has answered.
+ * which forgets the oldest by itself, and move when their client has answered. Each CPU
+ * forgets its own: one list for all, when it is contended, gives way with the rows that came
+ * last, which are of handshakes under way.
  */
 LB_MAP("hash", struct flow_key, struct flow, flows, LB_ROWS_FLOWS, LB_NO_PREALLOC);
-LB_MAP("lru_hash", struct flow_key, struct flow, flows_new, LB_ROWS_FLOWS_NEW, 0);
+LB_MAP("lru_hash", struct flow_key, struct flow, flows_new, LB_ROWS_FLOWS_NEW, LB_NO_COMMON_LRU);
 LB_MAP("lru_hash", struct fragment_key, struct fragment, fragments, LB_ROWS_FRAGMENTS, 0);
 LB_MAP("hash", __u32, struct device, devices, LB_ROWS_DEVICES, LB_NO_PREALLOC);
 LB_MAP("lpm_trie", struct source_range_key, struct source_range, source_ranges,

@@ -143,10 +143,23 @@ def constant(name: str) -> int:
 
 
 def map_rows(spec: MapSpec, sizes: typing.Mapping[str, int]) -> int:
-    """How many rows a map gets: `sizes` maps names such as 'frontends' to rows."""
+    """How many rows a map gets: `sizes` maps names such as 'frontends' to rows.
+
+    The kernel gives each CPU as many rows of a map that has a list for each: it may be a few more.
+    """
     if spec.rows.startswith("LB_ROWS_"):
-        return sizes[spec.rows.removeprefix("LB_ROWS_").lower()]
-    return CONSTANTS[spec.rows] if spec.rows in CONSTANTS else int(spec.rows)
+        rows = sizes[spec.rows.removeprefix("LB_ROWS_").lower()]
+    else:
+        rows = CONSTANTS[spec.rows] if spec.rows in CONSTANTS else int(spec.rows)
+    return -(-rows // _possible_cpus()) * _possible_cpus() if spec.flags & constant("NO_COMMON_LRU") else rows
+
+
+@functools.cache
+def _possible_cpus() -> int:
+    """How many CPUs this machine may ever have, as the kernel counts them: `0-3,8` are five."""
+    ranges = pathlib.Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")
+    ends = [[int(end) for end in each.split("-")] for each in ranges]
+    return sum(end[-1] - end[0] + 1 for end in ends)
 
 
 def row_names() -> tuple[str, ...]:

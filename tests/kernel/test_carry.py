@@ -57,7 +57,9 @@ def some_rows(name: str, count: int) -> dict[bytes, bytes]:
 
 @pytest.mark.parametrize("name", [name for name in abi.MAPS if name != "sockets"])
 def test_a_larger_map_takes_every_row(create: Create, name: str) -> None:
-    old, new = create(name, 4), create(name, 64)
+    # A map that keeps its rows in a list for each CPU has its whole share of them for this one.
+    cpus = os.cpu_count() or 1
+    old, new = create(name, 4 * cpus), create(name, 64 * cpus)
     rows = some_rows(name, 4)
     fill(old, rows)
     carry.carry(name, old, new, THIS, THIS)

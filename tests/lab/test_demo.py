@@ -45,7 +45,12 @@ def leftovers(pid: int) -> list[str]:
     assert mount is not None
     names = [*netns.names(), *os.listdir(mount), *os.listdir(tempfile.gettempdir())]
     mounts = pathlib.Path("/proc/self/mountinfo").read_text().splitlines()
-    processes = [path for path in pathlib.Path("/proc").glob("[0-9]*") if f"/{run}" in cgroup_of(path)]
+    # One that has ended is still listed, with its cgroup, until whoever inherits it takes notice.
+    processes = [
+        path
+        for path in pathlib.Path("/proc").glob("[0-9]*")
+        if f"/{run}" in cgroup_of(path) and cluster.start_time(int(path.name))
+    ]
     return [
         *(name for name in names if name.startswith(run)),
         *(line for line in mounts if run in line),
