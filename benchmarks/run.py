@@ -21,6 +21,7 @@ connections that should not have, and when interrupted.
 import argparse
 import collections.abc
 import contextlib
+import dataclasses
 import datetime
 import fcntl
 import os
@@ -56,10 +57,10 @@ CONTESTANTS = (contestants.Lbproxy.name, *kube_proxies.MODES)
 
 def main() -> int:
     """Run, and return the exit status."""
-    flags = _flags()
+    chosen = flags()
     try:
         with _alone():
-            return _run(flags)
+            return _run(chosen)
     except BlockingIOError:
         print(
             "benchmarks: another run is under way on this machine: they would disturb each other",
@@ -76,9 +77,11 @@ def _alone() -> collections.abc.Iterator[None]:
         yield
 
 
-def _run(flags: argparse.Namespace) -> int:
-    profile = profiles.PROFILES[flags.profile]
-    parts = (flags.only,) if flags.only else _PARTS
+def _run(chosen: argparse.Namespace) -> int:
+    profile = profiles.PROFILES[chosen.profile]
+    if chosen.services:
+        profile = dataclasses.replace(profile, services=chosen.services)
+    parts = (chosen.only,) if chosen.only else _PARTS
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
         signal.signal(signal.SIGHUP, _interrupt)
@@ -102,7 +105,7 @@ def _run(flags: argparse.Namespace) -> int:
     )
     steal_s, total_s = process.steal_and_total_s()
     began_s = time.monotonic()
-    path: pathlib.Path = flags.out
+    path: pathlib.Path = chosen.out
     partial = results.partial(path)
 
     def keep() -> None:
@@ -123,7 +126,7 @@ def _run(flags: argparse.Namespace) -> int:
             if "maglev" in parts:
                 listed += maglev.steps(profile.maglev_repeats, found)
             if "cluster" in parts:
-                field = _field(stack, flags, cpu, found)
+                field = _field(stack, chosen, cpu, found)
                 listed += steps.of_cluster(profile, field)
             progress.run(listed, after_each)
         found.complete = True
@@ -143,22 +146,23 @@ def _run(flags: argparse.Namespace) -> int:
 
 
 def _field(
-    stack: contextlib.ExitStack, flags: argparse.Namespace, cpu: int, found: results.Results
+    stack: contextlib.ExitStack, chosen: argparse.Namespace, cpu: int, found: results.Results
 ) -> fields.Field:
-    names: list[str] = flags.contestants
+    names: list[str] = chosen.contestants
     at = stack.enter_context(arena.Arena(names, cpu))
     who: list[contestants.Contestant] = []
     for name in names:
         if name == contestants.Lbproxy.name:
             who.append(contestants.Lbproxy(at))
         else:
-            who.append(kube_proxies.make(at, name, flags.kube_proxy, flags.iptables))
+            who.append(kube_proxies.make(at, name, chosen.kube_proxy, chosen.iptables))
         stack.enter_context(who[-1])
     found.contestants = [each.about() for each in who]
     return fields.Field(at, who, found)
 
 
-def _flags() -> argparse.Namespace:
+def flags() -> argparse.Namespace:
+    """Read the command line; ends with status 2 where it can not be followed."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run",
         description=__doc__,
@@ -177,6 +181,12 @@ def _flags() -> argparse.Namespace:
         "--only",
         choices=_PARTS,
         help="packets: single ones, through the programs; maglev: lookup tables; cluster: all the rest",
+    )
+    parser.add_argument(
+        "--services",
+        type=_sizes,
+        metavar="NUMBERS",
+        help="how many services there are, one size after the other, e.g. 1,30000 (default: the profile's)",
     )
     parser.add_argument(
         "--contestants",
@@ -200,13 +210,23 @@ def _flags() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=pathlib.Path, metavar="FILE", help="default: benchmarks/results/PROFILE.json"
     )
-    flags = parser.parse_args()
-    flags.out = flags.out or results.DIRECTORY / f"{flags.profile}.json"
+    chosen = parser.parse_args()
+    chosen.out = chosen.out or results.DIRECTORY / f"{chosen.profile}.json"
     try:
-        results.check_writable(flags.out)
+        results.check_writable(chosen.out)
     except (OSError, ValueError) as error:
         parser.error(f"--out: {error}")
-    return flags
+    return chosen
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        chosen = tuple(sorted({int(number) for number in text.split(",")}))
+    except ValueError:
+        chosen = (0,)
+    if not 1 <= chosen[0] <= chosen[-1] <= cluster.MAX_FILLERS:
+        raise argparse.ArgumentTypeError(f"{text!r}: numbers from 1 to {cluster.MAX_FILLERS:,} are wanted")
+    return chosen
 
 
 def _contestants(text: str) -> list[str]:

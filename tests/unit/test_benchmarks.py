@@ -1,11 +1,13 @@
 """The benchmarks' statistics, objects and files; `python -m benchmarks.run smoke` shows that they run."""
 
+import argparse
 import collections
 import io
 import itertools
 import os
 import pathlib
 import random
+import sys
 import time
 import unittest.mock
 
@@ -33,6 +35,7 @@ from benchmarks import (
     stats,
     steps,
 )
+from benchmarks import run as bench_run
 from benchmarks import run as run_program
 from benchmarks.kubeproxy import model as kubeproxy
 from lbproxy.core import decode, events, model
@@ -489,3 +492,38 @@ def test_a_run_is_not_written_over_what_is_no_ordinary_file(tmp_path: pathlib.Pa
 
 def model_of(objects: list[cluster.Object]) -> tuple[kubeproxy.ServicePort, ...]:
     return kubeproxy.ports(objects, "n1")
+
+
+# --- what can be chosen ---
+
+
+def chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, *arguments: str) -> argparse.Namespace:
+    monkeypatch.setattr(sys, "argv", ["run", "--out", str(tmp_path / "run.json"), *arguments])
+    return bench_run.flags()
+
+
+def test_sizes_can_be_chosen_and_come_in_their_order(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    assert chosen(monkeypatch, tmp_path).services is None
+    assert chosen(monkeypatch, tmp_path, "--services", "30000,1,30000").services == (1, 30_000)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--services", "0"),
+        ("--services", "1,many"),
+        ("--services", "600000"),
+        ("--contestants", "lbproxy,ipvs"),
+        ("--contestants", "lbproxy,lbproxy"),
+        ("--iptables", "ebtables"),
+        ("--out", "/dev/null"),
+    ],
+)
+def test_a_choice_that_can_not_be_is_refused_at_once(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        chosen(monkeypatch, tmp_path, *arguments)
+    assert refused.value.code == 2
