@@ -151,11 +151,11 @@ def map_rows(spec: MapSpec, sizes: typing.Mapping[str, int]) -> int:
         rows = sizes[spec.rows.removeprefix("LB_ROWS_").lower()]
     else:
         rows = CONSTANTS[spec.rows] if spec.rows in CONSTANTS else int(spec.rows)
-    return -(-rows // _possible_cpus()) * _possible_cpus() if spec.flags & constant("NO_COMMON_LRU") else rows
+    return -(-rows // possible_cpus()) * possible_cpus() if spec.flags & constant("NO_COMMON_LRU") else rows
 
 
 @functools.cache
-def _possible_cpus() -> int:
+def possible_cpus() -> int:
     """How many CPUs this machine may ever have, as the kernel counts them: `0-3,8` are five."""
     ranges = pathlib.Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")
     ends = [[int(end) for end in each.split("-")] for each in ranges]
