@@ -54,7 +54,7 @@ class Controller:
         self._telemetry = telemetry
         self._clock = clock
         self._wall_clock = wall_clock
-        self._started_s = wall_clock()
+        self._started_s = clock()
         self._drift_due_s = clock() + _DRIFT_S
         self._starved_due_s: float | None = None
         self._shortfalls = shortfalls.Shortfalls()
@@ -184,14 +184,17 @@ class Controller:
         return names
 
     def _finished(
-        self, started_s: float, services: int, written: int, triggers: list[reconcile.Trigger]
+        self, began_s: float, services: int, written: int, triggers: list[reconcile.Trigger]
     ) -> None:
-        took_s = self._clock() - started_s
+        took_s = self._clock() - began_s
         now_s = self._wall_clock()
+        # By the wall's clock as it is now: at the start it may have been years behind, or ahead.
+        started_s = now_s - (self._clock() - self._started_s)
         ages = [
-            (trigger.family, now_s - trigger.time_s)
+            # Its clock is another machine's.
+            (trigger.family, max(0.0, now_s - trigger.time_s))
             for trigger in triggers
-            if trigger.time_s >= self._started_s
+            if trigger.time_s >= started_s
         ]
         self._telemetry.synced(took_s, now_s, ages)
         # Also where a table is full: a restart would not make it larger, and the others are served.

@@ -24,6 +24,7 @@ PAGE_OBJECTS = 500
 WATCH_S = (300, 600)  # how long a watch is to last, drawn anew each time so that agents spread out
 SHORT_WATCH_S = 1.0  # one that ends sooner and says nothing counts as a failure
 IDLE_TIMEOUT_S = 150.0  # API servers send a bookmark a minute
+MOST_SILENCES = 2  # so many watches in a row: what they watch may be of an earlier life of the server
 _DECODED_AT_ONCE = 50
 BACKOFF_S = (0.5, 30.0)  # first and longest; each wait is drawn between half and one and a half of it
 
@@ -154,6 +155,7 @@ class Reflector:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         draw: Callable[[float, float], float] = random.uniform,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.watched = watched
         self.state = State()
@@ -163,6 +165,8 @@ class Reflector:
         self._sleep = sleep
         self._draw = draw
         self._clock = clock
+        self._monotonic = monotonic
+        self._silences = 0  # watches in a row that were given up for being silent
         self._known: dict[events.ObjectName, None] = {}  # a set of half the size
         self._unreadable: set[events.ObjectName] = set()  # as far as lines of the watch could be read
         self._backoff_s = BACKOFF_S[0]
@@ -182,8 +186,10 @@ class Reflector:
                 self.state.version = ""
                 await self._wait(f"has to be listed again: {reason}")
             except client.ClientError as error:
-                if error.status in (400, 410):
+                self._silences += isinstance(error, client.Stalled)
+                if error.status in (400, 410) or _is_ahead(error) or self._silences >= MOST_SILENCES:
                     self.state.version = ""
+                    self._silences = 0
                 await self._wait(str(error))
 
     async def _wait(self, reason: str) -> None:
@@ -263,7 +269,7 @@ class Reflector:
     async def _watch(self) -> bool:
         """Watch until the server ends it; whether the next watch may follow at once."""
         self.state.watches += 1
-        started_s = self._clock()
+        started_s = self._monotonic()
         query = {
             "watch": "true",
             "allowWatchBookmarks": "true",
@@ -278,13 +284,14 @@ class Reflector:
             try:
                 async for piece in pieces:
                     self._heard()
+                    self._silences = 0
                     self._take(splitter.feed(piece))
             except lines.LineTooLong as error:
                 raise Relist(str(error)) from error
             finally:
                 self.state.connected = False
         # A line that was cut off is forgotten: the next watch sends it again.
-        return self.state.version != started_at or self._clock() - started_s >= SHORT_WATCH_S
+        return self.state.version != started_at or self._monotonic() - started_s >= SHORT_WATCH_S
 
     def _take(self, complete: list[bytes]) -> None:
         """Emit what the lines say, as one batch, then move the version past them."""
@@ -292,7 +299,11 @@ class Reflector:
         version = self.state.version
         try:
             for line in complete:
-                version = self._event(line, batch) or version
+                moved = self._event(line, batch)
+                if _went_back(version, moved):
+                    # Restored from a backup, say: what was deleted in between would stay for ever.
+                    raise Relist(f"the server's versions went back from {version} to {moved}")
+                version = moved or version
         finally:
             if batch:
                 self._emit(batch)
@@ -333,3 +344,13 @@ class Reflector:
 
     def _heard(self) -> None:
         self.state.last_heard_s = self._clock()
+
+
+def _went_back(version: str, moved: str) -> bool:
+    """Whether a watch has moved to an earlier version. Those that are no numbers can not be compared."""
+    return version.isdecimal() and moved.isdecimal() and int(moved) < int(version)
+
+
+def _is_ahead(error: client.ClientError) -> bool:
+    """Whether the server says that it has not come as far as the version that was asked for."""
+    return error.status == 504 and "too large resource version" in str(error).lower()

@@ -40,6 +40,7 @@ class Faults:
 
     fail: int = 0  # requests to answer with `fail_status`
     fail_status: int = 500
+    fail_message: str = "injected failure"
     delay_s: float = 0.0  # before every reply
     gone_watches: int = 0  # watches to answer with 410
     gone_as_status: bool = False  # as the reply's status, not as an ERROR event within it
@@ -196,7 +197,7 @@ class ApiServer:
             await asyncio.sleep(self.faults.delay_s)
         if self.faults.fail:
             self.faults.fail -= 1
-            return _failure(self.faults.fail_status, "injected failure")
+            return _failure(self.faults.fail_status, self.faults.fail_message)
         if not self._knows(request):
             return _failure(401, "Unauthorized")
         target = _target(request.path)

@@ -72,7 +72,9 @@ class Running:
         self._idle_timeout_s = idle_timeout_s
 
     @contextlib.asynccontextmanager
-    async def work(self, emit: reflector.Emit | None = None) -> AsyncIterator["Running"]:
+    async def work(
+        self, emit: reflector.Emit | None = None, clock: Callable[[], float] = time.time
+    ) -> AsyncIterator["Running"]:
         api = await client.connect(master=self.server.url)
         self.reflector = reflector.Reflector(
             api,
@@ -81,6 +83,7 @@ class Running:
             sleep=self.pauses,
             draw=lambda low, high: (low + high) / 2,
             idle_timeout_s=self._idle_timeout_s,
+            clock=clock,
         )
         self.state = self.reflector.state
         task = asyncio.create_task(self.reflector.run())

@@ -1,7 +1,7 @@
 import asyncio
 import contextlib
 import typing
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import msgspec
@@ -360,11 +360,11 @@ async def test_many_events_come_in_few_batches_and_in_order(services: Running) -
 
 async def test_a_stalled_watch_is_given_up(server: apiserver.ApiServer) -> None:
     server.store.put(objects.service("web"))
-    async with Running(server, reflector.services(), idle_timeout_s=0.1).work() as running:
+    async with Running(server, reflector.services(), idle_timeout_s=1).work() as running:
         await running.until_watching()
         server.faults.stall = True
         server.store.put(objects.service("new"))
-        await eventually(lambda: "silent for 0.1 s" in running.state.last_error)
+        await eventually(lambda: "silent for 1 s" in running.state.last_error)
         server.faults.stall = False
         await running.until_present("web", "new")
         assert running.state.lists == 1
@@ -389,6 +389,65 @@ async def test_an_outage_changes_nothing_until_the_server_is_back() -> None:
         second.store.compact()
         async with second:
             await running.until_present("web")
+
+
+@contextlib.asynccontextmanager
+async def restored(services: Running, **more: Any) -> AsyncIterator[apiserver.ApiServer]:
+    """The server from a backup: at the same address, without `db`, long before the version that we know."""
+    old = services.server
+    await old.stop()
+    server = apiserver.ApiServer(port=int(old.url.rpartition(":")[2]), **more)
+    server.store.put(objects.service("web"))
+    async with server:
+        yield server
+
+
+async def test_a_server_that_was_restored_from_a_backup_is_listed_again(server: apiserver.ApiServer) -> None:
+    server.store.version = 1_000_000
+    for name in ("db", "web"):
+        server.store.put(objects.service(name))
+    async with Running(server, reflector.services()).work() as running:
+        await running.until_present("db", "web")
+        # It takes a watch from a version that it has not come to yet, and says nothing, but for bookmarks.
+        async with restored(running, bookmark_interval_s=0.05) as again:
+            await running.until_present("web")
+            again.store.put(objects.service("new"))
+            await running.until_present("web", "new")
+
+
+async def test_a_server_that_is_behind_says_so_and_is_listed_again(server: apiserver.ApiServer) -> None:
+    server.store.version = 1_000_000
+    server.store.put(objects.service("web"))
+    async with Running(server, reflector.services()).work() as running:
+        await running.until_watching()
+        server.faults.fail, server.faults.fail_status = 1, 504
+        server.faults.fail_message = "Timeout: Too large resource version: 1000001, current: 5"
+        server.cut()
+        await eventually(lambda: running.state.lists == 2)
+
+
+async def test_a_server_that_only_ever_is_silent_is_listed_again(server: apiserver.ApiServer) -> None:
+    server.store.put(objects.service("web"))
+    async with Running(server, reflector.services(), idle_timeout_s=0.1).work() as running:
+        await running.until_watching()
+        server.faults.stall = True
+        server.store.put(objects.service("new"))
+        await running.until_present("web", "new")
+        assert running.state.watches > reflector.MOST_SILENCES
+
+
+@pytest.mark.parametrize("jump_s", [-86_400.0, 86_400.0])
+async def test_a_wall_clock_that_jumps_is_no_failure(server: apiserver.ApiServer, jump_s: float) -> None:
+    server.store.put(objects.service("web"))
+    wall_s = 1_000_000.0
+    async with Running(server, reflector.services()).work(clock=lambda: wall_s) as running:
+        await running.until_watching()
+        wall_s += jump_s
+        # Long enough to count as a watch that served, had it said nothing.
+        await asyncio.sleep(reflector.SHORT_WATCH_S)
+        server.cut()
+        await eventually(lambda: running.state.watches == 2 and running.state.connected)
+        assert running.pauses.asked_s == []
 
 
 async def test_a_list_that_is_none_is_an_error(server: apiserver.ApiServer) -> None:

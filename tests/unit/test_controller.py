@@ -80,6 +80,7 @@ class Agent:
     def __init__(self, **changed: typing.Any) -> None:
         room = changed.pop("room", {})
         self.clock = Clock()
+        self.wall_ahead_s = 0.0
         self.kernel = Kernel(serving.sizes(**room), self.clock)
         self.reported: list[events.Rejected] = []
         self.telemetry = metrics.Metrics()
@@ -90,8 +91,12 @@ class Agent:
             self.telemetry,
             self.reported.append,
             clock=self.clock,
-            wall_clock=self.clock,
+            wall_clock=self.wall,
         )
+
+    def wall(self) -> float:
+        """The wall's clock."""
+        return self.clock() + self.wall_ahead_s
 
     def successor(self, **changed: typing.Any) -> controller.Controller:
         """A controller that starts on what this one left."""
@@ -372,6 +377,25 @@ async def test_the_age_of_a_change_is_measured_from_its_trigger() -> None:
         await settled(agent)
         assert agent.sample(f"{programming}_count", ip_family="IPv4") == 1
         assert agent.sample(f"{programming}_sum", ip_family="IPv4") == 2.0
+
+
+@in_virtual_time
+async def test_a_wall_clock_that_jumps_spoils_no_measurement() -> None:
+    for jump_s in (-86_400.0, 86_400.0):
+        agent = Agent()
+        async with agent.running():
+            agent.told(upsert(service()), upsert(slice_of()), *SYNCED)
+            await agent.control.ready.wait()
+            await asyncio.sleep(10)
+            agent.wall_ahead_s = jump_s
+            programming = "kubeproxy_network_programming_duration_seconds"
+            # Of before the start; of a clock that is ahead of this one; and one as it should be.
+            for host, at_s in ((9, agent.wall() - 3600.0), (8, agent.wall() + 3600.0), (7, agent.wall())):
+                agent.told(upsert(slice_of(hosts=(host,), at_s=at_s)))
+                await settled(agent)
+            assert agent.sample(f"{programming}_count", ip_family="IPv4") == 2
+            assert 0.0 <= agent.sample(f"{programming}_sum", ip_family="IPv4") < 1.0
+            assert agent.control.health.waiting_s(agent.clock()) == 0
 
 
 @in_virtual_time
