@@ -16,7 +16,7 @@
 #define LB_ABI_H
 
 /* Bumped when the meaning of a row changes in a way its layout does not show. */
-#define LB_ABI_VERSION 3
+#define LB_ABI_VERSION 4
 
 /* frontend_key.scope: where a frontend listens, and whom its row is for. */
 #define LB_SCOPE_ADDRESS 0   /* the address in the key */
@@ -57,6 +57,12 @@
 #define LB_BACKEND_UNREADY 3	 /* known, not to be used */
 #define LB_BACKEND_DRAINING 4	 /* gone from the API; no new flow may use it */
 #define LB_BACKEND_SERVING 5	 /* not ready, not terminating, yet serving: keeps its flows */
+
+/* backend.health: who speaks against a backend, whatever its state; 0: nobody. It then is
+ * in no set that has a healthy one, and keeps the flows that it has.
+ */
+#define LB_HEALTH_PROBE_FAILED 0x1
+#define LB_HEALTH_EJECTED 0x2 /* its connections failed more than others' */
 
 /* node_address.flags */
 #define LB_NODE_ADDRESS_NODE_PORTS 0x1 /* NodePorts are served on it */
@@ -156,7 +162,7 @@ struct backend {
 	__u32 locality; /* row in `localities`, 0 for none */
 	__u16 weight;
 	__u8 sets;
-	__u8 pad;
+	__u8 health;
 };
 
 struct backend_stats {

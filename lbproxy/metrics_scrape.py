@@ -15,7 +15,7 @@ from prometheus_client import metrics_core, samples
 
 from lbproxy import abi
 from lbproxy import metrics_table as table
-from lbproxy.core import addresses, events, flows, installed, model, reconcile, tables
+from lbproxy.core import addresses, events, flows, installed, listing, model, reconcile, tables
 from lbproxy.kube import reflector
 
 if typing.TYPE_CHECKING:
@@ -93,6 +93,7 @@ class Seen(typing.NamedTuple):
     frontends: int
     used: dict[str, int]
     starved: int
+    spared: int
     rejected: typing.Mapping[events.Kind, int]
 
 
@@ -118,6 +119,7 @@ def _seen(agent: Agent) -> Seen:
         ledger.claims.places,
         used,
         len(agent.reconciler.starved),
+        len(agent.reconciler.spared),
         collections.Counter(kind for kind, _ in agent.rejected),
     )
 
@@ -177,10 +179,14 @@ class Collector:
         yield _family(table.SERVICE_PORTS, [((family_label(f),), ports[f]) for f in model.Family])
         yield _one(table.FRONTENDS, now.frontends)
         states = b"".join(_column(port, _STATE_AT) for port in now.installed.values())
-        counts = {state: states.count(state) for state in tables.BackendState if state}
-        counts[tables.BackendState.DRAINING] += now.used["backends"] - len(states)
-        yield _family(table.BACKENDS, [((state.name.lower(),), count) for state, count in counts.items()])
+        counts = {state.name.lower(): states.count(state) for state in tables.BackendState if state}
+        counts["draining"] += now.used["backends"] - len(states)
+        ill = [row for port in now.installed.values() for row in port.unhealthy]
+        counts[listing.UNHEALTHY] = sum(row[_STATE_AT] == tables.BackendState.ACTIVE for row in ill)
+        counts["active"] -= counts[listing.UNHEALTHY]
+        yield _family(table.BACKENDS, [((state,), count) for state, count in counts.items()])
         yield _one(table.STARVED, now.starved)
+        yield _one(table.ALL_UNHEALTHY, now.spared)
         without = no_local_endpoints(now.installed)
         yield _family(
             table.NO_LOCAL_ENDPOINTS,

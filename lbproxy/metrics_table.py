@@ -155,13 +155,20 @@ FRONTENDS = Definition(
 BACKENDS = Definition(
     "lbproxy_backends",
     Type.GAUGE,
-    "Backends by state; a draining one is gone from the API and its row about to be cleared",
+    "Backends by state; a draining one is gone from the API and its row about to be cleared, an unhealthy "
+    "one is ready, but a probe of this node or its connections speak against it",
     ("state",),
 )
 STARVED = Definition(
     "lbproxy_starved_service_ports",
     Type.GAUGE,
     "Service ports that a full map keeps from being served as planned; should be 0",
+)
+
+ALL_UNHEALTHY = Definition(
+    "lbproxy_all_unhealthy_service_ports",
+    Type.GAUGE,
+    "Service ports all of whose backends are unhealthy, of a traffic policy's choice at least: all are used",
 )
 
 # --- what the kernel counted ---

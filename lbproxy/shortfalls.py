@@ -3,7 +3,7 @@
 import logging
 import typing
 
-from lbproxy.core import addresses, claims, model, reconcile, tables
+from lbproxy.core import addresses, claims, listing, model, reconcile, tables
 
 _log = logging.getLogger(__name__)
 
@@ -16,9 +16,14 @@ class Shortfalls:
     def __init__(self) -> None:
         self._starved: frozenset[model.PortKey] = frozenset()
         self._contested: dict[bytes, frozenset[model.PortKey]] = {}
+        self._spared: dict[model.PortKey, int] = {}
 
     def look(self, reconciler: reconcile.Reconciler) -> None:
-        """Log what is new: service ports that found a table full, and frontends that several claim."""
+        """Log what is new.
+
+        Service ports that found a table full, or whose backends are all unhealthy; frontends that
+        several claim.
+        """
         said, self._starved = self._starved, frozenset(reconciler.starved)
         if self._starved - said:
             key, full = next(iter(reconciler.starved.items()))
@@ -35,12 +40,24 @@ class Shortfalls:
         for frontend, ports in self._contested.items():
             if known.get(frontend) != ports:
                 _log.warning("%s", _contest(frontend, ports))
+        before, self._spared = self._spared, dict(reconciler.spared)
+        for key, bits in self._spared.items():
+            if before.get(key) != bits:
+                _log.warning("%s", _spared(key, bits))
+        for key in before.keys() - self._spared.keys():
+            _log.info("%s has healthy backends again: only those are used", key)
 
     def reasons(self, reconciler: reconcile.Reconciler) -> list[str]:
         """What there is now, one line each."""
         starved = [f"{key}: {full}" for key, full in reconciler.starved.items()]
         contested = [_contest(key, ports) for key, ports in self._contested.items()]
-        return starved[:_REASONS] + contested[:_REASONS]
+        spared = [_spared(key, bits) for key, bits in self._spared.items()]
+        return starved[:_REASONS] + contested[:_REASONS] + spared[:_REASONS]
+
+
+def _spared(key: model.PortKey, bits: int) -> str:
+    sets = " and ".join(listing.set_names(bits))
+    return f"{key}: every backend it may use under policy {sets} is unhealthy: all of them are used"
 
 
 def _contest(key: bytes, ports: typing.Collection[model.PortKey]) -> str:

@@ -69,7 +69,7 @@ def _services_table(found: Sequence[listing.ServicePort], limit: int | None) -> 
                 ),
                 _few([_frontend_text(frontend) for frontend in port.frontends], limit),
                 _few([listing.place(backend.ip, backend.port) for backend in port.backends], limit),
-                render.Cell(f"{usable}/{len(port.backends)}", None if usable else render.Color.BAD),
+                _usable_cell(port, usable),
                 port.connections,
                 port.refused,
             )
@@ -78,6 +78,12 @@ def _services_table(found: Sequence[listing.ServicePort], limit: int | None) -> 
     if any(port.protocol == model.Protocol.SCTP.name for port in found):
         yield ""
         yield f"SCTP is served packet by packet: {listing.NO_SCTP}."
+
+
+def _usable_cell(port: listing.ServicePort, usable: int) -> render.Cell:
+    if port.all_unhealthy:
+        return render.Cell(f"{usable}/{len(port.backends)},all-unhealthy", render.Color.BAD)
+    return render.Cell(f"{usable}/{len(port.backends)}", None if usable else render.Color.BAD)
 
 
 def _frontend_text(frontend: listing.Frontend) -> str:
@@ -100,6 +106,7 @@ _STATE_COLORS = {
     "serving": render.Color.WARNING,
     "unready": render.Color.BAD,
     "draining": render.Color.WARNING,
+    "unhealthy": render.Color.BAD,
 }
 
 
@@ -112,7 +119,18 @@ def _backends(opened: inventory.Rows, args: argparse.Namespace) -> int:
 
 
 def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[render.Table]:
-    columns = ("BACKEND", "PROTOCOL", "SERVICE", "STATE", "USABLE", "NODE", "ZONE", "WEIGHT", "CONNECTIONS")
+    columns = (
+        "BACKEND",
+        "PROTOCOL",
+        "SERVICE",
+        "STATE",
+        "USABLE",
+        "NODE",
+        "ZONE",
+        "WEIGHT",
+        "CONNECTIONS",
+        "HEALTH",
+    )
     yield render.Table(
         columns,
         [
@@ -126,6 +144,7 @@ def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[rende
                 backend.zone,
                 backend.weight,
                 backend.connections,
+                ",".join(backend.health),
             )
             for backend in found
         ],

@@ -2,7 +2,7 @@
 
 import typing
 
-from lbproxy.core import addresses, ledger, model, node_rows, plan
+from lbproxy.core import addresses, health, ledger, model, node_rows, plan
 from lbproxy.kernel import maps
 
 NODE = "node-1"
@@ -47,6 +47,7 @@ class Installer:
     def __init__(self, into: maps.Maps, capacity: ledger.Capacity) -> None:
         self.maps = into
         self.ledger = ledger.Ledger(capacity)
+        self.health = health.HealthBook()
 
     def service(
         self,
@@ -99,9 +100,8 @@ class Installer:
             )
             for family in model.Family
         ]
-        self._change(
-            full, plan.plan_service(service, slices, NODE, ZONE, plan.Defaults(model.Algorithm.RANDOM))
-        )
+        defaults = plan.Defaults(model.Algorithm.RANDOM)
+        self._change(full, plan.plan_service(service, slices, NODE, ZONE, defaults, self.health))
 
     def remove(self, name: str) -> None:
         """Remove a Service; its backends drain until `expire`."""

@@ -12,6 +12,7 @@ from lbproxy.core import model, plan, pools, tables
 _IDENTITY_SIZE = 18  # a backend's address and port, the head of its row
 _ID_SIZE = 4
 _BACKEND_ENTRY = _ID_SIZE + tables.BACKEND_SIZE
+_HEALTH_AT = _ID_SIZE + abi.LAYOUTS["backend"].offset("health")
 _FRONTEND_ENTRY = tables.FRONTEND_KEY_SIZE + tables.FRONTEND_SIZE
 _FLAGS = struct.Struct("=H")
 _FLAGS_AT = tables.FRONTEND_KEY_SIZE + abi.LAYOUTS["frontend"].offset("flags")
@@ -78,6 +79,14 @@ class Installed(msgspec.Struct, frozen=True, gc=False):
             packed[i + _ID_SIZE : i + at]: int.from_bytes(packed[i : i + _ID_SIZE], "little")
             for i in range(0, len(packed), _BACKEND_ENTRY)
         }
+
+    @property
+    def unhealthy(self) -> list[bytes]:
+        """The rows of backends that something speaks against."""
+        packed = self.packed_backends
+        if not any(packed[_HEALTH_AT::_BACKEND_ENTRY]):
+            return []
+        return [row for row in self.backends.values() if tables.backend(row).health]
 
     @property
     def backend_count(self) -> int:

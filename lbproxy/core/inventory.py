@@ -56,6 +56,7 @@ class Backend(msgspec.Struct, frozen=True, gc=False):
     node: str
     zone: str
     connections: int
+    health: int = 0  # tables.Health bits: who speaks against it
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False):
@@ -276,6 +277,7 @@ def _backend(
         value.weight,
         *locality,
         _BACKEND_STATS.unpack(stats)[0] if stats else 0,
+        value.health,
     )
 
 

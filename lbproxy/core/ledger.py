@@ -278,6 +278,7 @@ class Ledger:
                 self._locality(backend.node_name, backend.zone),
                 backend.weight,
                 backend.sets,
+                backend.health,
             )
         return rows
 

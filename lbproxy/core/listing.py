@@ -28,6 +28,7 @@ class Backend(msgspec.Struct, frozen=True):
     """Who answers; `connections` since it became a backend.
 
     `usable`: the ClusterIP may choose it now. Where a service port does not have its ClusterIP, any frontend.
+    `health` is what speaks against it: probe-failed, ejected.
     """
 
     ip: str
@@ -38,6 +39,7 @@ class Backend(msgspec.Struct, frozen=True):
     weight: int
     connections: int
     usable: bool
+    health: tuple[str, ...]
 
 
 class SessionAffinity(msgspec.Struct, frozen=True):
@@ -52,6 +54,7 @@ class ServicePort(msgspec.Struct, frozen=True):
 
     `source_ranges` are who may use its load balancer IPs; empty: everyone. `mode` is how
     packets to its other addresses than the ClusterIP reach backends on other nodes.
+    `all_unhealthy`: something speaks against each backend that the ClusterIP may choose, so all are used.
     """
 
     namespace: str
@@ -69,12 +72,14 @@ class ServicePort(msgspec.Struct, frozen=True):
     refused: int
     source_ranges: tuple[str, ...]
     mode: str
+    all_unhealthy: bool
 
 
 class BackendOfService(msgspec.Struct, frozen=True):
     """A backend by itself. `sets` are the traffic policies it may be used under now: Cluster, Local.
 
-    The service fields are empty where the service port has gone before it.
+    The service fields are empty where the service port has gone before it. `health` is what speaks
+    against it: probe-failed, ejected.
     """
 
     ip: str
@@ -89,6 +94,7 @@ class BackendOfService(msgspec.Struct, frozen=True):
     zone: str
     weight: int
     connections: int
+    health: tuple[str, ...]
 
 
 class Filter(typing.NamedTuple):
@@ -140,8 +146,8 @@ def backends(found: inventory.Inventory, wanted: Filter = EVERYTHING) -> list[Ba
 def backends_by_state(found: inventory.Inventory) -> dict[str, int]:
     """How many backends are in each state."""
     every = [*(backend for port in found.ports for backend in port.backends), *found.orphans]
-    count = collections.Counter(backend.state for backend in every)
-    return {state_name(state): count[state] for state in tables.BackendState if state}
+    count = collections.Counter(state_of(backend) for backend in every)
+    return {name: count[name] for name in STATES}
 
 
 def warnings(found: inventory.Inventory) -> list[str]:
@@ -170,6 +176,22 @@ def place(ip: str, port: int) -> str:
 def state_name(state: tables.BackendState) -> str:
     """What a state is called in listings."""
     return state.name.lower()
+
+
+def state_of(backend: inventory.Backend) -> str:
+    """What a backend's state is called: what the API says, or `unhealthy` where it says ready in vain."""
+    if backend.health and backend.state is tables.BackendState.ACTIVE:
+        return UNHEALTHY
+    return state_name(backend.state)
+
+
+UNHEALTHY: typing.Final = "unhealthy"
+STATES: typing.Final = (*(state.name.lower() for state in tables.BackendState if state), UNHEALTHY)
+
+
+def health_names(bits: int) -> tuple[str, ...]:
+    """What speaks against a backend, in words."""
+    return tuple(name.name.lower().replace("_", "-") for name in tables.Health if name.name and bits & name)
 
 
 def set_names(bits: int) -> tuple[str, ...]:
@@ -202,7 +224,14 @@ def _service(port: inventory.ServicePort, served_on: dict[model.Family, tuple[st
         port.refused,
         tuple(map(str, port.source_ranges)),
         (model.PacketMode.DSR if any(one.dsr for one in port.frontends) else model.PacketMode.SNAT).value,
+        _all_unhealthy(port),
     )
+
+
+def _all_unhealthy(port: inventory.ServicePort) -> bool:
+    # An unhealthy one is in no set that has a healthy one.
+    drawn_from = _drawn_from(port.frontends)
+    return any(backend.health and backend.sets & drawn_from for backend in port.backends)
 
 
 def _frontend(frontend: inventory.Frontend, served_on: tuple[str, ...]) -> Frontend:
@@ -231,10 +260,11 @@ def _known(found: Iterable[inventory.Backend], drawn_from: int) -> Iterable[Back
             backend.port,
             backend.node,
             backend.zone,
-            state_name(backend.state),
+            state_of(backend),
             backend.weight,
             backend.connections,
             bool(backend.sets & drawn_from),
+            health_names(backend.health),
         )
         for backend in found
         if backend.state is not tables.BackendState.DRAINING
@@ -253,10 +283,11 @@ def _backend_of(key: model.PortKey | None, backend: inventory.Backend) -> Backen
         key.service.namespace if key else "",
         key.service.name if key else "",
         key.port_name if key else "",
-        state_name(backend.state),
+        state_of(backend),
         set_names(backend.sets),
         backend.node,
         backend.zone,
         backend.weight,
         backend.connections,
+        health_names(backend.health),
     )

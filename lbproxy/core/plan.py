@@ -1,10 +1,10 @@
 """What this node is to serve for a service: frontends, backends and the slots that join them.
 
-The plan of a service depends on nothing but its Service, its slices, this node's
-name, zone and addresses, and the defaults; not on the order in which they became
-known. Where externalTrafficPolicy is Local, each frontend other than the ClusterIP
-stands twice: pods and the node draw from the Cluster set (ETP-4, ETP-5), clients
-outside from the Local one (ETP-3).
+The plan of a service depends on nothing but its Service, its slices, what is
+known of its backends' health, this node's name, zone and addresses, and the defaults;
+not on the order in which they became known. Where externalTrafficPolicy is Local, each
+frontend other than the ClusterIP stands twice: pods and the node draw from the Cluster
+set (ETP-4, ETP-5), clients outside from the Local one (ETP-3).
 """
 
 import typing
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from lbproxy.core import addresses, maglev, model, state, tables, topology
+from lbproxy.core import addresses, health, maglev, model, state, tables, topology
 
 # Where a NodePort's frontend stands: one row of each family, whatever addresses the node has.
 NODE_PORT_ADDRESS = {model.Family.IPV4: addresses.IPV4_ZERO, model.Family.IPV6: addresses.IPV6_ZERO}
@@ -51,12 +51,14 @@ class BackendPlan(msgspec.Struct, frozen=True, gc=False):
     node_name: str
     zone: str
     weight: int
+    health: int = 0  # tables.Health bits: who speaks against it
 
 
 class PortPlan(msgspec.Struct, frozen=True, gc=False):
     """One service port of one family. All known endpoints are listed, by address and port.
 
-    `source_ranges` are empty where no frontend is restricted.
+    `source_ranges` are empty where no frontend is restricted. `spared` are the BackendSet
+    bits of those of its sets whose every backend is unhealthy: all of them are used.
     """
 
     key: model.PortKey
@@ -67,6 +69,7 @@ class PortPlan(msgspec.Struct, frozen=True, gc=False):
     internal_local: bool
     external_local: bool
     source_ranges: tuple[model.SourceRange, ...] = ()
+    spared: int = 0
 
 
 class Defaults(typing.NamedTuple):
@@ -82,12 +85,18 @@ class Defaults(typing.NamedTuple):
     node_ips: tuple[bytes, ...] = ()
 
 
-def plan(cluster: state.ClusterState, name: model.ServiceName, defaults: Defaults) -> list[PortPlan]:
+def plan(
+    cluster: state.ClusterState,
+    name: model.ServiceName,
+    defaults: Defaults,
+    book: health.HealthBook | None = None,
+) -> list[PortPlan]:
     """Plan a service as the cluster state has it; nothing if it is not known."""
     service = cluster.service(name)
     if service is None:
         return []
-    return plan_service(service, cluster.slices(name), cluster.node_name, cluster.zone, defaults)
+    slices = cluster.slices(name)
+    return plan_service(service, slices, cluster.node_name, cluster.zone, defaults, book)
 
 
 def plan_service(
@@ -96,6 +105,7 @@ def plan_service(
     node_name: str,
     zone: str,
     defaults: Defaults,
+    book: health.HealthBook | None = None,
 ) -> list[PortPlan]:
     """Plan each port of a service in each family that it has a ClusterIP of (SEL-8, SEL-9)."""
     if not defaults.external_ips:
@@ -111,20 +121,29 @@ def plan_service(
             places = sorted(merged)
             endpoints = [merged[place] for place in places]
             usable = topology.usable(endpoints, node_name, zone)
+            key = model.PortKey(service.name, port.name, port.protocol, family)
+            known = health.NOTHING_KNOWN if book is None else book.of(key)
+            against, spared = [0] * len(places), 0
+            if known:
+                against = [known[place].sources if place in known else 0 for place in places]
+                usable, spared = _healthy(usable, endpoints, against, node_name, zone)
             frontends = _frontends(service, port, cluster_ip, usable, restricted=bool(ranges), dsr=dsr)
             plans.append(
                 PortPlan(
-                    key=model.PortKey(service.name, port.name, port.protocol, family),
+                    key=key,
                     frontends=frontends,
                     backends=tuple(
-                        _backend(place, endpoint, sets, node_name)
-                        for place, endpoint, sets in zip(places, endpoints, usable.sets, strict=True)
+                        _backend(place, endpoint, sets, node_name, bits)
+                        for place, endpoint, sets, bits in zip(
+                            places, endpoints, usable.sets, against, strict=True
+                        )
                     ),
                     algorithm=defaults.algorithm if service.algorithm is None else service.algorithm,
                     affinity_s=service.affinity_s,
                     internal_local=service.internal_local,
                     external_local=service.external_local,
                     source_ranges=ranges if any(frontend.restricted for frontend in frontends) else (),
+                    spared=spared and spared & _drawn_from(frontends),
                 )
             )
     return plans
@@ -224,11 +243,41 @@ def _source_ranges(
     return tuple(dict.fromkeys(allowed))
 
 
+def _healthy(
+    usable: topology.Usable,
+    endpoints: Sequence[model.Endpoint],
+    against: Sequence[int],
+    node_name: str,
+    zone: str,
+) -> tuple[topology.Usable, int]:
+    """Leave unhealthy endpoints out of the sets, and say which sets have no healthy one: they keep all.
+
+    Hints are a preference: where they lead to unhealthy endpoints only, the Cluster set
+    is chosen without them if it has a healthy one then.
+    """
+    down = list(map(bool, against))
+    chosen = health.exclude(usable.sets, down)
+    if chosen.spared & topology.CLUSTER:
+        wider = health.exclude(topology.usable(endpoints, node_name, zone, hinted=False).sets, down)
+        if not wider.spared & topology.CLUSTER:
+            chosen = wider
+    return usable._replace(sets=chosen.sets), chosen.spared
+
+
+def _drawn_from(frontends: Iterable[FrontendPlan]) -> int:
+    bits = 0
+    for frontend in frontends:
+        bits |= frontend.set
+    return bits
+
+
 def _drops(usable: topology.Usable, bit: int) -> bool:
     return usable.has_any and not any(sets & bit for sets in usable.sets)
 
 
-def _backend(place: topology.Place, endpoint: model.Endpoint, sets: int, node_name: str) -> BackendPlan:
+def _backend(
+    place: topology.Place, endpoint: model.Endpoint, sets: int, node_name: str, against: int
+) -> BackendPlan:
     if node_name and endpoint.node_name == node_name:
         sets |= _HERE
     if endpoint.ready:
@@ -240,7 +289,14 @@ def _backend(place: topology.Place, endpoint: model.Endpoint, sets: int, node_na
     else:
         backend_state = tables.BackendState.UNREADY
     return BackendPlan(
-        place.address, place.port, backend_state, sets, endpoint.node_name, endpoint.zone, endpoint.weight
+        place.address,
+        place.port,
+        backend_state,
+        sets,
+        endpoint.node_name,
+        endpoint.zone,
+        endpoint.weight,
+        against,
     )
 
 

@@ -8,7 +8,19 @@ event never costs more than its own service.
 import itertools
 import typing
 
-from lbproxy.core import addresses, events, ledger, model, node_rows, plan, pools, state, tables
+from lbproxy.core import (
+    addresses,
+    events,
+    health,
+    ledger,
+    model,
+    node_rows,
+    plan,
+    pools,
+    state,
+    tables,
+    topology,
+)
 
 # Nothing else runs meanwhile: with four endpoints each, planning and writing them takes 10 to 14 ms.
 _PASS_SERVICES: typing.Final = 200
@@ -44,6 +56,9 @@ class Reconciler:
         self.ledger = known
         # Service ports that a full table kept from being served as planned.
         self.starved: dict[model.PortKey, pools.Exhausted] = {}
+        self.health = health.HealthBook()
+        # Service ports with a set whose every backend is unhealthy, and the BackendSet bits of these.
+        self.spared: dict[model.PortKey, int] = {}
         self._defaults = defaults
         self._identity = identity
         self._node_listed = False
@@ -91,6 +106,11 @@ class Reconciler:
                     self._triggers.pop(name, None)
         return bool(touched)
 
+    def health_changed(self, name: model.ServiceName) -> None:
+        """Plan a service again: something that counts is known of its backends' health."""
+        if self.state.service(name) is not None:
+            self._dirty[name] = None
+
     def start_over(self, known: ledger.Ledger) -> None:
         """Go on from another ledger, after a write has failed: everything is planned again."""
         self.ledger = known
@@ -121,7 +141,8 @@ class Reconciler:
             self._dirty.clear()
         node_ips = addresses.primary_addresses(self._identity.addresses(self.state.node))
         defaults = self._defaults._replace(node_ips=node_ips)
-        wanted = {name: plan.plan(self.state, name, defaults) for name in names}
+        wanted = {name: plan.plan(self.state, name, defaults, self.health) for name in names}
+        self._look_at_health(wanted)
         change = self.ledger.change(wanted, now_s)
         chosen = set(names)
         for key in [key for key in self.starved if key.service in chosen]:
@@ -136,3 +157,20 @@ class Reconciler:
             triggers = list(itertools.chain.from_iterable(self._triggers.values()))
             self._triggers.clear()
         return Pass(change.writes, names, triggers, complete)
+
+    def _look_at_health(
+        self, planned: typing.Mapping[model.ServiceName, typing.Sequence[plan.PortPlan]]
+    ) -> None:
+        """Note which sets are used although all of them are ill, and forget the backends that are gone."""
+        for key in [key for key in self.spared if key.service in planned]:
+            del self.spared[key]
+        if not self.health:
+            return
+        for name, ports in planned.items():
+            if name not in self.health:
+                continue
+            self.spared.update((port.key, port.spared) for port in ports if port.spared)
+            known = {
+                port.key: [topology.Place(one.address, one.port) for one in port.backends] for port in ports
+            }
+            self.health.keep(name, known)

@@ -8,7 +8,7 @@ that was killed between two writes) is cleared.
 import collections
 import typing
 
-from lbproxy.core import installed, ledger, model, pools, tables
+from lbproxy.core import installed, ledger, model, pools, tables, topology
 
 
 def restore(capacity: ledger.Capacity, dump: ledger.Dump, now_s: float) -> ledger.Ledger:
@@ -63,6 +63,19 @@ def restore(capacity: ledger.Capacity, dump: ledger.Dump, now_s: float) -> ledge
     fresh.locality_ids.restore(_localities(fresh, dump, localities))
     fresh.extents.restore(extents)
     return fresh
+
+
+def unhealthy(
+    known: ledger.Ledger, source: tables.Health
+) -> typing.Iterator[tuple[model.PortKey, topology.Place]]:
+    """The backends that the kernel's rows say this source speaks against: what an earlier agent knew.
+
+    Whoever takes them over has to speak for them again some day: nobody else does.
+    """
+    for port, held in known.installed.items():
+        for backend in map(tables.backend, held.unhealthy):
+            if backend.health & source:
+                yield port, topology.Place(backend.addr, int.from_bytes(backend.port, "big"))
 
 
 def _frontends_by_service(dump: ledger.Dump) -> dict[int, dict[bytes, bytes]]:

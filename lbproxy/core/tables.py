@@ -99,6 +99,13 @@ class BackendState(enum.IntEnum):
     SERVING = abi.constant("BACKEND_SERVING")
 
 
+class Health(enum.IntFlag):
+    """backend.health: who speaks against a backend."""
+
+    PROBE_FAILED = abi.constant("HEALTH_PROBE_FAILED")
+    EJECTED = abi.constant("HEALTH_EJECTED")
+
+
 class Policy(enum.IntFlag):
     """service_meta.policies."""
 
@@ -183,6 +190,7 @@ class Backend(typing.NamedTuple):
     locality: int
     weight: int
     sets: int
+    health: int = 0
 
     def pack(self) -> bytes:
         """The bytes of the row."""

@@ -50,19 +50,19 @@ def merge(
     return merged
 
 
-def usable(endpoints: Sequence[model.Endpoint], node_name: str, zone: str) -> Usable:
+def usable(endpoints: Sequence[model.Endpoint], node_name: str, zone: str, *, hinted: bool = True) -> Usable:
     """Choose the endpoints each traffic policy may use on this node.
 
     Cluster and Local fall back to serving-and-terminating endpoints separately
     (KEP-1669): a node whose last local pod is shutting down keeps answering Local
     traffic while Cluster traffic has already moved. Hints narrow the Cluster set
-    only, and only while some endpoint is ready (TOP-7, TOP-8).
+    only, and only while some endpoint is ready (TOP-7, TOP-8); not at all unless `hinted`.
     """
     # A start comes by every endpoint of the cluster: nothing is called that need not be.
     ready = [endpoint for endpoint in endpoints if endpoint.ready]
     any_ready = bool(ready)
     local_ready = bool(node_name) and node_name in [endpoint.node_name for endpoint in ready]
-    level = _hinted_level(ready, node_name, zone)
+    level = _hinted_level(ready, node_name, zone) if hinted else None
     any_draining = False
     sets = []
     for endpoint in endpoints:

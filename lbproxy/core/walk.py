@@ -237,20 +237,30 @@ class Walk:
         """End here where the frontend's set is empty, and say why it is."""
         local = frontend.sets == tables.BackendSet.LOCAL
         from_where = "the backends on this node (Local)" if local else "all backends (Cluster)"
+        known = [one for one in self.backends() if one.service == frontend.service]
         if frontend.slot_count:
             self.say("backends", f"a choice among {from_where}")
+            self._health(frontend, known)
             return
-        found = collections.Counter(
-            listing.state_name(backend.state)
-            for backend in self.backends()
-            if backend.service == frontend.service
-        )
-        known = ", ".join(f"{count} {state}" for state, count in sorted(found.items()))
-        text = f"none usable among {from_where}; known are {known}" if known else "the service has none"
+        found = collections.Counter(map(listing.state_of, known))
+        states = ", ".join(f"{count} {state}" for state, count in sorted(found.items()))
+        text = f"none usable among {from_where}; known are {states}" if states else "the service has none"
         if frontend.flags & tables.FrontendFlag.DROP:
             reason = "there are backends, but none that the traffic policy allows on this node: it times out"
             raise self.ending("backends", text, Verdict.DROPPED, reason)
         raise self.ending("backends", text, Verdict.REFUSED, refused)
+
+    def _health(self, frontend: tables.Frontend, known: typing.Iterable[inventory.Backend]) -> None:
+        ill = [one for one in known if one.health and one.state is not tables.BackendState.DRAINING]
+        if not ill:
+            return
+        if any(one.sets & frontend.sets for one in ill):
+            self.say("health", "every backend of this choice is unhealthy: all of them are used")
+            return
+        named = [listing.place(addresses.text(one.address), one.port) for one in ill]
+        why = [",".join(listing.health_names(one.health)) for one in ill]
+        left_out = ", ".join(f"{place} ({reason})" for place, reason in zip(named, why, strict=True))
+        self.say("health", f"left out as unhealthy: {left_out}")
 
     def remembered(self, frontend: tables.Frontend, client: bytes | None, by_netns: bool, who: str) -> bool:
         """Whether session affinity decides; `client` is what its row is found by, None where unknown."""
@@ -334,6 +344,6 @@ def _choice(backend: inventory.Backend, percent: float) -> Choice:
         backend.port,
         backend.node,
         backend.zone,
-        listing.state_name(backend.state),
+        listing.state_of(backend),
         percent,
     )

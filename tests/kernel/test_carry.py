@@ -113,7 +113,7 @@ def test_an_lru_map_that_shrinks_is_not_an_error(create: Create) -> None:
 
 def test_fields_are_moved_by_name(create: Create) -> None:
     """An earlier version had the fields of a backend in another order, lacked one and had one more."""
-    fields = [field for field in abi.LAYOUTS["backend"].fields if field.name not in ("weight", "pad")]
+    fields = [field for field in abi.LAYOUTS["backend"].fields if field.name not in ("weight", "health")]
     older, at = [identity.FieldOf("gone", 0, 4)], 4
     for field in reversed(fields):
         older.append(identity.FieldOf(field.name, at, field.size))

@@ -239,7 +239,7 @@ def test_status_of_a_node_that_serves(node_: Node, capsys: pytest.CaptureFixture
         "connect6",
     }
     assert (status["services"], status["service_ports"], status["frontends"]) == (6, 6, 7)
-    states = {"active": 9 - 1, "terminating": 0, "unready": 1, "draining": 0, "serving": 0}
+    states = {"active": 9 - 1, "terminating": 0, "unready": 1, "draining": 0, "serving": 0, "unhealthy": 0}
     assert status["backends"] == states
     assert status["warnings"] == []
     assert node_.run("status") == 0

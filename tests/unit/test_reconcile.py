@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbproxy.core import events, ledger, model, plan, reconcile, state
+from lbproxy.core import events, health, ledger, model, plan, reconcile, state
 from lbproxy.kernel import fake
 from tests import serving, strategies
 from tests.unit import test_ledger
@@ -124,9 +124,10 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[model.ServiceName]:
         cluster: state.ClusterState,
         name: model.ServiceName,
         defaults: plan.Defaults,
+        book: health.HealthBook | None = None,
     ) -> list[plan.PortPlan]:
         names.append(name)
-        return original(cluster, name, defaults)
+        return original(cluster, name, defaults, book)
 
     monkeypatch.setattr(plan, "plan", counted)
     return names

@@ -106,6 +106,7 @@ def test_services_as_json(pinned: Pinned, capsys: pytest.CaptureFixture[str]) ->
         "refused": 0,
         "source_ranges": [],
         "mode": "snat",
+        "all_unhealthy": False,
     }
     assert web4["frontends"] == [
         {"ip": "10.96.0.10", "port": 80, "type": "ClusterIP"},
@@ -134,7 +135,7 @@ def test_services_as_json(pinned: Pinned, capsys: pytest.CaptureFixture[str]) ->
 
 def backend(ip: str, **fields: object) -> dict[str, object]:
     usual = {"port": 8080, "node": "node-1", "zone": "zone-a", "state": "active", "weight": 1}
-    return {"ip": ip, **usual, "connections": 0, "usable": True, **fields}
+    return {"ip": ip, **usual, "connections": 0, "usable": True, "health": [], **fields}
 
 
 def pack(layout: str, *values: int) -> bytes:
@@ -201,7 +202,7 @@ def test_states_are_named_as_people_know_them(pinned: Pinned) -> None:
     pinned.installer.service("default/one", ["10.96.0.1"], [endpoint("10.244.0.1", **TERMINATING)])
     pinned.installer.service("default/two", ["10.96.0.2"], [endpoint("10.244.0.2", **UNREADY)])
     count = listing.backends_by_state(inventory.read(pinned))
-    assert count == {"active": 0, "terminating": 1, "unready": 1, "draining": 0, "serving": 0}
+    assert count == {"active": 0, "terminating": 1, "unready": 1, "draining": 0, "serving": 0, "unhealthy": 0}
 
 
 def test_rows_that_lead_nowhere_are_left_out(pinned: Pinned) -> None:
