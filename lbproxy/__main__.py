@@ -9,7 +9,16 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from lbproxy import config, config_flags, config_load, config_options, config_types, errors, output
+from lbproxy import (
+    config,
+    config_flags,
+    config_load,
+    config_options,
+    config_types,
+    errors,
+    output,
+    secrecy,
+)
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -61,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _dispatch(given)
     except errors.LbproxyError as error:
         for line in error.lines():
-            print(f"lbproxy: error: {' '.join(line.split())}", file=sys.stderr)
+            print(f"lbproxy: error: {' '.join(secrecy.without(line).split())}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         return INTERRUPTED

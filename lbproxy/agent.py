@@ -28,6 +28,7 @@ from lbproxy import (
     netns_addresses,
     node_watch,
     packet_path,
+    secrecy,
     stale_sockets,
     web,
 )
@@ -385,18 +386,25 @@ def _stamp(path: pathlib.Path) -> tuple[int, int, int] | None:
     return None
 
 
+class _Lines(logging.Formatter):
+    """Lines for people; no secret is in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return secrecy.without(super().format(record))
+
+
 class _JsonLines(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object a line; no secret is in it."""
 
     def format(self, record: logging.LogRecord) -> str:
         said = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": secrecy.without(record.getMessage()),
         }
         if record.exc_info:
-            said["traceback"] = self.formatException(record.exc_info)
+            said["traceback"] = secrecy.without(self.formatException(record.exc_info))
         return json.dumps(said)
 
 
@@ -405,9 +413,7 @@ def _log_to_stderr(settings: config.Config) -> None:
     if settings.log_format is config.LogFormat.JSON:
         handler.setFormatter(_JsonLines())
     else:
-        handler.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s", "%H:%M:%S")
-        )
+        handler.setFormatter(_Lines("%(asctime)s %(levelname).1s %(name)s: %(message)s", "%H:%M:%S"))
     # At their own debug level these two say more than everything else together.
     for library in ("pyroute2", "asyncio"):
         logging.getLogger(library).setLevel(logging.WARNING)

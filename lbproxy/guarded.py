@@ -1,7 +1,8 @@
 """An HTTP server that strangers can not keep from answering others.
 
 A connection serves one request and has a deadline, and the oldest ones go when
-there are too many, whatever their clients do or leave undone.
+there are too many, whatever their clients do or leave undone: first those that have
+not sent a request yet, so that a scrape that takes its time is not cut off by others.
 """
 
 import asyncio
@@ -27,8 +28,10 @@ class Guarded(web.Server):
         # What strangers send is none of our errors: without this each port scan leaves a traceback.
         quiet = _log.getChild("http")
         quiet.setLevel(logging.CRITICAL)
-        super().__init__(_once(handler), access_log=None, logger=quiet, lingering_time=0)
+        super().__init__(self._answer, access_log=None, logger=quiet, lingering_time=0)
+        self._handler = handler
         self._connection_s = connection_s
+        self._asking: dict[asyncio.Transport, None] = {}  # whose request is not complete; the oldest first
         self._deadlines: dict[asyncio.Transport, asyncio.TimerHandle] = {}
         self._transports: dict[web.RequestHandler, asyncio.Transport] = {}
 
@@ -36,10 +39,12 @@ class Guarded(web.Server):
         """Give a new connection its deadline, and its place to it if there are too many."""
         super().connection_made(handler, transport)
         if len(self._deadlines) >= MAX_CONNECTIONS:
-            oldest = next(iter(self._deadlines))
+            oldest = next(iter(self._asking or self._deadlines))
+            self._asking.pop(oldest, None)
             self._deadlines.pop(oldest).cancel()
             oldest.abort()
         self._transports[handler] = transport
+        self._asking[transport] = None
         self._deadlines[transport] = asyncio.get_running_loop().call_later(
             self._connection_s, transport.abort
         )
@@ -47,21 +52,20 @@ class Guarded(web.Server):
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         """Forget a connection."""
         super().connection_lost(handler, exc)
-        deadline = self._deadlines.pop(self._transports.pop(handler), None)
+        transport = self._transports.pop(handler)
+        self._asking.pop(transport, None)
+        deadline = self._deadlines.pop(transport, None)
         if deadline is not None:
             deadline.cancel()
 
-
-def _once(handler: Handler) -> Handler:
-    """Answer one request a connection, and a failure with 500."""
-
-    async def answer(request: web.BaseRequest) -> web.Response:
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        """Answer one request a connection, and a failure with 500."""
+        if request.transport is not None:
+            self._asking.pop(request.transport, None)
         try:
-            response = await handler(request)
+            response = await self._handler(request)
         except Exception:
             _log.exception("%s failed", request.path)
             response = web.Response(status=500, text="500 internal server error\n")
         response.force_close()
         return response
-
-    return answer

@@ -42,7 +42,9 @@ Tools ask `/proxyMode` to know what to expect of the node, above all of its Node
 by the rules of the mode it replaces, so it gives that mode's name and not one of its own. The node has no
 iptables rules or nftables sets to look at, though: use `lbproxy services` and `lbproxy explain` instead.
 
-Both servers answer GET and HEAD, close the connection after each answer, and any connection after 30 s.
+Both servers answer GET and HEAD, and nothing that is asked changes anything. They close the connection after
+each answer, any after 30 s, and of more than 256 the oldest, first those whose request is not complete. No
+token, password or key is on any page.
 
 ## Health check node ports
 

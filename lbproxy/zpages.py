@@ -7,7 +7,7 @@ import typing
 from collections.abc import Iterable
 
 import lbproxy
-from lbproxy import config, config_types
+from lbproxy import config, config_types, secrecy
 from lbproxy.core import healthz
 
 _WARNING: typing.Final = "For people to read: programs should not rely on how this looks."
@@ -44,7 +44,7 @@ def flagz(settings: config.Config) -> str:
     """What /flagz shows: every setting in effect, as the agent has it."""
     fields = sorted(dataclasses.fields(settings), key=lambda field: field.name)
     lines = (f"{field.name.replace('_', '-')}={_text(getattr(settings, field.name))}" for field in fields)
-    return "\n".join(("lbproxy flags", _WARNING, "", *lines, ""))
+    return secrecy.without("\n".join(("lbproxy flags", _WARNING, "", *lines, "")))
 
 
 def statusz(started: healthz.Moment, now: healthz.Moment, paths: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 import aiohttp
 import msgspec
 
-from lbproxy import errors
+from lbproxy import errors, secrecy
 from lbproxy.kube import credentials, slim
 
 CONNECT_TIMEOUT_S = 10.0
@@ -66,8 +66,8 @@ class Client:
 
     @property
     def host(self) -> str:
-        """The API server's URL."""
-        return str(self._api.configuration.host)
+        """The API server's URL, without the user that may be in it."""
+        return secrecy.without(str(self._api.configuration.host))
 
     async def close(self) -> None:
         """Close every connection."""

@@ -4,13 +4,15 @@ What can not work becomes a `ConfigError` of one line before anything is asked.
 """
 
 import asyncio
+import base64
 import binascii
 import logging
 import os
 import pathlib
 import typing
+import urllib.parse
 
-from lbproxy import errors
+from lbproxy import errors, secrecy
 from lbproxy.kube import slim
 
 EXEC_PLUGIN_TIMEOUT_S = 60.0
@@ -51,6 +53,7 @@ async def load(origin: Origin) -> Loaded:
     if origin.master:
         loaded.configuration.host = origin.master.rstrip("/")
     _check_url(str(loaded.configuration.host))
+    _take_user(loaded.configuration)
     return loaded
 
 
@@ -64,7 +67,8 @@ def check(kubeconfig: str, master: str) -> None:
         except OSError as error:
             raise _unusable(f"--kubeconfig: {kubeconfig}: {error.strerror or error}") from error
         except yaml.YAMLError as error:
-            raise _unusable(f"--kubeconfig: {kubeconfig}: malformed YAML: {error}") from error
+            raise _unusable(f"--kubeconfig: {kubeconfig}: {_malformed(error)}") from None
+        secrecy.keep_kubeconfig(content)
         if not isinstance(content, dict):
             raise _unusable(f"--kubeconfig: {kubeconfig}: not a usable kubeconfig")
     elif not master:
@@ -81,6 +85,25 @@ def _check_in_pod() -> None:
 def _check_url(host: str) -> None:
     if not host.startswith(("http://", "https://")):
         raise _unusable(f"{host!r} is not an http:// or https:// URL")
+    try:
+        urllib.parse.urlsplit(host).port  # noqa: B018 - it is looked at only now
+    except ValueError as error:
+        raise _unusable(f"{host!r}: {error}") from None
+
+
+def _take_user(configuration: typing.Any) -> None:
+    """Make a header of the user in a URL, where no other credential is there, as client-go does."""
+    url = urllib.parse.urlsplit(configuration.host)
+    user, at, place = url.netloc.rpartition("@")
+    if not at:
+        return
+    configuration.host = urllib.parse.urlunsplit(url._replace(netloc=place))
+    name, _, password = user.partition(":")
+    secrecy.keep(urllib.parse.unquote(password))
+    if "BearerToken" not in configuration.api_key:
+        pair = ":".join(map(urllib.parse.unquote, (name, password)))
+        configuration.api_key["BearerToken"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        _keep_token(configuration)
 
 
 def _from_pod(origin: Origin) -> Loaded:
@@ -93,6 +116,7 @@ def _from_pod(origin: Origin) -> Loaded:
         )
     except (library.config.ConfigException, OSError) as error:
         raise _unusable(f"in-cluster configuration: {error} ({origin.token_file})") from error
+    _keep_token(configuration)
     reread = configuration.refresh_api_key_hook
 
     def refresh(current: typing.Any) -> None:
@@ -103,6 +127,7 @@ def _from_pod(origin: Origin) -> Loaded:
             raise RefreshError(f"{origin.token_file}: {error or type(error).__name__}") from error
         # A newline at the end of the file must not end up in the header.
         current.api_key["BearerToken"] = current.api_key["BearerToken"].strip()
+        _keep_token(current)
 
     configuration.refresh_api_key_hook = refresh
     return Loaded(configuration, f"the service account token in {origin.token_file}")
@@ -117,7 +142,8 @@ async def _from_kubeconfig(path: str) -> Loaded:
     configuration = library.client.Configuration()
     try:
         # The library only warns about a file it can not read, then fails without naming it.
-        await asyncio.to_thread(pathlib.Path(path).read_bytes)
+        content = await asyncio.to_thread(pathlib.Path(path).read_bytes)
+        secrecy.keep_kubeconfig(yaml.safe_load(content))
         async with asyncio.timeout(EXEC_PLUGIN_TIMEOUT_S):
             loader = await library.config.load_kube_config(
                 config_file=path, client_configuration=configuration, persist_config=False
@@ -127,13 +153,14 @@ async def _from_kubeconfig(path: str) -> Loaded:
     except OSError as error:
         raise _unusable(f"{error.filename or path}: {error.strerror or error}") from error
     except yaml.YAMLError as error:
-        raise _unusable(f"{path}: malformed YAML: {error}") from error
+        raise _unusable(f"{path}: {_malformed(error)}") from None
     except binascii.Error as error:
         raise _unusable(f"{path}: a -data field is not base64: {error}") from error
     except library.config.ConfigException as error:
         raise _unusable(f"{path}: {error}") from error
     except _BROKEN_KUBECONFIG as error:
         raise _unusable(f"{path}: not a usable kubeconfig: {error or type(error).__name__}") from error
+    _keep_token(configuration)
     if hasattr(loader, "exec_plugin_expiry"):
         configuration.refresh_api_key_hook = _exec_plugin_hook(path, loader)
     return Loaded(configuration, _credential_name(path, loader, configuration))
@@ -151,6 +178,7 @@ def _exec_plugin_hook(path: str, loader: typing.Any) -> typing.Any:
             except Exception as error:
                 raise RefreshError(f"{path}: exec plugin: {error or type(error).__name__}") from error
         configuration.api_key["BearerToken"] = loader.token
+        _keep_token(configuration)
 
     return refresh
 
@@ -168,8 +196,21 @@ def _credential_name(path: str, loader: typing.Any, configuration: typing.Any) -
 
 
 def one_line(text: str) -> str:
-    """Return the text with every run of white space, newlines included, made one space."""
-    return " ".join(text.split())
+    """Return the text without secrets, each run of white space, newlines included, made one space."""
+    return " ".join(secrecy.without(text).split())
+
+
+def _malformed(error: typing.Any) -> str:
+    # Not all that the library says: it quotes the line, with the token that may be in it.
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}: " if mark else ""
+    return f"malformed YAML: {where}{getattr(error, 'problem', None) or type(error).__name__}"
+
+
+def _keep_token(configuration: typing.Any) -> None:
+    for token in configuration.api_key.values():
+        if isinstance(token, str):
+            secrecy.keep(token)
 
 
 def _unusable(message: str) -> errors.ConfigError:

@@ -15,6 +15,7 @@ import time
 import typing
 from collections.abc import Callable, Mapping
 
+from lbproxy import secrecy
 from lbproxy.core import events, model
 from lbproxy.kube import client
 
@@ -170,7 +171,7 @@ class Reports:
             "reason": reason,
             "action": action,
             "regarding": regarding,
-            "note": note.encode()[:NOTE_BYTES].decode(errors="ignore"),
+            "note": secrecy.without(note).encode()[:NOTE_BYTES].decode(errors="ignore"),
         }
         if self._queue.full() or not self._bucket.take(self._monotonic()):
             self.dropped += 1

@@ -241,6 +241,21 @@ async def test_master_overrides_the_server_and_keeps_the_credentials(
     assert await listed(await client.connect(path, master=f"{server.url}/")) == []
 
 
+async def test_the_user_of_a_url_is_a_credential_where_there_is_no_other(
+    server: apiserver.ApiServer, tmp_path: pathlib.Path
+) -> None:
+    server.store.put(objects.service("web"))
+    url = server.url.replace("://", "://some:p%40ss@")
+    for api in (
+        await client.connect(master=url),
+        await client.connect(kubeconfig(tmp_path, url, {"token": "good"})),
+    ):
+        assert api.host == server.url
+        assert await listed(api) == ["web"]
+    basic = base64.b64encode(b"some:p@ss").decode()
+    assert [one.authorization for one in server.requests] == [f"Basic {basic}", "Bearer good"]
+
+
 async def test_posting(server: apiserver.ApiServer) -> None:
     api = await client.connect(master=server.url)
     await api.post("/api/v1/namespaces/default/services", objects.service("new"))
@@ -346,6 +361,8 @@ async def test_a_reply_that_breaks_off(server: apiserver.ApiServer) -> None:
         ("clusters: [", "", "--kubeconfig: {path}: malformed YAML"),
         ("just text", "http://x", "--kubeconfig: {path}: not a usable kubeconfig"),
         ("{clusters: []}", "x:6443", "'x:6443' is not an http:// or https:// URL"),
+        ("{clusters: []}", "https://[::1:6443", "'https://[::1:6443': "),
+        ("{clusters: []}", "https://x:no", "'https://x:no': "),
     ],
 )
 def test_what_shows_before_anything_is_set_up(

@@ -244,11 +244,14 @@ async def test_other_paths_are_not_found(site: Running, server: str, path: str) 
     assert response.status == 404
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
-async def test_other_methods_are_not_allowed(site: Running, method: str) -> None:
-    response, _ = await site.ask("health", "/healthz", method, data=b"x" * 100_000)
-    assert response.status == 405
-    assert response.headers["Allow"] == "GET, HEAD"
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
+async def test_nothing_can_be_changed_by_asking(site: Running, method: str) -> None:
+    places = [(name, path) for name, server in site.web.servers.items() for path in server.paths]
+    assert ("metrics", "/flagz") in places
+    for name, path in places:
+        response, _ = await site.ask(name, path, method, data=b"x" * 100_000)
+        assert (response.status, path) == (405, path)
+        assert response.headers["Allow"] == "GET, HEAD"
 
 
 async def test_head_has_the_headers_and_no_body(site: Running) -> None:
@@ -287,6 +290,30 @@ async def test_silent_clients_do_not_keep_others_out(site: Running, monkeypatch:
     finally:
         for _, writer in silent:
             writer.close()
+
+
+async def test_whoever_is_being_answered_is_not_cut_off_for_others(
+    site: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guarded, "MAX_CONNECTIONS", 8)
+    scraped, cut_off = asyncio.Event(), asyncio.Event()
+
+    async def slow(_telemetry: metrics.Metrics) -> bytearray:
+        scraped.set()
+        await cut_off.wait()
+        return bytearray(b"lbproxy_up 1\n")
+
+    monkeypatch.setattr(metrics.Metrics, "exposition", slow)
+    plain = {"Accept-Encoding": "identity"}
+    scrape = asyncio.create_task(site.ask("metrics", "/metrics", headers=plain))
+    await scraped.wait()
+    silent = [await asyncio.open_connection("127.0.0.1", site.port("metrics")) for _ in range(30)]
+    with contextlib.suppress(ConnectionError):
+        assert await silent[0][0].read() == b""
+    cut_off.set()
+    assert (await scrape)[1] == b"lbproxy_up 1\n"
+    for _, writer in silent:
+        writer.close()
 
 
 @pytest.mark.parametrize(
