@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from lbproxy.core import addresses, events, identity, model, wire
+from lbproxy.core import addresses, events, identity, model, weights, wire
 
 ALGORITHM_ANNOTATION = "lbproxy.io/algorithm"
 MODE_ANNOTATION = "lbproxy.io/mode"
+WEIGHTS_ANNOTATION = "lbproxy.io/weights"
 DEFAULT_AFFINITY_S = 10800
 LONGEST_AFFINITY_S = 86400
 
@@ -26,7 +27,7 @@ _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9](?:[-.a-z0-9]*[a-z0-9])?")
 _PROTOCOLS = {None: model.Protocol.TCP} | {protocol.name: protocol for protocol in model.Protocol}
 _FAMILIES = {"IPv4": model.Family.IPV4, "IPv6": model.Family.IPV6}
-_ALGORITHMS = {algorithm.name.lower(): algorithm for algorithm in model.Algorithm}
+_ALGORITHMS = {algorithm.label: algorithm for algorithm in model.Algorithm}
 _MODES = {mode.value: mode for mode in model.PacketMode}
 _AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 
@@ -148,6 +149,7 @@ def _service(value: wire.Service, warnings: list[str]) -> events.Upsert:
             source_ranges=_source_ranges(spec.load_balancer_source_ranges, families, warnings),
             health_check_node_port=_health_check_node_port(spec, external_local, warnings),
             mode=_annotated(MODE_ANNOTATION, annotations.mode, _MODES, warnings),
+            weights=_weights(annotations.weights, warnings),
         ),
     )
 
@@ -266,6 +268,20 @@ def _annotated(
         field = f"metadata.annotations[{annotation}]"
         warnings.append(f"{field}: {_quote(text)} is not {choice}: the default is used")
     return chosen
+
+
+def _weights(text: object, warnings: list[str]) -> model.Weights | None:
+    if text is msgspec.UNSET:
+        return None
+    field = f"metadata.annotations[{WEIGHTS_ANNOTATION}]"
+    if not isinstance(text, str):
+        warnings.append(f"{field}: {_quote(text)} is no text: all weights are equal")
+        return None
+    said, problems = weights.parse(text)
+    if problems:
+        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+        warnings.append(f"{field}: {problems[0]}{more}: passed over")
+    return said
 
 
 def _source_ranges(

@@ -214,7 +214,7 @@ def _service(port: inventory.ServicePort, served_on: dict[model.Family, tuple[st
         key.port_name,
         key.protocol.name,
         f"IPv{key.family.value}",
-        port.algorithm.name.lower(),
+        port.algorithm.label,
         tuple(_frontend(frontend, served_on[key.family]) for frontend in port.frontends),
         tuple(_known(port.backends, _drawn_from(port.frontends))),
         affinity,

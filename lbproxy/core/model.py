@@ -32,6 +32,11 @@ class Algorithm(enum.IntEnum):
     RANDOM = 0
     MAGLEV = 1
 
+    @property
+    def label(self) -> str:
+        """The name people know it by."""
+        return self.name.lower().replace("_", "-")
+
 
 class PacketMode(enum.StrEnum):
     """How packets reach a backend on another node: masqueraded, or answered directly to the client."""
@@ -70,6 +75,14 @@ class PortKey(typing.NamedTuple):
         return f"{self.service}{port}/{self.protocol.name}/IPv{self.family.value}"
 
 
+class Weights(msgspec.Struct, frozen=True, gc=False):
+    """How much of a service's new flows endpoints get, 0 to 1000, by address, node name and zone."""
+
+    addresses: dict[bytes, int]
+    nodes: dict[str, int]
+    zones: dict[str, int]
+
+
 class ServicePort(msgspec.Struct, frozen=True, gc=False):
     """One port of a Service; `node_port` is 0 where there is none."""
 
@@ -94,6 +107,7 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     source_ranges: tuple[SourceRange, ...] = ()  # of the families it has; none of a family: no restriction
     health_check_node_port: int = 0  # 0: none is to be served (HC-1)
     mode: PacketMode | None = None  # None: the agent's default
+    weights: Weights | None = None  # None: all are equal
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False):

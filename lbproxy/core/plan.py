@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from lbproxy.core import addresses, health, maglev, model, state, tables, topology
+from lbproxy.core import addresses, health, maglev, model, state, tables, topology, weights
 
 # Where a NodePort's frontend stands: one row of each family, whatever addresses the node has.
 NODE_PORT_ADDRESS = {model.Family.IPV4: addresses.IPV4_ZERO, model.Family.IPV6: addresses.IPV6_ZERO}
@@ -128,14 +128,15 @@ def plan_service(
                 against = [known[place].sources if place in known else 0 for place in places]
                 usable, spared = _healthy(usable, endpoints, against, node_name, zone)
             frontends = _frontends(service, port, cluster_ip, usable, restricted=bool(ranges), dsr=dsr)
+            shares = weights.shares(service.weights, endpoints, usable.sets)
             plans.append(
                 PortPlan(
                     key=key,
                     frontends=frontends,
                     backends=tuple(
-                        _backend(place, endpoint, sets, node_name, bits)
-                        for place, endpoint, sets, bits in zip(
-                            places, endpoints, usable.sets, against, strict=True
+                        _backend(place, endpoint, sets, weight, node_name, bits)
+                        for place, endpoint, sets, weight, bits in zip(
+                            places, endpoints, *shares, against, strict=True
                         )
                     ),
                     algorithm=defaults.algorithm if service.algorithm is None else service.algorithm,
@@ -152,21 +153,27 @@ def plan_service(
 def slots(port_plan: PortPlan, backend_set: tables.BackendSet) -> Sequence[int]:
     """Return indexes into the plan's backends: a new flow goes to that of a slot drawn evenly.
 
-    A Maglev slot is to be drawn by hash. Without one each usable backend has a slot,
-    or where weights differ a share of a table. Empty where no backend is usable. What
-    a DSR frontend draws from is always a Maglev table: several nodes have to agree.
+    A Maglev slot is to be drawn by hash. Without one each usable backend has a slot, or
+    where weights differ as many as its weight says; if those would be more than a table has,
+    its share of one. Empty where no backend is usable. What a DSR frontend draws from is
+    always a Maglev table: several nodes have to agree.
     """
     bit = int(backend_set)  # not `value`, which is a property in Python
     usable = []
-    weights = set()
+    found = set()
     for index, backend in enumerate(port_plan.backends):
         if backend.sets & bit:
             usable.append(index)
-            weights.add(backend.weight)
-    if port_plan.algorithm is model.Algorithm.RANDOM and len(weights) < 2:
-        agreed = [frontend for frontend in port_plan.frontends if frontend.dsr and frontend.set == bit]
-        if not agreed:
-            return usable
+            found.add(backend.weight)
+    hashed = port_plan.algorithm is model.Algorithm.MAGLEV or any(
+        frontend.dsr and frontend.set == bit for frontend in port_plan.frontends
+    )
+    if not hashed and len(found) < 2:
+        return usable
+    if not hashed:
+        small = weights.reduced([port_plan.backends[index].weight for index in usable])
+        if sum(small) <= maglev.size(len(usable)):
+            return [index for index, weight in zip(usable, small, strict=True) for _ in range(weight)]
     table = maglev.table([_identity(port_plan.backends[index]) for index in usable])
     return [usable[index] for index in table]
 
@@ -276,7 +283,7 @@ def _drops(usable: topology.Usable, bit: int) -> bool:
 
 
 def _backend(
-    place: topology.Place, endpoint: model.Endpoint, sets: int, node_name: str, against: int
+    place: topology.Place, endpoint: model.Endpoint, sets: int, weight: int, node_name: str, against: int
 ) -> BackendPlan:
     if node_name and endpoint.node_name == node_name:
         sets |= _HERE
@@ -295,7 +302,7 @@ def _backend(
         sets,
         endpoint.node_name,
         endpoint.zone,
-        endpoint.weight,
+        weight,
         against,
     )
 

@@ -26,6 +26,7 @@ class ServiceAnnotations(_Wire):
 
     algorithm: _Any = msgspec.field(default=msgspec.UNSET, name="lbproxy.io/algorithm")
     mode: _Any = msgspec.field(default=msgspec.UNSET, name="lbproxy.io/mode")
+    weights: _Any = msgspec.field(default=msgspec.UNSET, name="lbproxy.io/weights")
 
 
 class ServiceMetadata(_Wire):

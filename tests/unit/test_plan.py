@@ -224,13 +224,24 @@ def test_random_slots_are_the_usable_backends_once_each() -> None:
     assert list(plan.slots(port, LOCAL)) == [0]
 
 
-def test_weights_make_a_table_of_random_slots_too() -> None:
-    (port,) = planned(service(), slice_(HERE, THERE))
-    heavier = msgspec.structs.replace(port.backends[1], weight=3)
-    port = msgspec.structs.replace(port, backends=(port.backends[0], heavier))
-    slots = collections.Counter(plan.slots(port, CLUSTER))
+@pytest.mark.parametrize(("weights", "slots"), [((1, 3), (1, 3)), ((4, 6), (2, 3)), ((7, 7), (1, 1))])
+def test_weights_are_as_many_random_slots(weights: tuple[int, int], slots: tuple[int, int]) -> None:
+    assert slots_of(weights) == dict(enumerate(slots))
+
+
+def test_weights_that_no_small_table_shows_have_their_share_of_one() -> None:
+    slots = slots_of((1, 999))
+    assert (slots[0], slots.total()) == (1, maglev.SIZES[0])
+    slots = slots_of((500, 999))
     assert slots.total() == maglev.SIZES[0]
-    assert slots[1] == pytest.approx(3 * slots[0], abs=4)
+    assert slots[1] == pytest.approx(2 * slots[0], abs=4)
+
+
+def slots_of(weights: tuple[int, int]) -> collections.Counter[int]:
+    (port,) = planned(service(), slice_(HERE, THERE))
+    pairs = zip(port.backends, weights, strict=True)
+    weighted = tuple(msgspec.structs.replace(backend, weight=weight) for backend, weight in pairs)
+    return collections.Counter(plan.slots(msgspec.structs.replace(port, backends=weighted), CLUSTER))
 
 
 def test_maglev_slots_hold_what_another_node_holds_too() -> None:
