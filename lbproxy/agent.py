@@ -32,8 +32,9 @@ from lbproxy import (
     stale_sockets,
     web,
 )
-from lbproxy.core import events, model, tables
+from lbproxy.core import events, model, probing, restoring, tables
 from lbproxy.kernel import bpffs, datapath, features, maps, node
+from lbproxy.probes import prober
 
 if typing.TYPE_CHECKING:
     # kubernetes_asyncio is not loaded for --manifests.
@@ -165,6 +166,7 @@ class _Agent:
         self._telemetry = metrics.Metrics()
         self._health_checks = health_checks.HealthChecks(settings, self._health_check_failed)
         self._node_watch = node_watch.NodeWatch(settings, both_families=node_watch.has_both_families())
+        self._prober = prober.Prober(settings.probe_concurrency, self._telemetry.probed, self._probes_say)
         self._controller: controller.Controller | None = None
         self._backlog: list[typing.Sequence[events.Event]] = []
         self._reports: reports.Reports | None = None
@@ -210,11 +212,14 @@ class _Agent:
             kernel=kernel,
             sources=sources,
             flow_table=flows,
+            prober=self._prober,
             fingerprint=outcome.identity.fingerprint,
             start=outcome.how,
             max_series=self._settings.metrics_max_series,
         )
         control.awaits_devices = True
+        known = restoring.unhealthy(control.reconciler.ledger, tables.Health.PROBE_FAILED)
+        self._prober.take_over(control.note_health, known)
         for batch in self._backlog:
             control.emit(batch)
         self._backlog.clear()
@@ -222,6 +227,7 @@ class _Agent:
         tasks.create_task(node.watch_addresses(lambda found: control.node_changed(found, cookie)))
         tasks.create_task(control.run())
         tasks.create_task(self._health_checks.run())
+        tasks.create_task(self._prober.run())
         tasks.create_task(flows.run())
         tasks.create_task(sockets.run(control.ready))
         tasks.create_task(spaces.run(control.ready))
@@ -278,10 +284,17 @@ class _Agent:
     def _passed(self, control: controller.Controller, names: list[model.ServiceName]) -> None:
         state = control.reconciler.state
         self._health_checks.passed(state, names, control.node_facts, control.health)
+        self._prober.passed(state, names)
 
     def _health_check_failed(self, service: model.ServiceName, port: int, why: str) -> None:
         if self._reports is not None:
             self._reports.health_check_failed(service, port, why)
+
+    def _probes_say(self, change: probing.Change) -> None:
+        if self._reports is not None:
+            self._reports.backend_changed(
+                change.user.port.service, healthy=change.usable, action="Probe", note=prober.describe(change)
+            )
 
     def _devices_report(self, reasons: typing.Sequence[str]) -> None:
         if self._controller is not None:

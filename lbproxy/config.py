@@ -140,6 +140,7 @@ class Config:
     metrics_bind_address: ListenAddress | None = METRICS  # None: not served
     bind_address_hard_fail: bool = False
     metrics_max_series: int = 10_000
+    probe_concurrency: int = 256  # 0: no backend is probed
     events: bool = True
     oom_score_adj: int = -999
     log_level: int = 0

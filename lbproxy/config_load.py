@@ -249,6 +249,7 @@ def _build(resolved: _Resolved, host: Host, problems: list[str]) -> config.Confi
         metrics_bind_address=_listen(resolved, "metrics", "127.0.0.1", "::1"),
         bind_address_hard_fail=get("--bind-address-hard-fail"),
         metrics_max_series=get("--metrics-max-series"),
+        probe_concurrency=get("--probe-concurrency"),
         events=get("--events"),
         oom_score_adj=get("--oom-score-adj"),
         log_level=get("-v"),

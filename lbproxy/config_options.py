@@ -227,6 +227,14 @@ OWN_OPTIONS = (
         help="how many per-backend series /metrics shows at most",
     ),
     Option(
+        flags=("--probe-concurrency",),
+        own_field="probeConcurrency",
+        type=types.integer(0, 4096),
+        default="256",
+        group=Group.SERVING,
+        help="how many backends are probed at a time, where Services ask for it; 0: none ever is",
+    ),
+    Option(
         flags=("--events",),
         own_field="events",
         type=types.BOOL,

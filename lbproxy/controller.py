@@ -13,7 +13,19 @@ import time
 import typing
 
 from lbproxy import config, local_node, metrics, node_watch, rejections, shortfalls
-from lbproxy.core import events, healthz, ledger, model, node_rows, plan, reconcile, restoring, tables
+from lbproxy.core import (
+    events,
+    health,
+    healthz,
+    ledger,
+    model,
+    node_rows,
+    plan,
+    reconcile,
+    restoring,
+    tables,
+    topology,
+)
 from lbproxy.kernel import maps
 
 _log = logging.getLogger(__name__)
@@ -107,6 +119,16 @@ class Controller:
         """Take this node's own addresses."""
         self._node.found(local, host_netns)
         self._wake.set()
+
+    def note_health(
+        self, port: model.PortKey, place: topology.Place, source: health.Source, usable: bool, reason: str
+    ) -> bool:
+        """Take what a source says of a backend; returns whether its service is planned again for it."""
+        changed = self.reconciler.health.note(port, place, source, usable, reason)
+        if changed:
+            self.reconciler.health_changed(port.service)
+            self._wake.set()
+        return changed
 
     # --- what goes out ---
 

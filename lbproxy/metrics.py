@@ -11,7 +11,7 @@ import prometheus_client
 import lbproxy
 from lbproxy import metrics_scrape, metrics_text
 from lbproxy import metrics_table as table
-from lbproxy.core import events, model
+from lbproxy.core import events, model, probe, probing
 
 _FAMILIES: typing.Final = tuple(map(metrics_scrape.family_label, model.Family))
 
@@ -51,6 +51,8 @@ class Metrics:
         self._request_duration = self._histogram(table.REST_DURATION)
         self._rejected = self._counter(table.REJECTED)
         self._failures = self._counter(table.SYNC_FAILURES)
+        self._probes = self._counter(table.PROBES)
+        self._probe_duration = self._histogram(table.PROBE_DURATION)
         self._sli_registry = prometheus_client.CollectorRegistry(auto_describe=False)
         self._healthcheck = prometheus_client.Gauge(
             "kubernetes_healthcheck",
@@ -74,6 +76,7 @@ class Metrics:
         kernel: metrics_scrape.Kernel,
         sources: typing.Sequence[metrics_scrape.Source],
         flow_table: metrics_scrape.FlowTable,
+        prober: metrics_scrape.Prober,
         max_series: int,
         fingerprint: str,
         start: str,
@@ -82,7 +85,9 @@ class Metrics:
 
         `fingerprint` is that of the programs, `start` the `how` of `Datapath.ensure`.
         """
-        self._collector = metrics_scrape.Collector(controller, kernel, sources, max_series, flow_table)
+        self._collector = metrics_scrape.Collector(
+            controller, kernel, sources, max_series, flow_table, prober
+        )
         self.registry.register(self._collector)
         self._build.labels(lbproxy.__version__, fingerprint).set(1)
         self._start.labels(start).set(1)
@@ -131,6 +136,16 @@ class Metrics:
             label = metrics_scrape.family_label(family)
             self._conntrack_duration.labels(label).observe(took_s)
             self._conntrack_deleted.labels(label).inc(closed.get(family, 0))
+
+    # --- what the prober reports ---
+
+    def probed(self, kind: probe.Kind, result: probing.Result, took_s: float) -> None:
+        """Count a probe, and how many seconds it took."""
+        if result.blameless:
+            self._probes.labels(kind.value, "not-made").inc()
+            return
+        self._probes.labels(kind.value, "passed" if result.passed else "failed").inc()
+        self._probe_duration.labels(kind.value).observe(took_s)
 
     # --- what the client of the API server reports ---
 

@@ -82,6 +82,32 @@ class FlowTable(typing.Protocol):
         ...
 
 
+class Prober(typing.Protocol):
+    """Who probes backends."""
+
+    @property
+    def targets(self) -> int:
+        """How many addresses and ports are probed."""
+        ...
+
+    @property
+    def late_s(self) -> float:
+        """How long the probe that waits longest has been due."""
+        ...
+
+    def down(self) -> typing.Mapping[model.PortKey, tuple[int, int]]:
+        """Of each probed service port, how many backends are down, and how many are probed."""
+        ...
+
+
+class Probes(typing.NamedTuple):
+    """Probes at one moment."""
+
+    targets: int
+    late_s: float
+    down: typing.Mapping[model.PortKey, tuple[int, int]]
+
+
 Source = typing.Union[reflector.Reflector, "manifests.Manifests"]
 
 
@@ -134,9 +160,12 @@ class Collector:
         sources: typing.Sequence[Source],
         max_series: int,
         flow_table: FlowTable,
+        prober: Prober,
     ) -> None:
         self._agent = agent
         self._flow_table = flow_table
+        self._prober = prober
+        self._probes = Probes(0, 0.0, {})
         self._kernel = kernel
         self._sources = sources
         self._max_series = max_series
@@ -147,6 +176,7 @@ class Collector:
     def look(self) -> None:
         """Take note of the agent's state; on the event loop, where nothing changes it meanwhile."""
         self._seen = _seen(self._agent)
+        self._probes = Probes(self._prober.targets, self._prober.late_s, self._prober.down())
 
     def forget(self) -> None:
         """Let go of that: else what has changed since would stay in memory until the next scrape."""
@@ -165,6 +195,7 @@ class Collector:
     def collect(self) -> typing.Iterator[metrics_core.Metric]:
         """Every metric, in the order of the table; bulky ones make their samples as they are read."""
         yield from self._balanced()
+        yield from self._probed()
         yield from self._connections()
         yield self._flows()
         yield from self._maps()
@@ -191,6 +222,16 @@ class Collector:
         yield _family(
             table.NO_LOCAL_ENDPOINTS,
             [((p, family_label(f)), without[p, f]) for p in ("internal", "external") for f in model.Family],
+        )
+
+    def _probed(self) -> typing.Iterator[metrics_core.Metric]:
+        yield _one(table.PROBE_TARGETS, self._probes.targets)
+        yield _one(table.PROBE_LATE, self._probes.late_s)
+        ports = self._probes.down.items()
+        if len(ports) > self._max_series:
+            ports = dict(heapq.nlargest(self._max_series, ports, key=lambda port: port[1])).items()
+        yield _family(
+            table.PROBE_DOWN, [((*_names(key), family_label(key.family)), down) for key, (down, _) in ports]
         )
 
     def _connections(self) -> typing.Iterator[metrics_core.Metric]:

@@ -171,6 +171,39 @@ ALL_UNHEALTHY = Definition(
     "Service ports all of whose backends are unhealthy, of a traffic policy's choice at least: all are used",
 )
 
+# --- probes of backends ---
+
+PROBES = Definition(
+    "lbproxy_probes_total",
+    Type.COUNTER,
+    "Probes of backends, by what they speak and how they ended; not-made: this node could not ask",
+    ("type", "result"),
+)
+PROBE_DURATION = Definition(
+    "lbproxy_probe_duration_seconds",
+    Type.HISTOGRAM,
+    "How long a probe took that passed or failed; one that was not answered took its whole timeout",
+    ("type",),
+    tuple(0.0005 * 2**n for n in range(16)),
+)
+PROBE_TARGETS = Definition(
+    "lbproxy_probe_targets",
+    Type.GAUGE,
+    "Addresses and ports that this node probes; those of several service ports count once",
+)
+PROBE_LATE = Definition(
+    "lbproxy_probe_late_seconds",
+    Type.GAUGE,
+    "How long the probe that waits longest has been due; should be below a second",
+)
+PROBE_DOWN = Definition(
+    "lbproxy_probe_failed_backends",
+    Type.GAUGE,
+    "Backends of a service port that probes have found down; of probed service ports, at most "
+    "--metrics-max-series of them, those with the most first",
+    SERVICE_PORT,
+)
+
 # --- what the kernel counted ---
 
 SERVICE_CONNECTIONS = Definition(

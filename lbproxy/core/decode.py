@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from lbproxy.core import addresses, events, identity, model, weights, wire
+from lbproxy.core import addresses, events, identity, model, probe, weights, wire
 
 ALGORITHM_ANNOTATION = "lbproxy.io/algorithm"
 MODE_ANNOTATION = "lbproxy.io/mode"
 WEIGHTS_ANNOTATION = "lbproxy.io/weights"
+PROBE_ANNOTATION = "lbproxy.io/probe"
+PROBE_SETTINGS_ANNOTATION = "lbproxy.io/probe-settings"
 DEFAULT_AFFINITY_S = 10800
 LONGEST_AFFINITY_S = 86400
 
@@ -150,6 +152,7 @@ def _service(value: wire.Service, warnings: list[str]) -> events.Upsert:
             health_check_node_port=_health_check_node_port(spec, external_local, warnings),
             mode=_annotated(MODE_ANNOTATION, annotations.mode, _MODES, warnings),
             weights=_weights(annotations.weights, warnings),
+            probe=_probe(annotations, warnings),
         ),
     )
 
@@ -282,6 +285,23 @@ def _weights(text: object, warnings: list[str]) -> model.Weights | None:
         more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
         warnings.append(f"{field}: {problems[0]}{more}: passed over")
     return said
+
+
+def _probe(annotations: wire.ServiceAnnotations, warnings: list[str]) -> probe.Probe | None:
+    asked, settings = annotations.probe, annotations.probe_settings
+    if asked is msgspec.UNSET:
+        if settings is not msgspec.UNSET:
+            field = f"metadata.annotations[{PROBE_SETTINGS_ANNOTATION}]"
+            warnings.append(f"{field}: without {PROBE_ANNOTATION}: passed over")
+        return None
+    try:
+        if not isinstance(asked, str) or not isinstance(settings, str | msgspec.UnsetType):
+            raise probe.ProbeError("not a text")
+        return _shared_probe(asked, settings or "")
+    except probe.ProbeError as error:
+        field = f"metadata.annotations[{PROBE_ANNOTATION}]"
+        warnings.append(f"{field}: {_quote(asked)}: {error}: backends are not probed")
+        return None
 
 
 def _source_ranges(
@@ -459,6 +479,12 @@ def _port_number(field: str, number: int) -> int:
 @functools.lru_cache(1024)
 def _shared_service_ports(ports: tuple[model.ServicePort, ...]) -> tuple[model.ServicePort, ...]:
     return ports
+
+
+# A relist compares every probe with the one that is known: the same object is equal at once.
+@functools.lru_cache(1024)
+def _shared_probe(asked: str, settings: str) -> probe.Probe:
+    return probe.parse(asked, settings)
 
 
 @functools.lru_cache(1024)

@@ -10,6 +10,8 @@ import typing
 
 import msgspec
 
+from lbproxy.core import probe as probe_
+
 
 class Family(enum.IntEnum):
     """An IP family, by its version number."""
@@ -108,6 +110,7 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     health_check_node_port: int = 0  # 0: none is to be served (HC-1)
     mode: PacketMode | None = None  # None: the agent's default
     weights: Weights | None = None  # None: all are equal
+    probe: probe_.Probe | None = None
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False):

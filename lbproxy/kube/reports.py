@@ -86,6 +86,8 @@ class Reports:
         self._monotonic = monotonic
         self._clock = clock
         self._bucket = TokenBucket(BURST, REFILL_PER_S, monotonic())
+        # Of its own: a service that falls and rises all day keeps nobody else from being heard.
+        self._health_bucket = TokenBucket(BURST, REFILL_PER_S, monotonic())
         self._said: collections.OrderedDict[tuple[events.Kind, events.ObjectName], str] = (
             collections.OrderedDict()
         )
@@ -136,6 +138,18 @@ class Reports:
         note = f"node {self._node_name} cannot serve the health check of {service} on port {port}: {why}"
         self._enqueue(regarding, "Warning", "FailedToStartServiceHealthcheck", "Listen", note)
 
+    def backend_changed(self, service: model.ServiceName, *, healthy: bool, action: str, note: str) -> None:
+        """Say on a Service that this node has found a backend unhealthy, or healthy again."""
+        regarding = {
+            "kind": str(events.Kind.SERVICE),
+            "namespace": service.namespace,
+            "name": service.name,
+            "apiVersion": API_VERSIONS[events.Kind.SERVICE],
+        }
+        kind, reason = ("Normal", "BackendHealthy") if healthy else ("Warning", "BackendUnhealthy")
+        note = f"node {self._node_name}: {note}"
+        self._enqueue(regarding, kind, reason, action, note, self._health_bucket)
+
     async def run(self) -> typing.NoReturn:
         """Post what is queued until cancelled."""
         while True:
@@ -154,7 +168,15 @@ class Reports:
             finally:
                 self._queue.task_done()
 
-    def _enqueue(self, regarding: dict[str, str], kind: str, reason: str, action: str, note: str) -> bool:
+    def _enqueue(
+        self,
+        regarding: dict[str, str],
+        kind: str,
+        reason: str,
+        action: str,
+        note: str,
+        bucket: TokenBucket | None = None,
+    ) -> bool:
         regarding = {field: value for field, value in regarding.items() if value}
         # Events about objects without a namespace are kept in this one (EV-1).
         namespace = regarding.get("namespace", "default")
@@ -173,7 +195,7 @@ class Reports:
             "regarding": regarding,
             "note": secrecy.without(note).encode()[:NOTE_BYTES].decode(errors="ignore"),
         }
-        if self._queue.full() or not self._bucket.take(self._monotonic()):
+        if self._queue.full() or not (bucket or self._bucket).take(self._monotonic()):
             self.dropped += 1
             return False
         self._queue.put_nowait((f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body))

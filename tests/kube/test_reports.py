@@ -198,3 +198,22 @@ async def test_the_limits_of_an_event_are_kept() -> None:
     assert len(body["metadata"]["name"]) <= 253
     assert len(body["reportingInstance"]) <= 128
     assert len(body["note"].encode()) <= 1024
+
+
+async def test_the_health_of_backends_is_said_on_their_service_and_keeps_nobody_from_being_heard() -> None:
+    post = Post()
+    reporter = reports.Reports(post, "node-a", monotonic=lambda: 1.0)
+    service = model.ServiceName("shop", "web")
+    async with running(reporter):
+        for _ in range(reports.BURST):
+            reporter.backend_changed(service, healthy=False, action="Probe", note="10.0.0.1 is down")
+        await eventually(lambda: len(post.bodies) == reports.BURST)
+        reporter.backend_changed(service, healthy=True, action="Probe", note="10.0.0.1 is up")
+        reporter.rejected(rejection())
+        await eventually(lambda: len(post.bodies) == reports.BURST + 1)
+    body = post.bodies[0]
+    said = (body["type"], body["reason"], body["action"], body["note"])
+    assert said == ("Warning", "BackendUnhealthy", "Probe", "node node-a: 10.0.0.1 is down")
+    assert (body["regarding"]["kind"], body["regarding"]["name"]) == ("Service", "web")
+    assert post.bodies[-1]["reason"] == "InvalidObject"
+    assert reporter.dropped == 1

@@ -18,11 +18,24 @@ from prometheus_client import metrics_core, parser, samples
 
 from lbproxy import abi, config, flow_table, metrics, metrics_docs, metrics_scrape, metrics_text
 from lbproxy import metrics_table as table
-from lbproxy.core import addresses, events, flows, inventory, ledger, model, plan, reconcile, tables
+from lbproxy.core import (
+    addresses,
+    events,
+    flows,
+    inventory,
+    ledger,
+    model,
+    plan,
+    probe,
+    probing,
+    reconcile,
+    tables,
+)
 from lbproxy.kernel import fake, maps
 from lbproxy.kube import manifests, reflector
 
 NODE = "node-a"
+RESULTS = ("passed", "failed", "not-made")
 WEB = model.ServiceName("default", "web")
 
 KUBE_PROXY = {
@@ -71,12 +84,26 @@ class Kernel(fake.FakeMaps):
         self._rows[name][tables.row_key(number)] = packed
 
 
+class Prober:
+    """What probes have found, as a test says."""
+
+    targets = 0
+    late_s = 0.0
+
+    def __init__(self) -> None:
+        self.found: dict[model.PortKey, tuple[int, int]] = {}
+
+    def down(self) -> dict[model.PortKey, tuple[int, int]]:
+        return self.found
+
+
 class Agent:
     """A controller's state without its loop."""
 
     def __init__(self) -> None:
         self.kernel = Kernel()
         self.flow_table = flow_table.FlowTable(self.kernel)
+        self.prober = Prober()
         sizes = maps.capacity(dataclasses.asdict(config.MapRows()))
         self.reconciler = reconcile.Reconciler(
             NODE, plan.Defaults(model.Algorithm.RANDOM), ledger.Ledger(sizes)
@@ -112,6 +139,7 @@ class Agent:
             kernel=self.kernel,
             sources=sources or [],
             flow_table=self.flow_table,
+            prober=self.prober,
             max_series=max_series,
             fingerprint="f00d",
             start="adopted",
@@ -378,6 +406,31 @@ async def test_the_busiest_backends_are_shown_and_the_others_counted(agent: Agen
     scraped = await scrape(agent.attach(max_series=0))
     assert not scraped.series("lbproxy_backend_connections_total")
     assert scraped("lbproxy_metrics_series_omitted") == 10
+
+
+async def test_probes_are_counted_by_what_they_speak_and_how_they_ended(agent: Agent) -> None:
+    telemetry = agent.attach()
+    telemetry.probed(probe.Kind.TCP, probing.Result(passed=True), 0.001)
+    telemetry.probed(probe.Kind.TCP, probing.Result(passed=False, reason="refused"), 0.002)
+    telemetry.probed(probe.Kind.TCP, probing.Result(passed=False, blameless=True), 0.003)
+    agent.prober.targets, agent.prober.late_s = 5, 0.25
+    scraped = await scrape(telemetry)
+    results = {result: scraped("lbproxy_probes_total", type="tcp", result=result) for result in RESULTS}
+    assert results == dict.fromkeys(RESULTS, 1)
+    assert scraped("lbproxy_probe_duration_seconds_count", type="tcp") == 2
+    assert scraped("lbproxy_probe_targets") == 5
+    assert scraped("lbproxy_probe_late_seconds") == 0.25
+
+
+async def test_service_ports_with_the_most_backends_down_are_shown(agent: Agent) -> None:
+    keys = [
+        model.PortKey(model.ServiceName("shop", f"s{n}"), "http", model.Protocol.TCP, model.Family.IPV4)
+        for n in range(5)
+    ]
+    agent.prober.found = {key: (n, 9) for n, key in enumerate(keys)}
+    for most, expected in ((3, {"s4", "s3", "s2"}), (0, set()), (10, {f"s{n}" for n in range(5)})):
+        series = (await scrape(agent.attach(max_series=most))).series("lbproxy_probe_failed_backends")
+        assert {labels["service"] for labels in series} == expected
 
 
 async def test_every_counter_of_the_header_is_exported(agent: Agent) -> None:

@@ -1,0 +1,249 @@
+"""What a Service's annotations say of probes: what to ask its backends, how often, and when to believe it.
+
+    lbproxy.io/probe: http:/healthz
+    lbproxy.io/probe-settings: interval=2s,fall=2,status=200-299
+
+Text that is not understood means no probe at all: with half of what was meant,
+backends would be asked the wrong thing and found down.
+"""
+
+import enum
+import re
+import typing
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+LONGEST_TEXT: typing.Final = 1024  # of a path, of a name
+LONGEST_PAYLOAD_BYTES: typing.Final = 512
+
+
+class Kind(enum.StrEnum):
+    """What a probe speaks; it passes with a connection, an expected answer, or any at all (UDP)."""
+
+    TCP = "tcp"
+    HTTP = "http"
+    HTTPS = "https"
+    GRPC = "grpc"
+    UDP = "udp"
+
+
+class Probe(msgspec.Struct, frozen=True, gc=False):
+    """A probe of all backends of a Service. Equal probes of one address and port are made once."""
+
+    kind: Kind
+    text: str = ""  # the path of HTTP, the service of gRPC
+    payload: bytes = b""  # of UDP
+    expect: bytes = b""  # what the answer to it begins with
+    host: str = ""  # empty: the backend's address
+    server_name: str = ""
+    lowest_status: int = 200
+    highest_status: int = 399
+    interval_s: float = 5.0
+    timeout_s: float = 1.0
+    rise: int = 2  # results in a row that make a backend usable again
+    fall: int = 3  # and that make it unusable
+    jitter: float = 0.2  # how much later than the interval a probe may be, as a share of it
+    port: int = 0  # 0: the backend's own
+
+
+class ProbeError(ValueError):
+    """The text is no probe; says why in a few words, without a full stop."""
+
+
+class Setting(typing.NamedTuple):
+    """One setting: what it is of, how its value is read into fields of Probe, and what it means."""
+
+    kinds: tuple[Kind, ...]
+    default: str
+    read: Callable[[str], dict[str, typing.Any]]
+    help: str
+
+
+def parse(probe_text: str, settings_text: str = "") -> Probe:
+    """Read both annotations. Raises ProbeError."""
+    word, colon, subject = probe_text.partition(":")
+    if word not in _SUBJECTS:
+        raise ProbeError(f"begins with none of {', '.join(_SUBJECTS)}")
+    kind = Kind(word)
+    fields = _SUBJECTS[kind](subject) if colon else _without_subject(kind)
+    return Probe(kind, **fields, **_settings(kind, settings_text))
+
+
+def _settings(kind: Kind, text: str) -> dict[str, typing.Any]:
+    fields: dict[str, typing.Any] = {}
+    given = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = part.partition("=")
+        setting = SETTINGS.get(name)
+        if setting is None or not equals:
+            raise ProbeError(f"{_shown(part)} is none of {', '.join(f'{known}=' for known in SETTINGS)}")
+        if kind not in setting.kinds:
+            raise ProbeError(f"{name}= is not for {kind}")
+        if name in given:
+            raise ProbeError(f"{name}= stands twice")
+        given.add(name)
+        try:
+            fields |= setting.read(value)
+        except ValueError as error:
+            raise ProbeError(f"{name}={_shown(value)}: {error}") from None
+    return fields
+
+
+# --- values: each raises ValueError with what was expected ---
+
+
+def _without_subject(kind: Kind) -> dict[str, typing.Any]:
+    if kind in (Kind.TCP, Kind.GRPC):
+        return {}
+    if kind is Kind.UDP:
+        raise ProbeError("udp needs something to send: udp:ping")
+    return {"text": "/"}
+
+
+def _no_subject(_text: str) -> dict[str, typing.Any]:
+    raise ProbeError("tcp asks for nothing: it is tcp alone")
+
+
+def _path(text: str) -> dict[str, typing.Any]:
+    if not text.startswith("/") or not _PRINTABLE.fullmatch(text) or len(text) > LONGEST_TEXT:
+        raise ProbeError("the path has no / in front, or is not short printable ASCII")
+    return {"text": text}
+
+
+def _grpc_service(text: str) -> dict[str, typing.Any]:
+    if (text and not _PRINTABLE.fullmatch(text)) or len(text) > LONGEST_TEXT:
+        raise ProbeError("the service is not short printable ASCII")
+    return {"text": text}
+
+
+def _payload(text: str) -> dict[str, typing.Any]:
+    try:
+        payload = _bytes(text)
+    except ValueError as error:
+        raise ProbeError(f"what to send: {error}") from None
+    if not payload:
+        raise ProbeError("udp needs something to send: udp:ping")
+    return {"payload": payload}
+
+
+def _bytes(text: str) -> bytes:
+    r"""Read printable ASCII, in which \xNN stands for any byte and \\ for a backslash."""
+    parts = _ESCAPES.findall(text)
+    if "".join(parts) != text:
+        raise ValueError(r"other than printable ASCII, \xNN and \\")
+    found = b"".join(
+        bytes.fromhex(part[2:]) if part.startswith("\\x") else part[-1:].encode() for part in parts
+    )
+    if len(found) > LONGEST_PAYLOAD_BYTES:
+        raise ValueError(f"more than {LONGEST_PAYLOAD_BYTES} bytes")
+    return found
+
+
+def _duration(field: str, least_s: float, most_s: float) -> Callable[[str], dict[str, typing.Any]]:
+    def read(text: str) -> dict[str, typing.Any]:
+        found = _DURATION.fullmatch(text)
+        if found is None:
+            raise ValueError("not a time such as 5s, 500ms or 1m")
+        seconds = float(found[1]) * _UNITS_S[found[2]]
+        if not least_s <= seconds <= most_s:
+            raise ValueError(f"not in {least_s:g}s..{most_s:g}s")
+        return {field: seconds}
+
+    return read
+
+
+def _count(field: str, least: int, most: int) -> Callable[[str], dict[str, typing.Any]]:
+    def read(text: str) -> dict[str, typing.Any]:
+        number = int(text) if _DIGITS.fullmatch(text) else -1
+        if not least <= number <= most:
+            raise ValueError(f"not in {least}..{most}")
+        return {field: number}
+
+    return read
+
+
+def _percentage(text: str) -> dict[str, typing.Any]:
+    digits = text.removesuffix("%")
+    if digits == text or not _DIGITS.fullmatch(digits) or int(digits) > 100:
+        raise ValueError("not a share such as 20%")
+    return {"jitter": int(digits) / 100}
+
+
+def _host(field: str, pattern: re.Pattern[str]) -> Callable[[str], dict[str, typing.Any]]:
+    def read(text: str) -> dict[str, typing.Any]:
+        if not pattern.fullmatch(text):
+            raise ValueError("not a host's name")
+        return {field: text}
+
+    return read
+
+
+def _status(text: str) -> dict[str, typing.Any]:
+    found = _STATUS.fullmatch(text)
+    lowest, highest = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 200 <= lowest <= highest <= 599:
+        raise ValueError("no status or range in 200-599")
+    return {"lowest_status": lowest, "highest_status": highest}
+
+
+def _expect(text: str) -> dict[str, typing.Any]:
+    return {"expect": _bytes(text)}
+
+
+def _shown(text: str) -> str:
+    return ascii(text if len(text) <= 40 else f"{text[:37]}...")
+
+
+_PRINTABLE: typing.Final = re.compile(r"[!-~]+")
+_ESCAPES: typing.Final = re.compile(r"\\x[0-9a-fA-F]{2}|\\\\|[ -\[\]-~]")
+_DURATION: typing.Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(ms|s|m)")
+_DIGITS: typing.Final = re.compile(r"[0-9]{1,6}")
+_STATUS: typing.Final = re.compile(r"([0-9]{3})(?:-([0-9]{3}))?")
+_NAME: typing.Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9](?:[-A-Za-z0-9._]*[A-Za-z0-9])?")
+_NAME_AND_PORT: typing.Final = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9._]{0,252}[A-Za-z0-9])?(?::[0-9]{1,5})?")
+_UNITS_S: typing.Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
+_SUBJECTS: typing.Final[Mapping[str, Callable[[str], dict[str, typing.Any]]]] = {
+    Kind.TCP: _no_subject,
+    Kind.HTTP: _path,
+    Kind.HTTPS: _path,
+    Kind.GRPC: _grpc_service,
+    Kind.UDP: _payload,
+}
+_ALL: typing.Final = tuple(Kind)
+_WEB: typing.Final = (Kind.HTTP, Kind.HTTPS)
+
+SETTINGS: typing.Final[Mapping[str, Setting]] = {
+    "interval": Setting(
+        _ALL, "5s", _duration("interval_s", 1.0, 3600.0), "from one probe to the next, 1s at least"
+    ),
+    "timeout": Setting(
+        _ALL, "1s", _duration("timeout_s", 0.05, 60.0), "a probe that takes longer has failed"
+    ),
+    "rise": Setting(_ALL, "2", _count("rise", 1, 100), "so many passed in a row make a backend usable again"),
+    "fall": Setting(_ALL, "3", _count("fall", 1, 100), "so many failed in a row take it out"),
+    "jitter": Setting(
+        _ALL,
+        "20%",
+        _percentage,
+        "each pause is longer by up to this share, drawn anew: nodes do not ask in step",
+    ),
+    "port": Setting(
+        _ALL, "the backend's", _count("port", 1, 65535), "ask at this port of the backend's address"
+    ),
+    "host": Setting(
+        (*_WEB, Kind.GRPC),
+        "the address",
+        _host("host", _NAME_AND_PORT),
+        "the Host header, or :authority of gRPC",
+    ),
+    "status": Setting(_WEB, "200-399", _status, "the status, or range of them, that passes"),
+    "server-name": Setting(
+        (Kind.HTTPS,),
+        "none",
+        _host("server_name", _NAME),
+        "the name asked for in TLS; certificates are not verified",
+    ),
+    "expect": Setting((Kind.UDP,), "anything", _expect, "what the answer begins with"),
+}
+"""Every setting by its name in the annotation; docs/health.md has the same table."""

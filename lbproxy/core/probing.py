@@ -1,0 +1,339 @@
+"""Which backends are to be probed and when, and when results make one unusable, or usable again.
+
+A target is an address, a port and a probe; however many service ports lead to it,
+it is asked once. Only backends that this node may use are asked. A new one counts as
+usable until `fall` probes in a row have failed: Kubernetes has called it ready. One
+that was down stays down until `rise` in a row have passed, also where its probe is
+another now, or the agent has started anew.
+"""
+
+import heapq
+import random
+import typing
+from collections.abc import Container, Iterable, Iterator
+
+from lbproxy.core import addresses, model, probe, state, topology
+
+_SAYINGS: typing.Final = 4  # changes of a target that are said at once
+_SAY_AGAIN_S: typing.Final = 300.0  # and how long until one more may be
+_STALE_ROWS: typing.Final = 64
+
+
+class Target(typing.NamedTuple):
+    """What is probed, and how."""
+
+    address: bytes
+    port: int
+    probe: probe.Probe
+
+
+class User(typing.NamedTuple):
+    """A backend of a service port, as the health of backends is kept."""
+
+    port: model.PortKey
+    place: topology.Place
+
+
+class Attempt(typing.NamedTuple):
+    """A target that is to be asked now; hand it back with the result."""
+
+    target: Target
+    serial: int
+    taken_s: float
+    late_s: float  # how long it has been due
+
+
+class Result(typing.NamedTuple):
+    """How a probe went; `reason` is why it failed, in a few words.
+
+    `blameless` says that it was never made, for want of something on this node:
+    that counts for nothing.
+    """
+
+    passed: bool
+    reason: str = ""
+    blameless: bool = False
+
+
+class Change(typing.NamedTuple):
+    """A backend is usable now or no longer, as far as probes say.
+
+    `loud` is false where it changes so often that people have been told enough, and
+    where nothing was found out: it is not probed any more.
+    """
+
+    user: User
+    usable: bool
+    reason: str
+    loud: bool
+
+
+class _State:
+    __slots__ = ("attempt", "due_s", "reason", "said_s", "sayings", "streak", "up", "users")
+
+    def __init__(self, *, up: bool, now_s: float) -> None:
+        self.users: dict[User, None] = {}
+        self.up = up
+        self.reason = ""
+        self.streak = 0  # results in a row that speak against `up`
+        self.due_s = 0.0
+        self.attempt = 0  # the serial of the probe that is under way; 0: none
+        self.sayings = float(_SAYINGS)
+        self.said_s = now_s
+
+
+class Probing:
+    """The schedule and the verdicts. Times are seconds of one clock that never goes back."""
+
+    def __init__(self, source: random.Random) -> None:
+        self._random = source
+        self._states: dict[Target, _State] = {}
+        self._wanted: dict[model.ServiceName, dict[User, Target]] = {}
+        self._down: dict[model.ServiceName, dict[User, str]] = {}
+        self._queue: list[tuple[float, int, Target]] = []
+        self._serial = 0
+
+    # --- what is to be probed ---
+
+    def was_down(self, user: User, reason: str) -> None:
+        """Say what an earlier agent had found; before the first look at its service."""
+        self._down.setdefault(user.port.service, {})[user] = reason
+
+    def look(
+        self, cluster: state.ClusterState, names: Iterable[model.ServiceName], now_s: float
+    ) -> list[Change]:
+        """Look again at what these Services want probed; returns what follows at once."""
+        changes: list[Change] = []
+        for name in names:
+            service = cluster.service(name)
+            if (
+                (service is None or service.probe is None)
+                and name not in self._wanted
+                and name not in self._down
+            ):
+                continue
+            wanted: dict[User, Target] = {}
+            if service is not None:
+                down = self._down.get(name, {})
+                wanted = users(service, cluster.slices(name), cluster.node_name, cluster.zone, down)
+            changes += self._want(name, wanted, now_s)
+        return changes
+
+    def _want(self, name: model.ServiceName, wanted: dict[User, Target], now_s: float) -> list[Change]:
+        before = self._wanted.get(name, {})
+        down = self._down.get(name, {})
+        if wanted == before and down.keys() <= wanted.keys():
+            return []
+        changes = []
+        joined = [(user, target) for user, target in wanted.items() if before.get(user) != target]
+        for user, target in joined:
+            known = self._states.get(target)
+            if known is None:
+                known = self._states[target] = _State(up=user not in down, now_s=now_s)
+                known.reason = down.get(user, "")
+                # Anywhere in the interval: a thousand that come together are not asked together.
+                self._schedule(target, known, now_s + self._random.random() * target.probe.interval_s)
+            known.users[user] = None
+        for user, target in before.items():
+            if wanted.get(user) != target:
+                self._leave(user, target)
+        if wanted:
+            self._wanted[name] = wanted
+        else:
+            self._wanted.pop(name, None)
+        for user, target in joined:
+            known = self._states[target]
+            if known.up == (user in down):
+                changes.append(self._verdict(user, known, loud=False))
+        for user in [user for user in down if user not in wanted]:
+            del down[user]
+            changes.append(Change(user, usable=True, reason="no longer probed", loud=False))
+        if not down:
+            self._down.pop(name, None)
+        self._compact()
+        return changes
+
+    def _leave(self, user: User, target: Target) -> None:
+        known = self._states[target]
+        del known.users[user]
+        if not known.users:
+            del self._states[target]
+
+    # --- the schedule ---
+
+    @property
+    def next_due_s(self) -> float | None:
+        """When a probe is due next; None where nothing is probed."""
+        while self._queue and not self._is_due(self._queue[0]):
+            heapq.heappop(self._queue)
+        return self._queue[0][0] if self._queue else None
+
+    def late_s(self, now_s: float) -> float:
+        """How long the probe that waits longest has been due; 0 where none is."""
+        due_s = self.next_due_s
+        return max(0.0, now_s - due_s) if due_s is not None else 0.0
+
+    def take(self, now_s: float, most: int) -> Iterator[Attempt]:
+        """Take probes that are due, the longest waiting first; none of a target that is being asked."""
+        for _ in range(most):
+            due_s = self.next_due_s
+            if due_s is None or due_s > now_s:
+                return
+            target = heapq.heappop(self._queue)[2]
+            self._serial += 1
+            self._states[target].attempt = self._serial
+            yield Attempt(target, self._serial, now_s, now_s - due_s)
+
+    def finished(self, attempt: Attempt, result: Result, now_s: float) -> list[Change]:
+        """Take the result of a probe; returns the backends that it makes usable or unusable.
+
+        The next one is due an interval after this one was to begin, or at once: what
+        comes late is not made up for.
+        """
+        target = attempt.target
+        known = self._states.get(target)
+        if known is None or known.attempt != attempt.serial:
+            # Removed meanwhile, and may have come back as somebody new.
+            return []
+        pause_s = target.probe.interval_s * (1 + target.probe.jitter * self._random.random())
+        self._schedule(target, known, max(now_s, attempt.taken_s + pause_s))
+        if result.blameless:
+            return []
+        if result.passed == known.up:
+            known.streak = 0
+            return []
+        known.streak += 1
+        if known.streak < (target.probe.rise if result.passed else target.probe.fall):
+            return []
+        known.streak, known.up, known.reason = 0, result.passed, result.reason
+        loud = _may_say(known, now_s)
+        return [self._verdict(user, known, loud=loud) for user in known.users]
+
+    def _schedule(self, target: Target, known: _State, due_s: float) -> None:
+        known.attempt = 0
+        known.due_s = due_s
+        self._serial += 1
+        heapq.heappush(self._queue, (due_s, self._serial, target))
+
+    def _is_due(self, row: tuple[float, int, Target]) -> bool:
+        due_s, _, target = row
+        known = self._states.get(target)
+        return known is not None and not known.attempt and known.due_s == due_s
+
+    def _compact(self) -> None:
+        """Rows of removed targets go when their time comes, or when they are most of the queue."""
+        if len(self._queue) > 2 * len(self._states) + _STALE_ROWS:
+            self._queue = [row for row in self._queue if self._is_due(row)]
+            heapq.heapify(self._queue)
+
+    def _verdict(self, user: User, known: _State, *, loud: bool) -> Change:
+        of_service = self._down.setdefault(user.port.service, {})
+        if known.up:
+            of_service.pop(user, None)
+            if not of_service:
+                del self._down[user.port.service]
+        else:
+            of_service[user] = known.reason
+        return Change(user, known.up, known.reason, loud)
+
+    # --- what others ask ---
+
+    @property
+    def targets(self) -> int:
+        """How many targets there are."""
+        return len(self._states)
+
+    @property
+    def queued(self) -> int:
+        """How many rows the schedule has, stale ones included."""
+        return len(self._queue)
+
+    def down(self) -> dict[model.PortKey, tuple[int, int]]:
+        """How many backends of each probed service port are down, and how many are probed."""
+        found: dict[model.PortKey, tuple[int, int]] = {}
+        for name, wanted in self._wanted.items():
+            of_service = self._down.get(name, {})
+            for user in wanted:
+                down, probed = found.get(user.port, (0, 0))
+                found[user.port] = (down + (user in of_service), probed + 1)
+        return found
+
+    def is_up(self, user: User) -> bool | None:
+        """Whether probes let a backend be used; None where it is not probed."""
+        target = self._wanted.get(user.port.service, {}).get(user)
+        return None if target is None else self._states[target].up
+
+
+def users(
+    service: model.Service,
+    slices: Iterable[model.EndpointSlice],
+    node_name: str,
+    zone: str,
+    down: Container[User] = (),
+) -> dict[User, Target]:
+    """Say what is to be asked for each backend of a Service that this node may use.
+
+    Where hints choose some and all of these are down, all the others are used and so
+    asked, until one of the chosen is up again.
+    """
+    if service.probe is None:
+        return {}
+    found: dict[User, Target] = {}
+    drawn = _drawn_from(service)
+    ordered = sorted(slices, key=lambda slice_: (slice_.namespace, slice_.name))
+    for family in map(addresses.family_of, service.cluster_ips):
+        for port in service.ports:
+            if not _suits(service.probe, port.protocol):
+                continue
+            key = model.PortKey(service.name, port.name, port.protocol, family)
+            merged = topology.merge(ordered, port.name, port.protocol, family)
+            places = sorted(merged)
+            endpoints = [merged[place] for place in places]
+            sets = topology.usable(endpoints, node_name, zone).sets
+            chosen = [place for place, bits in zip(places, sets, strict=True) if bits & topology.CLUSTER]
+            if all(User(key, place) in down for place in chosen):
+                sets = topology.usable(endpoints, node_name, zone, hinted=False).sets
+            for place, bits in zip(places, sets, strict=True):
+                if bits & drawn and may_be_probed(place.address):
+                    asked_at = service.probe.port or place.port
+                    found[User(key, place)] = Target(place.address, asked_at, service.probe)
+    return found
+
+
+def may_be_probed(address: bytes) -> bool:
+    """Whether an address can be that of a backend: Kubernetes allows none of these, manifests may have them.
+
+    Else an annotation could make the agent talk to what listens on this node alone.
+    """
+    if addresses.family_of(address) is model.Family.IPV4:
+        first, second = address[12:14]
+        return first not in (0, 127) and not 224 <= first < 240 and (first, second) != (169, 254)
+    link_local = address[0] == 0xFE and address[1] & 0xC0 == 0x80
+    return address[0] != 0xFF and not link_local and any(address[:15])
+
+
+def _drawn_from(service: model.Service) -> int:
+    """The sets that some frontend of a Service draws from, or may: those outside it draw from the first."""
+    inside = topology.LOCAL if service.internal_local else topology.CLUSTER
+    external = (
+        service.external_ips or service.load_balancer_ips or any(port.node_port for port in service.ports)
+    )
+    if not external:
+        return inside
+    return inside | topology.CLUSTER | (topology.LOCAL if service.external_local else 0)
+
+
+def _suits(asked: probe.Probe, protocol: model.Protocol) -> bool:
+    """Whether a probe can be asked at the backends' own port; one with a port of its own can at any."""
+    if asked.port:
+        return True
+    return protocol is (model.Protocol.UDP if asked.kind is probe.Kind.UDP else model.Protocol.TCP)
+
+
+def _may_say(known: _State, now_s: float) -> bool:
+    known.sayings = min(_SAYINGS, known.sayings + (now_s - known.said_s) / _SAY_AGAIN_S)
+    known.said_s = now_s
+    if known.sayings < 1:
+        return False
+    known.sayings -= 1
+    return True

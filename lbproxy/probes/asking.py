@@ -1,0 +1,141 @@
+"""Asks one target, and says how it answered. Nothing that a backend does raises."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import ssl
+import time
+import typing
+
+from lbproxy.core import addresses, grpc_health, http_probe, probe, probing
+from lbproxy.probes import streams
+
+_DRAINED_BYTES: typing.Final = 65536
+_DRAIN_S: typing.Final = 0.1
+_DATAGRAM_BYTES: typing.Final = 2048
+# What says nothing of the backend: this node is out of something.
+_OUR_OWN: typing.Final = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+)
+
+
+class Asked(typing.NamedTuple):
+    """How a probe went, and how long it took until that was known."""
+
+    result: probing.Result
+    took_s: float
+
+
+class _Limit:
+    """The time that an answer may take. What follows the answer has a limit of its own."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout = asyncio.timeout(timeout_s)
+        self._started_s = time.monotonic()
+        self._took_s: float | None = None
+
+    def answered(self) -> None:
+        """Say that the answer is there."""
+        self._took_s = self.took_s
+        self.timeout.reschedule(None)
+
+    @property
+    def took_s(self) -> float:
+        """How long the answer took, or has taken until now."""
+        return time.monotonic() - self._started_s if self._took_s is None else self._took_s
+
+
+async def ask(target: probing.Target) -> Asked:
+    """Make one probe, within its own timeout."""
+    limit = _Limit(target.probe.timeout_s)
+    return Asked(await _result(target, limit), limit.took_s)
+
+
+async def _result(target: probing.Target, limit: _Limit) -> probing.Result:
+    try:
+        async with limit.timeout:
+            reason = await _ASKERS[target.probe.kind](target, limit)
+    except TimeoutError:
+        return probing.Result(passed=False, reason=f"no answer in {target.probe.timeout_s:g} s")
+    except ssl.SSLError as error:
+        return probing.Result(passed=False, reason=f"TLS: {error.reason or error}")
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        return probing.Result(passed=False, reason=reason, blameless=error.errno in _OUR_OWN)
+    return probing.Result(passed=not reason, reason=reason)
+
+
+async def _tcp(target: probing.Target, _limit: _Limit) -> str:
+    with streams.Stream(target.address) as stream:
+        await stream.connect(target.port)
+        stream.drop()
+    return ""
+
+
+async def _http(target: probing.Target, limit: _Limit) -> str:
+    return await _web(target, streams.Stream(target.address), limit)
+
+
+async def _https(target: probing.Target, limit: _Limit) -> str:
+    return await _web(target, streams.TlsStream(target.address, target.probe.server_name), limit)
+
+
+async def _web(target: probing.Target, stream: streams.Stream, limit: _Limit) -> str:
+    reader = http_probe.StatusReader()
+    with stream:
+        await stream.connect(target.port)
+        await stream.send(http_probe.request(target.probe, _authority(target)))
+        while not reader.done:
+            reader.receive(await stream.receive())
+        if reader.status:
+            limit.answered()
+            await _drain(stream)
+    return reader.problem or http_probe.verdict(target.probe, reader.status)
+
+
+async def _drain(stream: streams.Stream) -> None:
+    """Let a server that is about to end finish: it would log an answer that nobody took as an error."""
+    left = _DRAINED_BYTES
+    with contextlib.suppress(TimeoutError, OSError):
+        async with asyncio.timeout(_DRAIN_S):
+            while left > 0 and (data := await stream.receive()):
+                left -= len(data)
+
+
+async def _grpc(target: probing.Target, _limit: _Limit) -> str:
+    exchange = grpc_health.Exchange(target.probe.host or _authority(target), target.probe.text)
+    with streams.Stream(target.address) as stream:
+        await stream.connect(target.port)
+        await stream.send(exchange.request)
+        while exchange.answer is None:
+            if due := exchange.receive(await stream.receive()):
+                await stream.send(due)
+        stream.drop()
+    return exchange.answer
+
+
+async def _udp(target: probing.Target, _limit: _Limit) -> str:
+    loop = asyncio.get_running_loop()
+    with socket.socket(streams.family_of(target.address), socket.SOCK_DGRAM) as asking:
+        asking.setblocking(False)
+        # Connected: nobody else's answer is taken, and ICMP errors are ours.
+        await loop.sock_connect(asking, (addresses.text(target.address), target.port))
+        await loop.sock_sendall(asking, target.probe.payload)
+        answer = await loop.sock_recv(asking, _DATAGRAM_BYTES)
+    return "" if answer.startswith(target.probe.expect) else "another answer than expected"
+
+
+def _authority(target: probing.Target) -> str:
+    host = addresses.text(target.address)
+    return f"[{host}]:{target.port}" if ":" in host else f"{host}:{target.port}"
+
+
+_ASKERS: typing.Final = {
+    probe.Kind.TCP: _tcp,
+    probe.Kind.HTTP: _http,
+    probe.Kind.HTTPS: _https,
+    probe.Kind.GRPC: _grpc,
+    probe.Kind.UDP: _udp,
+}

@@ -1,0 +1,149 @@
+"""Makes the probes that are due, and hands on what follows: one prober for all Services of this node.
+
+So many at a time and so many a second, whatever annotations ask for: where that is
+not enough, probes come late and `late_s` says so, and nothing piles up.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+import typing
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+from lbproxy.core import addresses, health, model, probe, probing, state, topology
+from lbproxy.probes import asking
+
+STARTS_PER_S: typing.Final = 1000.0
+
+_TURN_S: typing.Final = 0.02  # probes that are due within so long begin together
+_STARTS_PER_TURN: typing.Final = round(STARTS_PER_S * _TURN_S)
+_EARLIER: typing.Final = "an earlier agent found it down"
+_log = logging.getLogger(__name__)
+
+Note = Callable[[model.PortKey, topology.Place, health.Source, bool, str], bool]
+Ask = Callable[[probing.Target], Awaitable[asking.Asked]]
+Said = Callable[[probing.Change], None]
+Probed = Callable[[probe.Kind, probing.Result, float], None]
+
+
+class Prober:
+    """Told of every pass, and asks until cancelled. At most `most` at a time; 0: nobody is ever asked.
+
+    `probed` hears of each probe and how many seconds it took, `said` of the changes that
+    people are to be told of.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        probed: Probed = lambda _kind, _result, _took_s: None,
+        said: Said = lambda _change: None,
+        ask: Ask = asking.ask,
+        source: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._most = most
+        self._probed = probed
+        self._said = said
+        self._ask = ask
+        self._clock = clock
+        self._probing = probing.Probing(source or random.Random())
+        self._note: Note = lambda _port, _place, _source, _usable, _reason: False
+        self._wake = asyncio.Event()
+        self._running = 0
+
+    def take_over(self, note: Note, down: Iterable[tuple[model.PortKey, topology.Place]]) -> None:
+        """Say who takes verdicts, and which backends an earlier agent had found down: before the first pass.
+
+        They stay down until this one has found them up, or nobody wants them probed.
+        """
+        self._note = note
+        if not self._most:
+            return
+        for port, place in down:
+            note(port, place, health.Source.ACTIVE, False, _EARLIER)
+            self._probing.was_down(probing.User(port, place), _EARLIER)
+
+    def passed(self, cluster: state.ClusterState, names: Iterable[model.ServiceName]) -> None:
+        """Take what a pass has put in force."""
+        if not self._most:
+            return
+        self._hand_on(self._probing.look(cluster, names, self._clock()))
+        self._wake.set()
+
+    async def run(self) -> typing.NoReturn:
+        """Make probes until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._wake.clear()
+                started = 0
+                for attempt in self._probing.take(self._clock(), self._room):
+                    self._running += 1
+                    started += 1
+                    tasks.create_task(self._probe(attempt))
+                if started:
+                    await asyncio.sleep(_TURN_S)
+                else:
+                    await self._wait()
+
+    # --- what others ask ---
+
+    @property
+    def targets(self) -> int:
+        """How many addresses, ports and probes there are to ask."""
+        return self._probing.targets
+
+    @property
+    def late_s(self) -> float:
+        """How long the probe that waits longest has been due."""
+        return self._probing.late_s(self._clock())
+
+    def down(self) -> Mapping[model.PortKey, tuple[int, int]]:
+        """Of each probed service port, how many backends probes have found down, and how many there are."""
+        return self._probing.down()
+
+    # --- one after another ---
+
+    @property
+    def _room(self) -> int:
+        return min(self._most - self._running, _STARTS_PER_TURN)
+
+    async def _wait(self) -> None:
+        """Until something is due and there is room for it."""
+        due_s = self._probing.next_due_s if self._room > 0 else None
+        pause_s = None if due_s is None else max(_TURN_S, due_s - self._clock())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._wake.wait()
+
+    async def _probe(self, attempt: probing.Attempt) -> None:
+        try:
+            asked = await self._ask(attempt.target)
+        finally:
+            self._running -= 1
+        self._probed(attempt.target.probe.kind, asked.result, asked.took_s)
+        self._hand_on(self._probing.finished(attempt, asked.result, self._clock()))
+        if self._running >= self._most - 1 or self._running == 0:
+            self._wake.set()
+
+    def _hand_on(self, changes: Iterable[probing.Change]) -> None:
+        for change in changes:
+            self._note(
+                change.user.port, change.user.place, health.Source.ACTIVE, change.usable, change.reason
+            )
+            if change.loud:
+                level = logging.INFO if change.usable else logging.WARNING
+                _log.log(level, "%s", describe(change))
+                self._said(change)
+
+
+def describe(change: probing.Change) -> str:
+    """One line about a change, for people."""
+    place, port = change.user.place, change.user.port
+    host = addresses.text(place.address)
+    where = f"[{host}]:{place.port}" if ":" in host else f"{host}:{place.port}"
+    if change.usable:
+        return f"backend {where} of {port} is up: its probes pass"
+    return f"backend {where} of {port} is down: {change.reason}"

@@ -1,0 +1,223 @@
+"""Probes of real backends by the real agent: each kind, what becomes of traffic, and what survives."""
+
+import collections.abc
+import contextlib
+import json
+import pathlib
+import subprocess
+import sys
+import typing
+
+import pytest
+
+from lbproxy.lab import cluster, traffic
+from tests import polling
+from tests.kube import certificates
+from tests.lab import agents, manifests, probed, test_life
+from tests.unit import test_grpc_health
+
+PODS = ("n1/p2", "n1/p3", "n2/p1")
+OFTEN = "interval=1s,timeout=300ms,rise=1,fall=2,jitter=10%"
+PROBES = {
+    "tcp": ("tcp", probed.TCP),
+    "http": ("http:/healthz", probed.HTTP),
+    "https": ("https:/healthz", probed.HTTPS),
+    "grpc": ("grpc:good", probed.GRPC),
+    "udp": ("udp:ping", probed.UDP),
+}
+NUMBERS = {name: number for number, name in enumerate(PROBES, 1)}
+METRICS_PORT = 10249
+
+
+def annotated(name: str, text: str | None = None, settings: str = "") -> manifests.Object:
+    asked, port = PROBES[name]
+    annotations = {
+        "lbproxy.io/probe": asked if text is None else text,
+        "lbproxy.io/probe-settings": settings or f"{OFTEN},port={port}",
+    }
+    return manifests.service(name, NUMBERS[name], annotations=annotations if text != "" else {})
+
+
+@pytest.fixture(scope="module")
+def api(lab: cluster.Lab) -> collections.abc.Iterator[agents.Api]:
+    objects: list[manifests.Object] = []
+    for name in PROBES:
+        objects += [annotated(name), *manifests.slices(name, [lab[pod] for pod in PODS])]
+    with agents.Api(lab.netns("n1"), *objects) as running:
+        yield running
+
+
+class Health:
+    """What the pods' servers of health say."""
+
+    def __init__(self, lab: cluster.Lab, folder: pathlib.Path) -> None:
+        self._files = {pod: folder / pod.replace("/", "-") for pod in PODS}
+        pair = certificates.Authority(folder).pair("server")
+        answers = (test_grpc_health.SERVING, test_grpc_health.NOT_SERVING)
+        for pod in PODS:
+            self.says("up", pod)
+            argv = [
+                sys.executable, "-I", "-S", probed.__file__,
+                str(self._files[pod]), str(pair.certificate), str(pair.key), *answers,
+            ]  # fmt: skip
+            process = lab.popen(pod, argv, stdout=subprocess.PIPE)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+
+    def says(self, what: str, *pods: str) -> None:
+        for pod in pods or PODS:
+            draft = self._files[pod].with_suffix(".new")
+            draft.write_text(what)
+            draft.replace(self._files[pod])
+
+
+@pytest.fixture(scope="module")
+def health(lab: cluster.Lab, tmp_path_factory: pytest.TempPathFactory) -> Health:
+    return Health(lab, tmp_path_factory.mktemp("health"))
+
+
+@pytest.fixture(scope="module")
+def agent(lab: cluster.Lab, api: agents.Api, health: Health) -> collections.abc.Iterator[agents.Agent]:
+    assert health
+    for pod in PODS:
+        lab.serve(pod)
+    flags = ("--metrics-bind-address", f"127.0.0.1:{METRICS_PORT}")
+    with agents.Agent(lab, api.source, *agents.SMALL_MAPS, *flags) as running:
+        yield running
+
+
+def everyone_has(agent: agents.Agent, *pods: str) -> None:
+    for name in PROBES:
+        agent.has_backends(name, set(pods))
+
+
+def clients(lab: cluster.Lab, **options: typing.Any) -> dict[str, traffic.Client]:
+    """A client of each Service: half of them by TCP over IPv4, half by UDP over IPv6."""
+    return {
+        name: lab.client(
+            "n1/p1",
+            "udp-new" if number % 2 else "short",
+            manifests.cluster_ip(number, 6 if number % 2 else 4),
+            manifests.UDP_PORT if number % 2 else manifests.TCP_PORT,
+            **options,
+        )
+        for name, number in NUMBERS.items()
+    }
+
+
+def all_serve(lab: cluster.Lab, *pods: str) -> None:
+    """Every connection succeeds, at these pods and nowhere else."""
+    for name, client in clients(lab, count=100).items():
+        result = client.result()
+        assert result.failures == {}, name
+        assert set(result.servers) == set(pods), name
+
+
+def usable(agent: agents.Agent, name: str) -> list[dict[str, typing.Any]]:
+    services = json.loads(agent.lbproxy("services", "-o", "json"))
+    return [port for port in services if port["name"] == name]
+
+
+def metric(lab: cluster.Lab, name: str, *labels: str) -> list[float]:
+    _, text = test_life.get(lab, "n1", f"http://127.0.0.1:{METRICS_PORT}/metrics")
+    lines = [line for line in text.splitlines() if line.startswith(name)]
+    return [float(line.rpartition(" ")[2]) for line in lines if all(label in line for label in labels)]
+
+
+def test_a_backend_whose_probes_fail_is_out_until_they_pass(
+    agent: agents.Agent, lab: cluster.Lab, api: agents.Api, health: Health
+) -> None:
+    everyone_has(agent, *PODS)
+    health.says("down", "n1/p2")
+    everyone_has(agent, "n1/p3", "n2/p1")
+    all_serve(lab, "n1/p3", "n2/p1")
+    reasons = {
+        "tcp": "Connection refused",
+        "http": "HTTP status 500",
+        "https": "no answer in 0.3 s",
+        "grpc": "is NOT_SERVING",
+        "udp": "no answer in 0.3 s",
+    }
+    for name, reason in reasons.items():
+        line = agent.says(f"backend {lab['n1/p2'].ipv4}:8080 of default/{name}:http/TCP/IPv4 is down")
+        assert line.endswith(reason), line
+        down = metric(lab, "lbproxy_probe_failed_backends", f'service="{name}"')
+        assert down == [1, 1, 1, 1]
+        assert metric(lab, "lbproxy_probes_total", f'type="{name}"', 'result="failed"')[0] >= 4
+        assert metric(lab, "lbproxy_probes_total", f'type="{name}"', 'result="passed"')[0] >= 4
+    (row,) = [one for one in json.loads(agent.lbproxy("backends", "tcp", "-o", "json"))
+              if one["ip"] == lab["n1/p2"].ipv4 and one["port_name"] == "http"]  # fmt: skip
+    assert (row["state"], row["health"], row["sets"]) == ("unhealthy", ["probe-failed"], [])
+    # One target for each address and port, however many service ports lead there.
+    assert metric(lab, "lbproxy_probe_targets") == [len(PROBES) * len(PODS) * 2]
+    events = [one for one in test_life.events(api) if one["reason"] == "BackendUnhealthy"]
+    assert {one["regarding"]["name"] for one in events} == set(PROBES)
+    health.says("up", "n1/p2")
+    everyone_has(agent, *PODS)
+    all_serve(lab, *PODS)
+
+
+def test_where_all_are_down_all_are_used(agent: agents.Agent, lab: cluster.Lab, health: Health) -> None:
+    everyone_has(agent, *PODS)
+    health.says("down")
+    for name in PROBES:
+        polling.eventually(lambda name=name: all(  # type: ignore[misc]
+            port["all_unhealthy"] for port in usable(agent, name)), what=name)  # fmt: skip
+    everyone_has(agent, *PODS)
+    all_serve(lab, *PODS)
+    health.says("up", "n2/p1")
+    everyone_has(agent, "n2/p1")
+    all_serve(lab, "n2/p1")
+    health.says("up")
+    everyone_has(agent, *PODS)
+
+
+def test_annotations_change_live(
+    agent: agents.Agent, lab: cluster.Lab, api: agents.Api, health: Health
+) -> None:
+    health.says("down", "n1/p2")
+    everyone_has(agent, "n1/p3", "n2/p1")
+    try:
+        # Without a probe nothing speaks against it.
+        api.put(annotated("http", ""))
+        agent.has_backends("http", set(PODS))
+        api.put(annotated("http"))
+        agent.has_backends("http", {"n1/p3", "n2/p1"})
+        # Asked something else it is up, once that is known.
+        api.put(annotated("http", settings=f"{OFTEN},port={probed.HTTP},status=500-599"))
+        agent.has_backends("http", {"n1/p2"})
+        # Half understood is no probe.
+        api.put(annotated("http", settings="interval=soon"))
+        agent.has_backends("http", set(PODS))
+        assert "interval='soon': not a time such as 5s" in agent.says("lbproxy.io/probe")
+    finally:
+        api.put(annotated("http"))
+        health.says("up")
+        everyone_has(agent, *PODS)
+
+
+def test_a_restart_sends_nothing_to_what_was_down(
+    agent: agents.Agent, lab: cluster.Lab, api: agents.Api, health: Health
+) -> None:
+    health.says("down", "n1/p2")
+    everyone_has(agent, "n1/p3", "n2/p1")
+    running = clients(lab)
+    try:
+        agent.kill()
+        agent.start()
+        # Its first results are in.
+        polling.eventually(lambda: sum(metric(lab, "lbproxy_probes_total")) > 100, what="probes")
+    finally:
+        results = [client.stop() for client in running.values()]
+    assert [result.failures for result in results] == [{}] * len(results)
+    assert {server for result in results for server in result.servers} == {"n1/p3", "n2/p1"}
+    # What nobody probes any more while no agent runs is used as soon as one does.
+    agent.kill()
+    with contextlib.ExitStack() as stack:
+        stack.callback(api.put, annotated("tcp"))
+        api.put(annotated("tcp", ""))
+        agent.start()
+        agent.has_backends("tcp", set(PODS))
+        agent.has_backends("udp", {"n1/p3", "n2/p1"})
+    health.says("up")
+    everyone_has(agent, *PODS)
