@@ -18,6 +18,7 @@ from lbproxy import (
     errors,
     output,
     secrecy,
+    trace_flags,
 )
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -32,6 +33,7 @@ examples:
   lbproxy preflight --config FILE               whether this node can run it, and what is in the way
   lbproxy services -o json                      what the kernel balances now
   lbproxy explain --from pod --to 10.96.0.1:443 what would happen to such a connection
+  lbproxy trace --service shop/cart             what does happen, live
   lbproxy cleanup                               leave no trace
   lbproxy bench --help                          measure it, and compare two measurements
 """
@@ -180,6 +182,9 @@ def _parsers() -> tuple[config_flags.Parser, dict[str, config_flags.Parser]]:
     )
     _add_output(explain)
     _add_bpffs(explain)
+    trace = commands.add_parser("trace", help="follow connections live, through sockets and devices")
+    trace_flags.add_to(trace)
+    _add_bpffs(trace)
     cleanup = commands.add_parser(
         "cleanup",
         help="remove every trace of lbproxy",

@@ -109,13 +109,20 @@ def _read(name: str) -> str:
     return _COMMENT.sub("", (source_dir() / name).read_text(encoding="ascii"))
 
 
-_ABI = re.sub(r"[ \t]+$", "", _read("abi.h"), flags=re.MULTILINE)
-CONSTANTS: typing.Final[dict[str, int]] = {
-    name: int(value, 0) for name, value in _DEFINE.findall(_ABI + "\n" + _read("maps.h"))
-}
-LAYOUTS: typing.Final[dict[str, Layout]] = {
-    name: _parse_struct(name, body) for name, body in _STRUCT.findall(_ABI)
-}
+def constants(*headers: str) -> dict[str, int]:
+    """What headers of this grammar define, by name."""
+    text = "\n".join(re.sub(r"[ \t]+$", "", _read(name), flags=re.MULTILINE) for name in headers)
+    return {name: int(value, 0) for name, value in _DEFINE.findall(text)}
+
+
+def layouts(header: str) -> dict[str, Layout]:
+    """The structs of a header of this grammar, by name."""
+    text = re.sub(r"[ \t]+$", "", _read(header), flags=re.MULTILINE)
+    return {name: _parse_struct(name, body) for name, body in _STRUCT.findall(text)}
+
+
+CONSTANTS: typing.Final[dict[str, int]] = constants("abi.h", "maps.h")
+LAYOUTS: typing.Final[dict[str, Layout]] = layouts("abi.h")
 
 
 def _size_of(c_type: str) -> int:
@@ -171,8 +178,13 @@ def row_names() -> tuple[str, ...]:
 @functools.cache
 def assertions() -> str:
     """C that fails to compile where the compiler lays a struct out otherwise than this module read it."""
+    return assertions_of(LAYOUTS.values())
+
+
+def assertions_of(read: typing.Iterable[Layout]) -> str:
+    """The same, of some structs."""
     lines = []
-    for layout in LAYOUTS.values():
+    for layout in read:
         lines.append(f'_Static_assert(sizeof(struct {layout.name}) == {layout.size}, "{layout.name}");')
         for field in layout.fields:
             where = f"__builtin_offsetof(struct {layout.name}, {field.name})"

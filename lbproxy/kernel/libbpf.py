@@ -13,11 +13,15 @@ import sys
 import typing
 
 _LIB = ctypes.CDLL("libbpf.so.1", use_errno=True)
+_LIB.ring_buffer__new.restype = ctypes.c_void_p
 
-MAP_TYPES: typing.Final = {"hash": 1, "array": 2, "lru_hash": 9, "lpm_trie": 11, "prog": 3}
+MAP_TYPES: typing.Final = {
+    "hash": 1, "array": 2, "prog": 3, "percpu_array": 6, "lru_hash": 9, "lpm_trie": 11, "ringbuf": 27
+}  # fmt: skip
 PROG_TYPE_SCHED_CLS: typing.Final = 3
 PROG_TYPE_XDP: typing.Final = 6
 PROG_TYPE_CGROUP_SOCK: typing.Final = 9
+PROG_TYPE_SOCK_OPS: typing.Final = 13
 PROG_TYPE_CGROUP_SOCK_ADDR: typing.Final = 18
 
 # enum bpf_attach_type, of those that go to devices.
@@ -301,6 +305,76 @@ def link_create(prog_fd: int, target: int, attach_type: int, flags: int = 0) -> 
     opts = _LinkCreateOpts(sz=ctypes.sizeof(_LinkCreateOpts), flags=flags)
     result = _LIB.bpf_link_create(prog_fd, target, attach_type, ctypes.byref(opts))
     return _check(result, "attach program")
+
+
+BEFORE: typing.Final = 1 << 3
+AFTER: typing.Final = 1 << 4
+_RELATIVE_TO_LINK = 1 << 13
+_LINK_CREATE = 28
+
+
+class _DeviceLinkAttr(ctypes.Structure):
+    # union bpf_attr of BPF_LINK_CREATE, as far as TCX uses it. libbpf knows that from 1.3 on.
+    _fields_ = [
+        ("prog_fd", ctypes.c_uint32),
+        ("ifindex", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("relative_fd", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("expected_revision", ctypes.c_uint64),
+    ]
+
+
+def link_beside(prog_fd: int, ifindex: int, attach_type: int, side: int, link_fd: int) -> int:
+    """Attach a program to a device just BEFORE or AFTER that of another link; returns the link."""
+    attr = _DeviceLinkAttr(
+        prog_fd=prog_fd,
+        ifindex=ifindex,
+        attach_type=attach_type,
+        flags=side | _RELATIVE_TO_LINK,
+        relative_fd=link_fd,
+    )
+    number = _BPF_SYSCALL.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, "attach program: the number of bpf(2) is not known on this machine")
+    return _check(
+        _LIBC.syscall(number, _LINK_CREATE, ctypes.byref(attr), ctypes.sizeof(attr)), "attach program"
+    )
+
+
+_BPF_SYSCALL: typing.Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_ON_RECORD = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+
+
+class Ring:
+    """The reading end of a ring buffer."""
+
+    def __init__(self, fd: int) -> None:
+        self._records: list[bytes] = []
+
+        def keep(_context: int | None, data: int, size: int) -> int:
+            self._records.append(ctypes.string_at(data, size))
+            return 0
+
+        # Held on to: libbpf calls it for as long as the ring lives.
+        self._keep = _ON_RECORD(keep)
+        self._ring = ctypes.c_void_p(_LIB.ring_buffer__new(fd, self._keep, None, None))
+        if not self._ring:
+            raise OSError(ctypes.get_errno(), "read ring buffer")
+
+    def poll(self, timeout_s: float) -> list[bytes]:
+        """What has come, after at most so long a wait."""
+        result = _LIB.ring_buffer__poll(self._ring, int(timeout_s * 1000))
+        if -result != errno.EINTR:
+            _check(result, "read ring buffer")
+        found, self._records[:] = list(self._records), []
+        return found
+
+    def close(self) -> None:
+        """Read no more."""
+        _LIB.ring_buffer__free(self._ring)
 
 
 def link_detach(link_fd: int) -> None:

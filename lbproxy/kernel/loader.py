@@ -54,6 +54,7 @@ class Job(typing.TypedDict):
     part: int
     programs: typing.Sequence[Wanted]
     emit: bool
+    own_maps: typing.Sequence[str]  # that the source makes itself, beside the datapath's
 
 
 class _RefusedError(errors.AgentError):
@@ -98,9 +99,33 @@ def compile_and_pin(
     return why
 
 
+def candidates(
+    source: str, wanted: typing.Sequence[programs.Program], own_maps: typing.Sequence[str]
+) -> typing.Iterator[bytecode.Programs]:
+    """Compiled copies of a source, the cheapest first; who takes none of those that are kept has it compiled.
+
+    Raises AgentError.
+    """
+    key = _key(source, wanted)
+    for kept in (bytecode.shipped(shipped_key(source)), bytecode.read(key)):
+        if kept is not None:
+            yield kept
+    made = compiled(source, wanted, own_maps)
+    bytecode.write(key, made)
+    yield made
+
+
 def kept(source: str) -> bytecode.Programs | None:
     """What is there of a source for this kernel, compiled; None where a start would compile."""
     return bytecode.shipped(shipped_key(source)) or bytecode.read(_key(source, programs.of_this_kernel()))
+
+
+def linked(code: bytecode.Programs, program: programs.Program, maps: typing.Mapping[str, int]) -> bytes:
+    """A program's bytecode on these maps. Raises AgentError for a copy that does not have it."""
+    try:
+        return bytecode.linked(code[program.function], maps)
+    except (KeyError, ValueError) as error:
+        raise errors.AgentError(f"a compiled copy lacks {error}") from error
 
 
 def shipped_key(source: str) -> str:
@@ -116,7 +141,7 @@ def trial(code: bytecode.Programs, maps: typing.Mapping[str, int]) -> dict[progr
     refused = {}
     for program in programs.of_this_kernel():
         try:
-            os.close(_load(program, bytecode.linked(code[program.function], maps)))
+            os.close(load_one(program, bytecode.linked(code[program.function], maps)))
         except _RefusedError as error:
             refused[program] = error.why
     return refused
@@ -158,14 +183,14 @@ def _verified(
     loaded: dict[programs.Program, int] = {}
     refused: dict[programs.Program, errors.AgentError] = {}
 
-    def load_one(program: programs.Program) -> None:
+    def verify(program: programs.Program) -> None:
         try:
-            loaded[program] = _load(program, linked[program])
+            loaded[program] = load_one(program, linked[program])
         except errors.AgentError as error:
             refused[program] = error
 
     with concurrent.futures.ThreadPoolExecutor(_VERIFIED_AT_ONCE) as side_by_side:
-        list(side_by_side.map(load_one, sorted(linked, key=lambda one: len(linked[one]), reverse=True)))
+        list(side_by_side.map(verify, sorted(linked, key=lambda one: len(linked[one]), reverse=True)))
     for fd in loaded.values():
         stack.callback(os.close, fd)
     for program in linked:
@@ -176,7 +201,7 @@ def _verified(
 
 def load(source: str, wanted: typing.Sequence[Wanted]) -> None:
     """Compile any `source`, load these of its functions and pin each. Raises AgentError."""
-    _run(Job(source=source, part=1, programs=wanted, emit=False))
+    _run(Job(source=source, part=1, programs=wanted, emit=False, own_maps=()))
 
 
 def _u32(number: int) -> bytes:
@@ -187,7 +212,9 @@ def _hook(program: programs.Program) -> int:
     return program.attach_type if program.type != libbpf.PROG_TYPE_SCHED_CLS else 0
 
 
-def compiled(source: str, wanted: typing.Sequence[programs.Program]) -> bytecode.Programs:
+def compiled(
+    source: str, wanted: typing.Sequence[programs.Program], own_maps: typing.Sequence[str] = ()
+) -> bytecode.Programs:
     """Compile both parts side by side: most of a first start is this."""
     parts = (
         [program for program in wanted if program not in programs.TAILS],
@@ -199,6 +226,7 @@ def compiled(source: str, wanted: typing.Sequence[programs.Program]) -> bytecode
             part=number,
             programs=[Wanted(one.function, one.type, _hook(one), "") for one in part],
             emit=True,
+            own_maps=own_maps,
         )
         for number, part in enumerate(parts, 1)
         if part
@@ -210,8 +238,8 @@ def compiled(source: str, wanted: typing.Sequence[programs.Program]) -> bytecode
     return made
 
 
-def _load(program: programs.Program, code: bytes) -> int:
-    """Have the kernel verify a program; returns its file descriptor."""
+def load_one(program: programs.Program, code: bytes) -> int:
+    """Have the kernel verify a program; returns its file descriptor. Raises AgentError."""
     try:
         return libbpf.prog_load(program.type, program.name, code, _hook(program))
     except libbpf.RefusedError as error:
@@ -280,7 +308,8 @@ def _child() -> None:
     job: Job = json.load(sys.stdin)
     module = bcc.BPF(text=job["source"].encode(), cflags=_cflags(job["part"]))
     if job["emit"]:
-        maps = {module[name.encode()].map_fd: name for name in (*abi.MAPS, abi.TAILS)}
+        names = (*abi.MAPS, abi.TAILS, *job["own_maps"])
+        maps = {module[name.encode()].map_fd: name for name in names}
         compiled = {
             function: bytecode.unlinked(module.dump_func(function.encode()), maps)
             for function, *_ in job["programs"]

@@ -12,8 +12,8 @@ import sys
 import tempfile
 import typing
 
-from lbproxy import abi, config
-from lbproxy.kernel import bpffs, bytecode, generation, loader, programs, source
+from lbproxy import abi, config, trace_abi
+from lbproxy.kernel import bpffs, bytecode, generation, loader, observers, programs, source
 
 
 def kernels() -> list[dict[str, int]]:
@@ -46,9 +46,21 @@ def make(
                 path = folder / f"{loader.shipped_key(text)}.json"
                 path.write_text(bytecode.encode(loader.compiled(text, programs.PROGRAMS)))
                 made.append(path)
+            made.append(_observers(folder, sizes, pins))
         finally:
             bpffs.remove(root)
     return made
+
+
+def _observers(
+    folder: pathlib.Path, sizes: typing.Mapping[str, int], pins: typing.Mapping[str, str]
+) -> pathlib.Path:
+    """What `lbproxy trace` loads, which is the same for every kernel."""
+    text = observers.compose(sizes, pins)
+    path = folder / f"{loader.shipped_key(text)}.json"
+    made = loader.compiled(text, observers.all_programs(), tuple(trace_abi.MAPS))
+    path.write_text(bytecode.encode(made))
+    return path
 
 
 if __name__ == "__main__":

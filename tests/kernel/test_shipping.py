@@ -6,7 +6,8 @@ import pathlib
 import pytest
 
 from lbproxy import abi, errors
-from lbproxy.kernel import bytecode, loader, programs, shipping, source
+from lbproxy.core import trace_events
+from lbproxy.kernel import bytecode, datapath, inspection, loader, observers, programs, shipping, source
 from tests import serving
 from tests.kernel import conftest
 
@@ -15,7 +16,8 @@ from tests.kernel import conftest
 def shipped(tmp_path_factory: pytest.TempPathFactory, needs_bpf: None) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("shipped")
     assert source.features() in shipping.kernels()
-    assert len(shipping.make(folder, serving.SIZES, [source.features()])) == 1
+    # And what `lbproxy trace` loads.
+    assert len(shipping.make(folder, serving.SIZES, [source.features()])) == 1 + 1
     return folder
 
 
@@ -48,6 +50,16 @@ def load(folder: pathlib.Path, **more: int) -> None:
 def test_a_start_needs_no_compiler_whatever_size_most_maps_have(tmp_path: pathlib.Path) -> None:
     load(tmp_path)
     load(tmp_path, frontends=512, slots=1024, services=128, affinity=128)
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_tracing_needs_no_compiler_either(tmp_path: pathlib.Path) -> None:
+    with conftest.mounted(tmp_path / "bpf") as root, conftest.child_cgroup() as cgroup:
+        datapath.Datapath(root).ensure(cgroup, serving.SIZES)
+        known = inspection.pinned(root)
+        with observers.Observers(root, known, trace_events.Filter().pack(), ()) as watching:
+            assert watching.problems == []
+            assert watching.lost() == 0
 
 
 @pytest.mark.usefixtures("without_compiler")
