@@ -23,6 +23,8 @@ from lbproxy import (
     controller,
     errors,
     flow_table,
+    gate,
+    growing,
     health_checks,
     metrics,
     netns_addresses,
@@ -164,6 +166,7 @@ class _Agent:
         self._cgroup = cgroup
         self._datapath = datapath.Datapath(settings.bpffs)
         self._telemetry = metrics.Metrics()
+        self._writing = gate.Gate()
         self._health_checks = health_checks.HealthChecks(settings, self._health_check_failed)
         self._node_watch = node_watch.NodeWatch(settings, both_families=node_watch.has_both_families())
         self._prober = prober.Prober(settings.probe_concurrency, self._telemetry.probed, self._probes_say)
@@ -185,9 +188,14 @@ class _Agent:
         kernel = maps.BpfMaps(str(self._datapath.maps_dir))
         sockets = stale_sockets.StaleSockets(kernel, self._telemetry)
         packets = packet_path.PacketPath(
-            self._settings, self._datapath, kernel, self._devices_report, outcome.identity.refused
+            self._settings,
+            self._datapath,
+            kernel,
+            self._devices_report,
+            outcome.identity.refused,
+            self._writing,
         )
-        spaces = netns_addresses.NetnsAddresses(kernel)
+        spaces = netns_addresses.NetnsAddresses(kernel, writing=self._writing)
 
         def wrote(writes: typing.Sequence[tables.Write]) -> None:
             sockets.wrote(writes)
@@ -203,6 +211,7 @@ class _Agent:
                 self._passed,
                 wrote,
                 packets.node_known,
+                writing=self._writing,
             )
         except OSError as error:
             raise errors.AgentError(f"cannot read the datapath's tables: {error}") from error
@@ -235,6 +244,18 @@ class _Agent:
         tasks.create_task(packets.run())
         tasks.create_task(_when(packets.settled, control.devices_served))
         tasks.create_task(self._announce(control, started_s))
+        grew = self._reports.grew if self._reports is not None else lambda _what: None
+        larger = growing.Growing(
+            self._settings,
+            self._cgroup,
+            self._datapath,
+            kernel,
+            control,
+            self._telemetry,
+            self._writing,
+            grew,
+        )
+        tasks.create_task(larger.run())
         fatal = self._reports.cannot_serve if self._reports is not None else None
         tasks.create_task(web.serve(self._settings, control, self._telemetry, fatal))
         if self._settings.config_file is not None:
@@ -319,7 +340,8 @@ class _Agent:
         while True:
             await asyncio.sleep(_HOOK_CHECK_S)
             try:
-                lost = self._datapath.verify(self._cgroup)
+                async with self._writing.shared():
+                    lost = self._datapath.verify(self._cgroup)
             except OSError as error:
                 _log.error("%s", self._datapath.problem or f"cannot verify the hooks: {error}")
             else:

@@ -109,6 +109,7 @@ class Config:
     bpffs: pathlib.Path = BPFFS
     algorithm: model.Algorithm = model.Algorithm.RANDOM
     map_rows: MapRows = dataclasses.field(default_factory=MapRows)
+    map_growth_limit: int = 16  # a map grows to at most so many times its rows; 1: not at all
     packet_path: bool = True
     devices: tuple[str, ...] = ()
     pod_devices: tuple[str, ...] = ()

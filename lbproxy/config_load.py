@@ -224,6 +224,7 @@ def _build(resolved: _Resolved, host: Host, problems: list[str]) -> config.Confi
         bpffs=get("--bpffs") or config.BPFFS,
         algorithm=get("--algorithm"),
         map_rows=config.MapRows(**get("--map-rows")),
+        map_growth_limit=get("--map-growth-limit"),
         devices=get("--device"),
         packet_path=get("--packet-path"),
         pod_devices=get("--pod-device"),

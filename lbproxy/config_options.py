@@ -131,6 +131,14 @@ OWN_OPTIONS = (
         + ", ".join(config.MapRows.__annotations__),
     ),
     Option(
+        flags=("--map-growth-limit",),
+        own_field="mapGrowthLimit",
+        type=types.integer(1, 1024),
+        default="16",
+        group=Group.DATAPATH,
+        help="a map that fills up grows by itself, to at most so many times its --map-rows; 1: none does",
+    ),
+    Option(
         flags=("--packet-path",),
         own_field="packetPath",
         type=types.BOOL,

@@ -12,7 +12,7 @@ import logging
 import time
 import typing
 
-from lbproxy import config, local_node, metrics, node_watch, rejections, shortfalls
+from lbproxy import config, gate, local_node, metrics, node_watch, rejections, shortfalls
 from lbproxy.core import (
     events,
     health,
@@ -57,7 +57,9 @@ class Controller:
         node_known: local_node.Known = lambda _addresses: None,
         clock: typing.Callable[[], float] = time.monotonic,
         wall_clock: typing.Callable[[], float] = time.time,
+        writing: gate.Gate | None = None,
     ) -> None:
+        """`writing` is passed whenever the tables are written to."""
         self._settings = settings
         self._kernel = kernel
         self._capacity = capacity
@@ -66,10 +68,12 @@ class Controller:
         self._telemetry = telemetry
         self._clock = clock
         self._wall_clock = wall_clock
+        self._writing = writing or gate.Gate()
         self._started_s = clock()
         self._drift_due_s = clock() + _DRIFT_S
         self._starved_due_s: float | None = None
         self._shortfalls = shortfalls.Shortfalls()
+        self.growth_problem = ""  # why tables that are filling up do not grow
         self.datapath_problem = ""  # a hook that is gone and can not be put back
         self.device_problems: typing.Sequence[str] = ()  # what keeps the packet path from devices
         self._node_due_s: float | None = None
@@ -130,6 +134,14 @@ class Controller:
             self._wake.set()
         return changed
 
+    def grown(self) -> None:
+        """Go on with larger tables that hold the same; whoever writes has to be kept out meanwhile."""
+        self._capacity = self._kernel.capacity()
+        self.reconciler.ledger.grow(self._capacity)
+        self.reconciler.retry_starved()
+        self._node.forget()
+        self._wake.set()
+
     # --- what goes out ---
 
     async def run(self) -> typing.NoReturn:
@@ -137,11 +149,12 @@ class Controller:
         pause_s = _RETRY_S[0]
         while True:
             try:
-                if self._astray:
-                    await self._read_back()
-                self._wait_for_node()
-                self._write_node()
-                names = await self._passes()
+                async with self._writing.shared():
+                    if self._astray:
+                        await self._read_back()
+                    self._wait_for_node()
+                    self._write_node()
+                    names = await self._passes()
             except (maps.MapWriteError, OSError) as error:
                 what = "write" if isinstance(error, maps.MapWriteError) else "read the kernel's tables:"
                 _log.error("cannot %s %s; all tables are read back in %.1f s", what, error, pause_s)
@@ -296,8 +309,7 @@ class Controller:
     def reasons(self) -> list[str]:
         """What is not as it should be, one line each."""
         reasons = [*self._shortfalls.reasons(self.reconciler), *self._node.reasons]
-        if self.datapath_problem:
-            reasons.append(self.datapath_problem)
+        reasons += [one for one in (self.growth_problem, self.datapath_problem) if one]
         reasons += self.device_problems
         if self.reconciler.awaits_node:
             reasons.append(self._node_unread)

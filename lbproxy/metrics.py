@@ -66,6 +66,7 @@ class Metrics:
             ("name", "type", "status"),
             registry=self._sli_registry,
         )
+        self._growths = self._counter(table.MAP_GROWTHS)
         self._build = self._gauge(table.BUILD_INFO)
         self._start = self._gauge(table.DATAPATH_START)
 
@@ -91,6 +92,13 @@ class Metrics:
         self.registry.register(self._collector)
         self._build.labels(lbproxy.__version__, fingerprint).set(1)
         self._start.labels(start).set(1)
+
+    def grew(self, maps: typing.Iterable[str], fingerprint: str) -> None:
+        """Count maps that were made larger; the programs are others since."""
+        for name in maps:
+            self._growths.labels(name).inc()
+        self._build.clear()
+        self._build.labels(lbproxy.__version__, fingerprint).set(1)
 
     # --- what the controller reports ---
 

@@ -278,6 +278,13 @@ MAP_BYTES = Definition(
     "lbproxy_map_bytes", Type.GAUGE, "Kernel memory of a BPF map, as the kernel accounts for it", MAP
 )
 
+MAP_GROWTHS = Definition(
+    "lbproxy_map_growths_total",
+    Type.COUNTER,
+    "Times that a BPF map was made larger, while it served, since it filled up",
+    MAP,
+)
+
 # --- the sources ---
 
 WATCH_CONNECTED = Definition(

@@ -13,7 +13,7 @@ import socket
 import time
 import typing
 
-from lbproxy import errors
+from lbproxy import errors, gate
 from lbproxy.core import netns_rows, tables
 from lbproxy.kernel import maps, namespaces, netns_addresses, node
 
@@ -42,8 +42,15 @@ class _Known(typing.NamedTuple):
 class NetnsAddresses:
     """Follows the namespaces of this machine while it is needed."""
 
-    def __init__(self, kernel: maps.Maps, clock: typing.Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        kernel: maps.Maps,
+        clock: typing.Callable[[], float] = time.monotonic,
+        writing: gate.Gate | None = None,
+    ) -> None:
+        """`writing` is passed whenever the tables are written to."""
         self._kernel = kernel
+        self._writing = writing or gate.Gate()
         self._clock = clock
         self._ranges_changed = asyncio.Event()
         self._ranges_changed.set()
@@ -69,7 +76,8 @@ class NetnsAddresses:
                 if await asyncio.to_thread(self.needed):
                     await self._follow()
                 else:
-                    await asyncio.to_thread(self.forget)
+                    async with self._writing.shared():
+                        await asyncio.to_thread(self.forget)
             except (OSError, errors.AgentError) as error:
                 self._say(f"cannot tell whose the sockets are that dial restricted addresses: {error}")
                 await asyncio.sleep(_NAMES_S)
@@ -83,7 +91,8 @@ class NetnsAddresses:
             try:
                 heard = False
                 while True:
-                    await asyncio.to_thread(self.look, heard=heard)
+                    async with self._writing.shared():
+                        await asyncio.to_thread(self.look, heard=heard)
                     heard = await self._wait()
                     if self._ranges_changed.is_set():
                         return

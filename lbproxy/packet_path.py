@@ -12,7 +12,7 @@ import logging
 import os
 import typing
 
-from lbproxy import config
+from lbproxy import config, gate
 from lbproxy.core import devices, tables
 from lbproxy.kernel import datapath, device_links, features, links, maps, programs
 
@@ -61,6 +61,7 @@ class PacketPath:
         kernel: maps.Maps,
         report: Report = lambda _reasons: None,
         refused: str = "",
+        writing: gate.Gate | None = None,
     ) -> None:
         """`report` is told of whatever is not as it should be, one line each, whenever that changes.
 
@@ -73,6 +74,7 @@ class PacketPath:
         self._datapath = found
         self._kernel = kernel
         self._report = report
+        self._writing = writing or gate.Gate()
         self._node_addresses: tuple[bytes, ...] | None = None
         self._wake = asyncio.Event()
         self._attached: frozenset[device_links.Attachment] = frozenset()
@@ -124,7 +126,8 @@ class PacketPath:
             if self._node_addresses is None:
                 continue
             # In a thread: a driver may take its time to take an XDP program.
-            reasons = await asyncio.to_thread(self.look, self._node_addresses)
+            async with self._writing.shared():
+                reasons = await asyncio.to_thread(self.look, self._node_addresses)
             self._settle(reasons)
             pause_s = _RETRY_S if reasons else _CHECK_S
 

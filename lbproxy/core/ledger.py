@@ -134,6 +134,27 @@ class Ledger:
         self._of_nobody: list[installed.Installed] = []
         self._quarantine: collections.deque[_Retired] = collections.deque()
 
+    def used(self) -> dict[str, int]:
+        """How many rows of each table are in use, or wait to be used again."""
+        return {
+            tables.Table.FRONTENDS: len(self.claims),
+            tables.Table.SLOTS: self.extents.used,
+            tables.Table.BACKENDS: self.backend_ids.used,
+            tables.Table.SERVICES: self.service_ids.used,
+            tables.Table.LOCALITIES: self.locality_ids.used,
+            tables.Table.SOURCE_RANGES: self.range_rows,
+            tables.Table.TUNNEL_ENDS: self.end_rows,
+            tables.Table.EARLIER_SLOTS: self.earlier_rows,
+        }
+
+    def grow(self, capacity: Capacity) -> None:
+        """Go on with tables of other sizes, none of them smaller; their rows are what they were."""
+        self.capacity = capacity
+        self.service_ids.rows = capacity.services
+        self.backend_ids.rows = capacity.backends
+        self.locality_ids.rows = capacity.localities
+        self.extents.rows = capacity.slots
+
     @property
     def next_due_s(self) -> float | None:
         """When `expire` next has something to do."""

@@ -104,19 +104,25 @@ def pinned_maps(source: str) -> dict[str, str]:
 
 
 def key(source: str, functions: typing.Iterable[str], flags: typing.Iterable[str]) -> str:
-    """What names a compiled source, wherever its maps are pinned."""
-    parts = (_PIN.sub("", source), *sorted(functions), *flags, *_compiler(), platform.machine())
+    """What names a compiled source, wherever its maps are pinned and however large they are."""
+    parts = (_sizeless(_PIN.sub("", source)), *sorted(functions), *flags, *_compiler(), platform.machine())
     return _digest((*(part.encode() for part in parts), *_headers()))
 
 
 def shipped_key(source: str, flags: typing.Iterable[str]) -> str:
     """What names a source that was compiled elsewhere: sizes that only maps have do not matter."""
-    body = _MAP.sub("", _PIN.sub("", source))
+    body = _sizeless(_MAP.sub("", _PIN.sub("", source)))
+    return _digest(part.encode() for part in (body, *flags, platform.machine()))
+
+
+def _sizeless(source: str) -> str:
+    """A source without the sizes that only its maps have: a program does not know of those."""
+    body = _MAP.sub("", source)
 
     def needed(rows: re.Match[str]) -> str:
         return rows[0] if len(re.findall(rf"\b{rows[1]}\b", body)) > 1 else ""
 
-    return _digest(part.encode() for part in (_ROWS.sub(needed, body), *flags, platform.machine()))
+    return _ROWS.sub(needed, source)
 
 
 def _digest(parts: typing.Iterable[bytes]) -> str:

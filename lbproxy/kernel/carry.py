@@ -8,6 +8,7 @@ starts next ends what an earlier version began.
 
 import contextlib
 import errno
+import itertools
 import mmap
 import os
 import pathlib
@@ -24,6 +25,7 @@ _MMAPABLE: typing.Final = abi.constant("MMAPABLE")
 
 Translate = typing.Callable[[bytes], bytes]
 TranslateRow = typing.Callable[[bytes, bytes], bytes]  # of a key and a value
+_BATCH_ROWS: typing.Final = 256  # so few that hardly a program writes one of them in between
 _FLOWS: typing.Final = ("flows", "flows_new")
 Fields = typing.Sequence[identity.FieldOf]
 Records = dict[int, bytes]  # by the cookies of their sockets
@@ -113,10 +115,16 @@ def _put_if_absent(fd: int, key: bytes, value: bytes) -> None:
 
 def _carry_array(old_fd: int, new_fd: int, value_of: Translate) -> None:
     info = libbpf.map_info(new_fd)
-    for key, row in libbpf.dump_array(old_fd, libbpf.map_info(old_fd)):
-        number = int.from_bytes(key, sys.byteorder)
-        if number < info.max_entries and not any(libbpf.lookup(new_fd, key, info.value_size) or b""):
-            libbpf.update(new_fd, key, value_of(row))
+    there = {key for key, _ in libbpf.dump_array(new_fd, info)}
+    rows = libbpf.dump_array(old_fd, libbpf.map_info(old_fd))
+    missing = (
+        (key, value_of(row))
+        for key, row in rows
+        if key not in there and int.from_bytes(key, sys.byteorder) < info.max_entries
+    )
+    while batch := list(itertools.islice(missing, _BATCH_ROWS)):
+        keys, values = map(b"".join, zip(*batch, strict=True))
+        libbpf.update_batch(new_fd, keys, values, len(batch))
 
 
 class Transfer:

@@ -114,6 +114,54 @@ class Datapath:
         self._fed = _ids_of_this_version(serving)
         return Outcome(how, known, notes)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many rows the current tables have. Raises AgentError where they are gone."""
+        return dict(self._known_current()[1].sizes)
+
+    def prepare(self, larger: typing.Mapping[str, int]) -> generation.Generation:
+        """Make a generation in which these tables have so many rows; nothing runs it yet.
+
+        Raises AgentError where it can not be made: what there is goes on, and it is removed.
+        """
+        current, known = self._known_current()
+        self._remove_others(current)
+        sizes = {**known.sizes, **larger}
+        target = identity.of_this_version(source.fingerprint(programs.SOURCE, sizes), known.cgroup, sizes)
+        try:
+            made, found = self._make(target, current)
+            if found.refused and not known.refused:
+                raise errors.AgentError(found.refused)
+        except (OSError, errors.AgentError) as error:
+            self._remove_others(current)
+            raise errors.AgentError(f"cannot make larger tables: {error}") from error
+        return made
+
+    def take_over(self, made: generation.Generation, cgroup: pathlib.Path) -> identity.Identity:
+        """Have what was prepared serve, with the contents of the tables; nobody may write to them meanwhile.
+
+        Raises AgentError where that fails half way: the next start ends it.
+        """
+        current, _ = self._known_current()
+        try:
+            self._hand_over(current, made, cgroup)
+            self._remove_others(made)
+            self._fed = _ids_of_this_version(made)
+        except OSError as error:
+            raise errors.AgentError(
+                f"larger tables are half in use: ending, to finish it: {error}"
+            ) from error
+        found = made.identity()
+        assert found is not None
+        return found
+
+    def _known_current(self) -> tuple[generation.Generation, identity.Identity]:
+        current = self._current()
+        known = current.identity() if current is not None else None
+        if current is None or known is None:
+            raise errors.AgentError(f"what was pinned in {self.root} is gone")
+        return current, known
+
     def verify(self, cgroup: pathlib.Path) -> list[str]:
         """Put back any hook that someone took away; returns the names of those.
 

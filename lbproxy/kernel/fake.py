@@ -108,6 +108,14 @@ class FakeMaps:
             del rows[key]
         return len(gone)
 
+    def capacity(self) -> ledger.Capacity:
+        """The limits of these tables."""
+        return maps.capacity(self._sizes)
+
+    def grow(self, **rows: int) -> None:
+        """Make these tables larger."""
+        self._sizes |= rows
+
     def dump(self) -> ledger.Dump:
         """What a ledger can be restored from."""
         return maps.dump(self)

@@ -7,6 +7,7 @@ same table are joined.
 import itertools
 import os
 import typing
+import weakref
 
 from lbproxy import abi, errors
 from lbproxy.core import ledger, tables
@@ -38,6 +39,10 @@ class Maps(typing.Protocol):
 
     def rows_of(self, table: str) -> int:
         """How many rows a table can hold."""
+        ...
+
+    def capacity(self) -> ledger.Capacity:
+        """The limits that a ledger has to keep."""
         ...
 
     def batches(self, table: str, rows: int) -> typing.Iterator[tuple[bytes, bytes]]:
@@ -85,6 +90,8 @@ class _Map:
         self.name = name
         self.fd = fd
         self.info = libbpf.map_info(fd)
+        # Closed with the last one who uses it: a thread may be reading when others take its place.
+        self.close = weakref.finalize(self, os.close, fd)
 
     def put(self, keys: list[bytes], values: list[bytes]) -> None:
         if len(keys) == 1:
@@ -97,13 +104,10 @@ class _Map:
             libbpf.delete(self.fd, key)
 
     def rows(self) -> typing.Iterator[tuple[bytes, bytes]]:
-        return libbpf.dump(self.fd, self.info)
+        yield from libbpf.dump(self.fd, self.info)
 
     def row(self, key: bytes) -> bytes | None:
         return libbpf.lookup(self.fd, key, self.info.value_size)
-
-    def close(self) -> None:
-        os.close(self.fd)
 
 
 class _Array(_Map):
@@ -113,7 +117,7 @@ class _Array(_Map):
         self.put(keys, [bytes(self.info.value_size)] * len(keys))
 
     def rows(self) -> typing.Iterator[tuple[bytes, bytes]]:
-        return libbpf.dump_array(self.fd, self.info)
+        yield from libbpf.dump_array(self.fd, self.info)
 
 
 class _Trie(_Map):
@@ -132,22 +136,12 @@ class BpfMaps:
 
     def __init__(self, folder: str) -> None:
         """Open every pin. Raises AgentError where one is missing or of another shape."""
-        self._maps: dict[str, _Map] = {}
-        for spec in abi.MAPS.values():
-            try:
-                fd = libbpf.obj_get(f"{folder}/{spec.name}")
-            except OSError as error:
-                self.close()
-                raise errors.AgentError(f"no lbproxy datapath here: {error.strerror}") from error
-            found = libbpf.map_info(fd)
-            if (found.key_size, found.value_size) != (spec.key_size, spec.value_size):
-                os.close(fd)
-                self.close()
-                raise errors.AgentError(
-                    f"{folder}/{spec.name} has the layout of another lbproxy version: "
-                    "use that version's command, or let this version's agent take over"
-                )
-            self._maps[spec.name] = _KINDS.get(spec.type, _Map)(spec.name, fd)
+        self._folder = folder
+        self._maps = _opened(folder)
+
+    def reopen(self) -> None:
+        """Go on with what is pinned now; whoever is reading does so to the end. Raises AgentError."""
+        self._maps = _opened(self._folder)
 
     def close(self) -> None:
         """Let go of the maps; the pins stay."""
@@ -165,7 +159,8 @@ class BpfMaps:
 
     def bytes_of(self, table: str) -> int:
         """How much kernel memory a map occupies, as the kernel accounts for it."""
-        with open(f"/proc/self/fdinfo/{self._maps[table].fd}", encoding="ascii") as lines:
+        opened = self._maps[table]
+        with open(f"/proc/self/fdinfo/{opened.fd}", encoding="ascii") as lines:
             return next(int(line.split()[1]) for line in lines if line.startswith("memlock:"))
 
     def apply(self, writes: typing.Sequence[tables.Write]) -> None:
@@ -192,7 +187,7 @@ class BpfMaps:
     def batches(self, table: str, rows: int) -> typing.Iterator[tuple[bytes, bytes]]:
         """The keys and the values of a hash map, joined, about so many rows at a time."""
         opened = self._maps[table]
-        return libbpf.batches(opened.fd, opened.info, rows)
+        yield from libbpf.batches(opened.fd, opened.info, rows)
 
     def take(
         self, table: str, keys: typing.Iterable[bytes], unless: typing.Callable[[bytes, bytes], bool]
@@ -204,3 +199,19 @@ class BpfMaps:
     def dump(self) -> ledger.Dump:
         """Everything the ledger wants to know. Raises OSError."""
         return dump(self)
+
+
+def _opened(folder: str) -> dict[str, _Map]:
+    maps: dict[str, _Map] = {}
+    for spec in abi.MAPS.values():
+        try:
+            fd = libbpf.obj_get(f"{folder}/{spec.name}")
+        except OSError as error:
+            raise errors.AgentError(f"no lbproxy datapath here: {error.strerror}") from error
+        maps[spec.name] = found = _KINDS.get(spec.type, _Map)(spec.name, fd)
+        if (found.info.key_size, found.info.value_size) != (spec.key_size, spec.value_size):
+            raise errors.AgentError(
+                f"{folder}/{spec.name} has the layout of another lbproxy version: "
+                "use that version's command, or let this version's agent take over"
+            )
+    return maps

@@ -150,6 +150,10 @@ class Reports:
         note = f"node {self._node_name}: {note}"
         self._enqueue(regarding, kind, reason, action, note, self._health_bucket)
 
+    def grew(self, what: str) -> None:
+        """Say that tables of this node were made larger."""
+        self._enqueue(self._node, "Normal", "MapsGrown", "GrowMaps", what)
+
     async def run(self) -> typing.NoReturn:
         """Post what is queued until cancelled."""
         while True:

@@ -205,6 +205,54 @@ def test_contents_are_carried_into_maps_of_other_sizes(made: datapath.Datapath, 
     assert made.ensure(cgroup, larger).how == "adopted"
 
 
+def test_tables_grow_beside_those_that_stay(made: datapath.Datapath, cgroup: pathlib.Path) -> None:
+    written = fill(made)
+    before, held = map_ids(made), links(made)
+    with contextlib.closing(maps.BpfMaps(str(made.maps_dir))) as kernel:
+        old = kernel.rows("backends")
+        first = next(old)
+        larger = {"frontends": 2 * SIZES["frontends"], "backends": 4 * SIZES["backends"]}
+        prepared = made.prepare(larger)
+        # Nothing is any different yet.
+        assert (map_ids(made), links(made)) == (before, held)
+        assert_runs(made, cgroup)
+        found = made.take_over(prepared, cgroup)
+        assert made.sizes == found.sizes == {**SIZES, **larger}
+        kernel.reopen()
+        assert kernel.rows_of("backends") == larger["backends"]
+        # Whoever was reading reads on.
+        assert dict([first, *old]) == dict(kernel.rows("backends")) == written["backends"]
+    assert_runs(made, cgroup)
+    assert {name: rows for name, rows in rows_of(made).items() if name in written} == written
+    other = {name for name, number in map_ids(made).items() if before[name] != number}
+    assert other == {"frontends", "backends", "backend_stats", abi.TAILS}
+    assert made.verify(cgroup) == []
+    # A start with the sizes of the configuration takes what has grown as it is.
+    assert datapath.Datapath(made.root).ensure(cgroup, SIZES).how == "adopted"
+    assert made.sizes == found.sizes
+
+
+def test_what_can_not_grow_serves_on(made: datapath.Datapath, cgroup: pathlib.Path) -> None:
+    before, held = map_ids(made), links(made)
+    with pytest.raises(errors.AgentError, match="cannot make larger tables"):
+        made.prepare({"slots": 0xFFFFFFFF})
+    assert (map_ids(made), links(made)) == (before, held)
+    assert [path.name for path in (made.root / "generations").iterdir()] == [
+        (made.root / "current").resolve().name
+    ]
+    assert made.verify(cgroup) == []
+
+
+def test_one_that_was_prepared_and_never_used_is_removed(
+    made: datapath.Datapath, cgroup: pathlib.Path
+) -> None:
+    for factor in (2, 4):
+        made.prepare({"slots": factor * SIZES["slots"]})
+    assert len(list((made.root / "generations").iterdir())) == 2
+    assert datapath.Datapath(made.root).ensure(cgroup, SIZES).how == "adopted"
+    assert len(list((made.root / "generations").iterdir())) == 1
+
+
 def test_a_table_in_use_is_not_made_smaller(made: datapath.Datapath, cgroup: pathlib.Path) -> None:
     written = fill(made)
     outcome = made.ensure(cgroup, {name: rows // 2 for name, rows in SIZES.items()})

@@ -681,3 +681,21 @@ async def test_a_hook_that_can_not_be_put_back_is_a_reason() -> None:
         await settled(agent)
         agent.control.datapath_problem = "connect4 can not be put back"
         assert agent.control.reasons == ["connect4 can not be put back"]
+
+
+@in_virtual_time
+async def test_larger_tables_serve_at_once_what_found_no_room() -> None:
+    agent = Agent(room={"services": 2})
+    async with agent.running():
+        agent.told(upsert(service()), upsert(slice_of()))
+        agent.told(upsert(service("other", 2)), upsert(slice_of("other", (5,))), *SYNCED)
+        await settled(agent)
+        assert len(agent.control.reconciler.starved) == 1
+        before_s = agent.clock()
+        agent.kernel.grow(services=8)
+        agent.control.grown()
+        await settled(agent)
+        assert agent.clock() - before_s < 0.1
+        assert not agent.control.reconciler.starved
+        assert agent.control.reasons == []
+        assert agent.control.node_facts is not None
