@@ -39,6 +39,7 @@
 #define LB_FRONTEND_EXTERNAL_LOCAL 0x4 /* clients outside have a row of LB_SCOPE_OUTSIDE */
 #define LB_FRONTEND_SOURCE_RANGES 0x8  /* only for sources that source_ranges names */
 #define LB_FRONTEND_DSR 0x10	       /* remote backends answer the client themselves */
+#define LB_FRONTEND_LEAST_CONN 0x20    /* of two slots the backend with less open */
 
 /* backend.sets and frontend.sets: the sets a backend is usable in, and the one
  * a frontend draws from. A remembered backend is used again only while
@@ -46,7 +47,8 @@
  */
 #define LB_SET_CLUSTER 0x1
 #define LB_SET_LOCAL 0x2
-#define LB_SET_HERE 0x4 /* on this node, usable or not; no frontend draws from it */
+#define LB_SET_HERE 0x4	   /* on this node, usable or not; no frontend draws from it */
+#define LB_SET_COUNTED 0x8 /* what it has open is counted; nor from this one */
 
 /* backend.state. Only ACTIVE and TERMINATING backends stand in slots, or keep the
  * flows of unconnected sockets that are already theirs.
@@ -169,6 +171,14 @@ struct backend_stats {
 	__u64 connections;
 };
 
+/* What a backend with LB_SET_COUNTED has open is opened - closed + its row in
+ * load_corrections, modulo 2^32. Programs write this, the agent the correction.
+ */
+struct backend_load {
+	__u32 opened; /* sockets and flows that began */
+	__u32 closed; /* and that were seen to end */
+};
+
 struct service_stats {
 	__u64 connections;
 	__u64 refused;
@@ -180,7 +190,7 @@ struct service_meta {
 	__u8 port_name[64];
 	__u32 affinity_s;
 	__u8 proto;
-	__u8 algorithm; /* 1: Maglev */
+	__u8 algorithm; /* 1: Maglev, 2: least connections */
 	__u8 family;	/* 4 or 6 */
 	__u8 policies;	/* LB_POLICY_* */
 };

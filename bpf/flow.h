@@ -11,6 +11,7 @@
 #define LB_FLOW_H
 
 #include "counters.h"
+#include "load.h"
 #include "packet.h"
 
 #define LB_EEXIST 17
@@ -285,6 +286,13 @@ static __always_inline void flow_settle(struct flow_key *key, struct flow *row, 
 		flows_new.delete(key);
 }
 
+/* Whether a row is the one that its flow is counted by, if its backend is counted. */
+static __always_inline bool flow_is_counted(const struct flow_key *key, const struct flow *row)
+{
+	return row->backend && key->stage == LB_STAGE_INGRESS &&
+	       (row->state & (LB_FLOW_ORIGINAL | LB_FLOW_TUNNEL)) == LB_FLOW_ORIGINAL;
+}
+
 /* Takes note of a packet of a flow, in both rows of the pair. */
 static __always_inline void flow_track(struct flow_key *key, struct flow *row, __u8 tcp_flags,
 				       __u32 now)
@@ -292,7 +300,7 @@ static __always_inline void flow_track(struct flow_key *key, struct flow *row, _
 	__u32 state = row->state, was = state, mirrored;
 	struct flow_key partner_key;
 	struct flow *partner;
-	bool assured = false;
+	bool assured = false, closes;
 
 	if (!(state & LB_FLOW_ORIGINAL)) {
 		state |= LB_FLOW_REPLIED;
@@ -313,6 +321,9 @@ static __always_inline void flow_track(struct flow_key *key, struct flow *row, _
 
 	row->state = state;
 	row->seen = now;
+	closes = flow_is_closed(state) && !flow_is_closed(was);
+	if (closes && flow_is_counted(key, row))
+		load_closed(row->backend, row->addr, row->dport);
 	flow_partner(key, row, &partner_key);
 	if (state & LB_FLOW_ASSURED)
 		flow_settle(key, row, assured);
@@ -327,6 +338,8 @@ static __always_inline void flow_track(struct flow_key *key, struct flow *row, _
 		mirrored |= LB_FLOW_FIN;
 	partner->state = (partner->state & (LB_FLOW_ORIGINAL | LB_FLOW_MASQUERADED)) | mirrored;
 	partner->seen = now;
+	if (closes && flow_is_counted(&partner_key, partner))
+		load_closed(partner->backend, partner->addr, partner->dport);
 	if (state & LB_FLOW_ASSURED)
 		flow_settle(&partner_key, partner, assured);
 }

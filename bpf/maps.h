@@ -25,6 +25,8 @@ LB_MAP("hash", struct frontend_key, struct frontend, frontends, LB_ROWS_FRONTEND
 LB_MAP("array", __u32, struct slot_block, slots, LB_ROWS_SLOTS, LB_MMAPABLE);
 LB_MAP("array", __u32, struct backend, backends, LB_ROWS_BACKENDS, LB_MMAPABLE);
 LB_MAP("array", __u32, struct backend_stats, backend_stats, LB_ROWS_BACKENDS, LB_MMAPABLE);
+LB_MAP("array", __u32, struct backend_load, backend_load, LB_ROWS_BACKENDS, LB_MMAPABLE);
+LB_MAP("array", __u32, __u32, load_corrections, LB_ROWS_BACKENDS, LB_MMAPABLE);
 LB_MAP("array", __u32, struct service_stats, service_stats, LB_ROWS_SERVICES, LB_MMAPABLE);
 LB_MAP("hash", __u32, struct service_meta, services, LB_ROWS_SERVICES, LB_NO_PREALLOC);
 LB_MAP("hash", __u32, struct locality, localities, LB_ROWS_LOCALITIES, LB_NO_PREALLOC);

@@ -351,6 +351,7 @@ static __always_inline int flow_open(void *ctx, __u32 ifindex, bool shared, stru
 		counter_bump(LB_COUNTER_FLOW_FAILED);
 		return LB_SHOOT;
 	}
+	load_opened(to, w->to.backend);
 	return LB_TRANSLATE;
 }
 

@@ -7,6 +7,7 @@
 #define LB_SELECT_H
 
 #include "counters.h"
+#include "load.h"
 #include "maps.h"
 
 #define LB_NS_PER_S 1000000000ULL
@@ -50,21 +51,41 @@ static __always_inline __u32 hash_mix(__u64 value)
 	return (__u32)value;
 }
 
-/* The backend in the slot that hash falls on: hash scaled to the table, so that
- * neither a division nor a power-of-two size is needed.
- */
-static __always_inline __u32 slot_of_table(__u32 first_block, __u32 slot_count, __u32 hash)
+static __always_inline __u32 slot_value(__u32 first_block, __u32 slot)
 {
-	__u32 slot = ((__u64)hash * slot_count) >> 32;
 	__u32 row = first_block + slot / LB_SLOTS_PER_BLOCK;
 	struct slot_block *block = slots.lookup(&row);
 
 	return block ? block->backend[slot % LB_SLOTS_PER_BLOCK] : 0;
 }
 
+/* The backend in the slot that hash falls on: hash scaled to the table, so that
+ * neither a division nor a power-of-two size is needed.
+ */
+static __always_inline __u32 slot_of_table(__u32 first_block, __u32 slot_count, __u32 hash)
+{
+	return slot_value(first_block, ((__u64)hash * slot_count) >> 32);
+}
+
 static __always_inline __u32 slot_at(const struct frontend *fe, __u32 hash)
 {
 	return slot_of_table(fe->block, fe->slot_count, hash);
+}
+
+/* Of two slots drawn at random the backend that has less open for its weight, the first one
+ * where they are even: so where nothing is open the slots alone decide.
+ */
+static __always_inline __u32 slot_of_two(const struct frontend *fe)
+{
+	__u32 count = fe->slot_count, at = ((__u64)bpf_get_prandom_u32() * count) >> 32;
+	__u32 one = slot_value(fe->block, at), other;
+
+	if (count < 2)
+		return one;
+	/* Any slot but the first. */
+	at += 1 + (((__u64)bpf_get_prandom_u32() * (count - 1)) >> 32);
+	other = slot_value(fe->block, at < count ? at : at - count);
+	return other != one && load_is_less(other, one) ? other : one;
 }
 
 /* Chooses a backend for a new flow and counts it; *id receives its id. NULL
@@ -90,9 +111,12 @@ static __always_inline struct backend *select_backend(const struct frontend *fe,
 	}
 
 	if (!chosen) {
-		bool maglev = fe->flags & LB_FRONTEND_MAGLEV;
-
-		*id = slot_at(fe, maglev ? hash_mix(flow) : bpf_get_prandom_u32());
+		if (fe->flags & LB_FRONTEND_LEAST_CONN)
+			*id = slot_of_two(fe);
+		else if (fe->flags & LB_FRONTEND_MAGLEV)
+			*id = slot_at(fe, hash_mix(flow));
+		else
+			*id = slot_at(fe, bpf_get_prandom_u32());
 		chosen = backends.lookup(id);
 		if (!chosen || chosen->service != fe->service) {
 			counter_bump(LB_COUNTER_BAD_SLOT);

@@ -17,6 +17,7 @@
 
 #include "address.h"
 #include "counters.h"
+#include "load.h"
 #include "maps.h"
 
 static __always_inline struct socket_record *record_row(__u64 cookie)
@@ -46,6 +47,24 @@ static __always_inline void record_fill(struct socket_record *record, const stru
 	record->frontend_port = fe->port;
 	record->backend_port = to->port;
 	record->backend = backend;
+}
+
+/* What a socket's own row stood for is closed, if it stood for anything. Spilled records are
+ * not counted: they are few, and may be forgotten while their sockets live.
+ */
+static __always_inline void record_closed(const struct socket_record *row)
+{
+	if (row->backend)
+		load_closed(row->backend, row->backend_addr, row->backend_port);
+}
+
+/* Fills a socket's own row, and counts it for its backend. */
+static __always_inline void record_open(struct socket_record *row, const struct frontend_key *fe,
+					const struct backend *to, __u32 backend)
+{
+	record_closed(row);
+	record_fill(row, fe, to, backend);
+	load_opened(to, backend);
 }
 
 static __always_inline void spill_key(struct socket_spill_key *key, __u64 cookie, __u8 kind)
@@ -104,7 +123,7 @@ static __always_inline void record_connected(__u64 cookie, const struct frontend
 	struct socket_spill_key key;
 
 	if (row) {
-		record_fill(row, fe, to, backend);
+		record_open(row, fe, to, backend);
 		return;
 	}
 	record_fill(&spilled, fe, to, backend);
@@ -124,7 +143,7 @@ static __always_inline void record_unconnected(__u64 cookie, const struct fronte
 	struct socket_spill_key key;
 
 	if (row && (row->backend == 0 || record_has_frontend(row, fe))) {
-		record_fill(row, fe, to, backend);
+		record_open(row, fe, to, backend);
 		return;
 	}
 	record_fill(&spilled, fe, to, backend);
@@ -181,6 +200,7 @@ static __always_inline void record_forget(__u64 cookie)
 	if (!row)
 		return;
 	if (row->cookie == cookie) {
+		record_closed(row);
 		row->backend = 0;
 		__sync_val_compare_and_swap(&row->cookie, cookie, 0);
 	}

@@ -29,6 +29,7 @@ from lbproxy import (
     metrics,
     netns_addresses,
     node_watch,
+    open_connections,
     packet_path,
     secrecy,
     stale_sockets,
@@ -215,7 +216,7 @@ class _Agent:
             )
         except OSError as error:
             raise errors.AgentError(f"cannot read the datapath's tables: {error}") from error
-        flows = flow_table.FlowTable(kernel)
+        flows = flow_table.FlowTable(kernel, counted=open_connections.OfLedger(control))
         self._telemetry.attach(
             controller=control,
             kernel=kernel,

@@ -102,7 +102,7 @@ OWN_OPTIONS = (
     Option(
         flags=("--algorithm",),
         own_field="algorithm",
-        type=types.named({"random": model.Algorithm.RANDOM, "maglev": model.Algorithm.MAGLEV}),
+        type=types.named({algorithm.label: algorithm for algorithm in model.Algorithm}),
         default="random",
         group=Group.COMMON,
         help="how a backend is chosen where the Service does not say",

@@ -11,7 +11,7 @@ import logging
 import time
 import typing
 
-from lbproxy import abi, errors
+from lbproxy import abi, errors, open_connections
 from lbproxy.core import flows, tables
 from lbproxy.kernel import maps
 
@@ -44,8 +44,16 @@ def tick() -> int:
 class FlowTable:
     """What is known of the flow table."""
 
-    def __init__(self, kernel: maps.Maps, clock: typing.Callable[[], int] = tick) -> None:
+    def __init__(
+        self,
+        kernel: maps.Maps,
+        clock: typing.Callable[[], int] = tick,
+        counted: open_connections.Counted = open_connections.nobody,
+    ) -> None:
+        """`counted` are the backends whose open connections matter."""
         self._kernel = kernel
+        self._counted = counted
+        self._counted_anew = 0
         self._clock = clock
         self.counts = flows.Counts()  # as the last look found them
         self._sent_aside = 0  # rows that went to `flows_new`, as the last look began
@@ -78,12 +86,19 @@ class FlowTable:
         self._sent_aside = self._number("counters", _FLOWS_FULL)
         deadlines = flows.Deadlines(tables.settings(settings), self._clock())
         counts = flows.Counts()
+        self._counted_anew = self._counted.anew
+        open_now = open_connections.Recount(self._kernel, self._counted(), deadlines)
 
         expired = 0
         for keys, rows in self._kernel.batches(tables.Table.FLOWS, _BATCH_ROWS):
+            open_now.flows(keys, rows)
             room = None if most is None else max(0, most - expired)
             due = flows.sweep(keys, rows, deadlines, counts, room)
             expired += self._kernel.take(tables.Table.FLOWS, due, deadlines.fresh)
+        if self._sent_aside and open_now.wanted:
+            for keys, rows in self._kernel.batches(tables.Table.FLOWS_NEW, _BATCH_ROWS):
+                open_now.flows(keys, rows)
+        open_now.put_right()
         # What programs counted meanwhile is lost: the number only has to say whether the table
         # is crowded, and the next look puts it right.
         if counts.unassured != self._unassured():
@@ -99,6 +114,8 @@ class FlowTable:
         due_s = max(began_s + _INTERVAL_S, ended_s + _QUIET_PAUSES * (ended_s - began_s))
         while (left_s := due_s - time.monotonic()) > 0:
             await asyncio.sleep(min(left_s, _POLL_S))
+            if self._counted.anew != self._counted_anew:
+                return
             if time.monotonic() >= crowded_s and self._crowded():
                 return
 

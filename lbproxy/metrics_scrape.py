@@ -131,6 +131,8 @@ def _seen(agent: Agent) -> Seen:
         "slots": ledger.extents.used,
         "backends": backends,
         "backend_stats": backends,
+        "backend_load": backends,
+        "load_corrections": backends,
         "services": services,
         "service_stats": services,
         "localities": ledger.locality_ids.used,

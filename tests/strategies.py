@@ -337,7 +337,7 @@ _TRAITS = st.tuples(
     st.lists(st.sampled_from(_FRONTENDS), max_size=3, unique_by=lambda pair: pair[0].address),
     st.lists(st.sampled_from(_BACKENDS), max_size=4, unique_by=lambda backend: backend.address),
     st.sampled_from((0, 0, 0, 0, 0, 13, 17)),  # of the crowd: more than one block of slots
-    st.sampled_from((model.Algorithm.RANDOM,) * 4 + (model.Algorithm.MAGLEV,)),
+    st.sampled_from((model.Algorithm.RANDOM,) * 4 + tuple(model.Algorithm)),
     st.sampled_from((0, 60)),
     st.lists(st.sampled_from(_RANGES), min_size=1, max_size=3, unique=True).map(tuple),
 )

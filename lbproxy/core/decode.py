@@ -31,6 +31,9 @@ _PROTOCOLS = {None: model.Protocol.TCP} | {protocol.name: protocol for protocol 
 _FAMILIES = {"IPv4": model.Family.IPV4, "IPv6": model.Family.IPV6}
 _ALGORITHMS = {algorithm.label: algorithm for algorithm in model.Algorithm}
 _MODES = {mode.value: mode for mode in model.PacketMode}
+_LEAST_CONNECTIONS_WITH_DSR = (
+    "with mode dsr it holds for sockets that dial the ClusterIP; all other addresses need Maglev"
+)
 _AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 
 
@@ -135,6 +138,10 @@ def _service(value: wire.Service, warnings: list[str]) -> events.Upsert:
     load_balancer_ips = [entry.ip for entry in ingress if entry.ip_mode in (None, "VIP")]
     external_local = spec.external_traffic_policy == "Local" and _reached_from_outside(spec)
     annotations = metadata.annotations or wire.ServiceAnnotations()
+    algorithm = _annotated(ALGORITHM_ANNOTATION, annotations.algorithm, _ALGORITHMS, warnings)
+    mode = _annotated(MODE_ANNOTATION, annotations.mode, _MODES, warnings)
+    if mode is model.PacketMode.DSR and algorithm is model.Algorithm.LEAST_CONNECTIONS:
+        warnings.append(f"metadata.annotations[{ALGORITHM_ANNOTATION}]: {_LEAST_CONNECTIONS_WITH_DSR}")
     return events.Upsert(
         events.Kind.SERVICE,
         name,
@@ -147,10 +154,10 @@ def _service(value: wire.Service, warnings: list[str]) -> events.Upsert:
             affinity_s=_affinity_s(spec, warnings),
             internal_local=spec.internal_traffic_policy == "Local",
             external_local=external_local,
-            algorithm=_annotated(ALGORITHM_ANNOTATION, annotations.algorithm, _ALGORITHMS, warnings),
+            algorithm=algorithm,
             source_ranges=_source_ranges(spec.load_balancer_source_ranges, families, warnings),
             health_check_node_port=_health_check_node_port(spec, external_local, warnings),
-            mode=_annotated(MODE_ANNOTATION, annotations.mode, _MODES, warnings),
+            mode=mode,
             weights=_weights(annotations.weights, warnings),
             probe=_probe(annotations, warnings),
         ),

@@ -15,6 +15,8 @@ HOLDS: typing.Final = {
     "slots": "tables that a backend is drawn from, in blocks of 16 slots",
     "backends": "addresses and ports that answer",
     "backend_stats": "connections of each backend",
+    "backend_load": "connections opened and closed, of backends of services with least-connections",
+    "load_corrections": "what those counts differ by from what was found open",
     "service_stats": "connections and refusals of each service port",
     "services": "names and policies of service ports",
     "localities": "nodes and zones that backends are in",
@@ -54,10 +56,14 @@ MUST_NOT_FILL: typing.Final = (
     "netns_addresses",
 )
 _LOST: typing.Final = {"flows": "what does not fit goes to flows_new, where the oldest is forgotten"}
+_ONE_A_ROW_OF: typing.Final = {
+    "backend_stats": "backends",
+    "backend_load": "backends",
+    "load_corrections": "backends",
+    "service_stats": "services",
+}
 # Ids and blocks are handed out from 1 on: 0 stands for none.
-_WITHOUT_ROW_0: typing.Final = frozenset(
-    {"slots", "backends", "backend_stats", "services", "service_stats", "localities"}
-)
+_WITHOUT_ROW_0: typing.Final = frozenset({"slots", "backends", "services", "localities", *_ONE_A_ROW_OF})
 _FIXED: typing.Final = frozenset({"settings", "counters", "unassured", "ticks", "scratch"})
 _COOKIE: typing.Final = slice(0, 8)
 _NO_COOKIE: typing.Final = bytes(8)
@@ -74,8 +80,7 @@ def used(rows: inventory.Rows, table: str) -> int:
     if table == "scratch":
         return 0  # whatever it holds is nobody's
     # A row of counts belongs to a backend or service port, whether anything was counted or not.
-    table = {"backend_stats": "backends", "service_stats": "services"}.get(table, table)
-    return sum(1 for _ in rows.rows(table))
+    return sum(1 for _ in rows.rows(_ONE_A_ROW_OF.get(table, table)))
 
 
 def all_used(rows: inventory.Rows) -> dict[str, int]:

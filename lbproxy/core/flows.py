@@ -29,6 +29,9 @@ assert _FLOW.offset("seen") < _FLOW.offset("state")
 _WORD: typing.Final = 4
 _WORDS: typing.Final = _FLOW.size // _WORD
 _SEEN_AT: typing.Final = _FLOW.offset("seen") // _WORD
+_BACKEND_AT: typing.Final = _FLOW.offset("backend") // _WORD
+_ADDR: typing.Final = slice(_FLOW.offset("addr"), _FLOW.offset("addr") + 16)
+_PORT: typing.Final = slice(_FLOW.offset("dport"), _FLOW.offset("dport") + 2)
 _STATE_AT: typing.Final = _FLOW.offset("state")
 
 _TCP: typing.Final = 6
@@ -40,6 +43,7 @@ _RESET: typing.Final = int(tables.FlowState.RESET)
 _FIN: typing.Final = int(tables.FlowState.FIN)
 _PEER_FIN: typing.Final = int(tables.FlowState.PEER_FIN)
 _BOTH_FIN: typing.Final = _FIN | _PEER_FIN
+_TUNNEL: typing.Final = int(tables.FlowState.TUNNEL)
 _STATES: typing.Final = 1 << max(map(int, tables.FlowState)).bit_length()
 
 
@@ -117,6 +121,30 @@ def sweep(
         if count and stage == _INGRESS and state & _ORIGINAL:
             counts.flows[Flows(proto, bool(state & _ASSURED))] += count
     return [keys[at * _KEY.size : (at + 1) * _KEY.size] for at in expired]
+
+
+def open_to(
+    keys: bytes, rows: bytes, deadlines: Deadlines, counted: typing.Mapping[int, bytes]
+) -> typing.Counter[int]:
+    """Count the open flows of a batch to each of these backends, given by id with address and port.
+
+    As the programs do it: by the row of a flow's first direction, unless it goes into a tunnel.
+    """
+    found: typing.Counter[int] = collections.Counter()
+    words = memoryview(rows).cast("I")
+    states = rows[_STATE_AT :: _FLOW.size]
+    for at, number in enumerate(words[_BACKEND_AT::_WORDS].tolist()):
+        if number not in counted or states[at] & (_ORIGINAL | _TUNNEL) != _ORIGINAL or _closed(states[at]):
+            continue
+        key = keys[at * _KEY.size : (at + 1) * _KEY.size]
+        row = rows[at * _FLOW.size : (at + 1) * _FLOW.size]
+        if key[_STAGE_AT] == _INGRESS and deadlines.fresh(key, row):
+            found[number] += row[_ADDR] + row[_PORT] == counted[number]
+    return found
+
+
+def _closed(state: int) -> bool:
+    return bool(state & _RESET) or state & _BOTH_FIN == _BOTH_FIN
 
 
 def _expired(protos: bytes, seens: list[int], states: bytes, deadlines: Deadlines) -> list[int]:

@@ -22,6 +22,7 @@ _HERE = tables.BackendSet.HERE.value
 _INTERNAL_LOCAL = tables.Policy.INTERNAL_LOCAL.value
 _EXTERNAL_LOCAL = tables.Policy.EXTERNAL_LOCAL.value
 _NAMES_SIZE = 192  # of a service_meta row: the part that its port key decides
+_ALGORITHM_AT = abi.LAYOUTS["service_meta"].offset("algorithm") - _NAMES_SIZE
 
 
 class SlotTable(msgspec.Struct, frozen=True, gc=False):
@@ -79,6 +80,11 @@ class Installed(msgspec.Struct, frozen=True, gc=False):
             packed[i + _ID_SIZE : i + at]: int.from_bytes(packed[i : i + _ID_SIZE], "little")
             for i in range(0, len(packed), _BACKEND_ENTRY)
         }
+
+    @property
+    def algorithm(self) -> int:
+        """How its backends are chosen, a model.Algorithm."""
+        return self.traits[_ALGORITHM_AT] if self.traits else 0
 
     @property
     def unhealthy(self) -> list[bytes]:

@@ -11,7 +11,7 @@ import typing
 import msgspec
 
 from lbproxy import abi
-from lbproxy.core import addresses, installed, model, tables
+from lbproxy.core import addresses, installed, loads, model, tables
 
 
 class Rows(typing.Protocol):
@@ -57,6 +57,7 @@ class Backend(msgspec.Struct, frozen=True, gc=False):
     zone: str
     connections: int
     health: int = 0  # tables.Health bits: who speaks against it
+    open: int | None = None  # its connections and flows of this node now; None where nobody counts them
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False):
@@ -166,8 +167,11 @@ def backend(rows: Rows, number: int) -> Backend | None:
     found = tables.backend(row)
     key = tables.row_key(found.locality)
     locality = rows.row(tables.Table.LOCALITIES, key) if found.locality else None
-    stats = rows.row(tables.Table.BACKEND_STATS, tables.row_key(number))
-    return _backend(number, found, _locality(locality), stats)
+    stats, load, correction = (
+        rows.row(table, tables.row_key(number))
+        for table in (tables.Table.BACKEND_STATS, tables.Table.BACKEND_LOAD, tables.Table.LOAD_CORRECTIONS)
+    )
+    return _backend(number, found, _locality(locality), stats, loads.load(load, correction))
 
 
 def _port(
@@ -241,6 +245,8 @@ def _source_ranges(rows: Rows) -> dict[int, list[addresses.Network]]:
 def _backends(rows: Rows) -> dict[int, list[Backend]]:
     found: dict[int, list[Backend]] = collections.defaultdict(list)
     stats = dict(rows.rows(tables.Table.BACKEND_STATS))
+    opened = dict(rows.rows(tables.Table.BACKEND_LOAD))
+    corrected = dict(rows.rows(tables.Table.LOAD_CORRECTIONS))
     localities = {
         int.from_bytes(key, tables.BYTE_ORDER): _locality(row)
         for key, row in rows.rows(tables.Table.LOCALITIES)
@@ -248,7 +254,8 @@ def _backends(rows: Rows) -> dict[int, list[Backend]]:
     for key, row in rows.rows(tables.Table.BACKENDS):
         value = tables.backend(row)
         locality = localities.get(value.locality, _NOWHERE)
-        known = _backend(int.from_bytes(key, tables.BYTE_ORDER), value, locality, stats.get(key))
+        load = loads.load(opened.get(key), corrected.get(key))
+        known = _backend(int.from_bytes(key, tables.BYTE_ORDER), value, locality, stats.get(key), load)
         if known is not None:
             found[known.service].append(known)
     return found
@@ -261,7 +268,11 @@ _NOWHERE: typing.Final = ("", "")
 
 
 def _backend(
-    number: int, value: tables.Backend, locality: tuple[str, str], stats: bytes | None
+    number: int,
+    value: tables.Backend,
+    locality: tuple[str, str],
+    stats: bytes | None,
+    load: loads.Load,
 ) -> Backend | None:
     state = _STATES.get(value.state)
     if state is None:
@@ -278,6 +289,7 @@ def _backend(
         *locality,
         _BACKEND_STATS.unpack(stats)[0] if stats else 0,
         value.health,
+        max(0, load.open) if value.sets & tables.BackendSet.COUNTED.value else None,
     )
 
 

@@ -30,7 +30,11 @@ _DROP: typing.Final = tables.FrontendFlag.DROP.value
 _EXTERNAL_LOCAL: typing.Final = tables.FrontendFlag.EXTERNAL_LOCAL.value
 _SOURCE_RANGES: typing.Final = tables.FrontendFlag.SOURCE_RANGES.value
 _DSR: typing.Final = tables.FrontendFlag.DSR.value
+_LEAST_CONN: typing.Final = tables.FrontendFlag.LEAST_CONN.value
+_COUNTED: typing.Final = tables.BackendSet.COUNTED.value
 _NO_BACKEND_STATS: typing.Final = bytes(abi.LAYOUTS["backend_stats"].size)
+_NO_LOAD: typing.Final = bytes(abi.LAYOUTS["backend_load"].size)
+_NO_CORRECTION: typing.Final = bytes(4)
 _NO_SERVICE_STATS: typing.Final = bytes(abi.LAYOUTS["service_stats"].size)
 
 
@@ -72,6 +76,7 @@ class _Retired(typing.NamedTuple):
 
     due_s: float
     backend: int = 0
+    counted: bool = False  # that backend may have a load
     service: int = 0
     extent: pools.Extent | None = None
 
@@ -124,6 +129,9 @@ class Ledger:
         self.locality_ids = pools.IdPool(tables.Table.LOCALITIES, capacity.localities)
         self.extents = pools.ExtentPool(tables.Table.SLOTS, capacity.slots)
         self.installed: dict[model.PortKey, installed.Installed] = {}
+        # Those with least-connections, a set that keeps its order; and how often one was added.
+        self.counted: dict[model.PortKey, None] = {}
+        self.counted_anew = 0
         self._ports: dict[model.ServiceName, tuple[model.PortKey, ...]] = {}
         self._localities: dict[tuple[str, str], int] = {}
         self.claims = claims.Claims()
@@ -206,12 +214,16 @@ class Ledger:
         """Clear and free what has been in quarantine long enough."""
         rows: list[tables.Write] = []
         stats: list[tables.Write] = []
+        loads: list[tables.Write] = []
         while self._quarantine and self._quarantine[0].due_s <= now_s:
             retired = self._quarantine.popleft()
             if retired.backend:
                 key = tables.row_key(retired.backend)
                 rows.append(tables.Put(tables.Table.BACKENDS, key, tables.NO_BACKEND))
                 stats.append(tables.Put(tables.Table.BACKEND_STATS, key, _NO_BACKEND_STATS))
+                if retired.counted:
+                    loads.append(tables.Put(tables.Table.BACKEND_LOAD, key, _NO_LOAD))
+                    loads.append(tables.Put(tables.Table.LOAD_CORRECTIONS, key, _NO_CORRECTION))
                 self.backend_ids.give_back(retired.backend)
             if retired.service:
                 key = tables.row_key(retired.service)
@@ -220,7 +232,15 @@ class Ledger:
             if retired.extent is not None:
                 self.extents.give_back(retired.extent)
         # The row that is not yet FREE is what tells a successor that its statistics are to be cleared.
-        return stats + rows
+        return stats + loads + rows
+
+    def counted_backends(self) -> dict[int, bytes]:
+        """Address and port of each backend whose open connections are counted, by id.
+
+        May be asked in another thread: what changes meanwhile is there or not.
+        """
+        found = [self.installed.get(key) for key in list(self.counted)]
+        return {number: row for port in found if port for row, number in port.backend_ids.items()}
 
     def compact(self) -> None:
         """Make room: dicts whose every key went and came back are twice as large as they need be."""
@@ -280,6 +300,14 @@ class Ledger:
         # those that claims hold.
         self.installed.pop(key, None)
         self.installed[key] = want
+        self._note_counted(key, want)
+
+    def _note_counted(self, key: model.PortKey, want: installed.Installed) -> None:
+        if want.algorithm != model.Algorithm.LEAST_CONNECTIONS:
+            self.counted.pop(key, None)
+        elif key not in self.counted:
+            self.counted[key] = None
+            self.counted_anew += 1
 
     def _backend_rows(
         self, port: plan.PortPlan, service: int, have: installed.Installed | None, taken: "_Taken"
@@ -287,6 +315,7 @@ class Ledger:
         ids = have.backend_ids if have else {}
         rows: dict[int, bytes] = {}
         protocol = port.key.protocol
+        counted = _COUNTED if port.algorithm is model.Algorithm.LEAST_CONNECTIONS else 0
         for backend in port.backends:
             port_be = backend.port.to_bytes(2, "big")
             number = ids.get(backend.address + port_be) or taken.backend()
@@ -298,7 +327,7 @@ class Ledger:
                 service,
                 self._locality(backend.node_name, backend.zone),
                 backend.weight,
-                backend.sets,
+                backend.sets | counted,
                 backend.health,
             )
         return rows
@@ -344,6 +373,8 @@ class Ledger:
                 flags |= _SOURCE_RANGES
             if frontend.dsr:
                 flags |= _DSR | _MAGLEV
+            elif port.algorithm is model.Algorithm.LEAST_CONNECTIONS:
+                flags |= _LEAST_CONN
             node_port = frontend.kind is tables.FrontendKind.NODE_PORT
             scope = tables.SCOPE_NODE_PORT if node_port else tables.SCOPE_ADDRESS
             key = tables.pack_frontend_key(
@@ -456,7 +487,8 @@ class Ledger:
             if number in kept:
                 continue
             out.retired.append(_draining(number, row))
-            self._quarantine.append(_Retired(due_s, backend=number))
+            counted = bool(tables.backend(row).sets & _COUNTED)
+            self._quarantine.append(_Retired(due_s, backend=number, counted=counted))
         for extent in sorted(have.extents - want.extents):
             self._quarantine.append(_Retired(due_s, extent=extent))
         out.ranges_gone += [
@@ -473,6 +505,7 @@ class Ledger:
 
     def _remove(self, key: model.PortKey, out: _Writes, now_s: float) -> None:
         have = self.installed.pop(key)
+        self.counted.pop(key, None)
         for frontend in have.frontends:
             self._release(frontend, key, out)
         self._discard(have, out, now_s)
@@ -509,6 +542,7 @@ class Ledger:
     def adopt(self, key: model.PortKey, found: installed.Installed) -> None:
         """Take a service port as the kernel has it."""
         self.installed[key] = found
+        self._note_counted(key, found)
         self._ports[key.service] = (*self._ports.get(key.service, ()), key)
         for frontend in found.frontends:
             self.claims.claim(frontend, key)
@@ -533,7 +567,7 @@ class Ledger:
 
     def adopt_draining(self, number: int, now_s: float) -> None:
         """Take a backend row that nothing leads to any more; it is cleared in due time."""
-        self._quarantine.append(_Retired(now_s + RECYCLE_AFTER_S, backend=number))
+        self._quarantine.append(_Retired(now_s + RECYCLE_AFTER_S, backend=number, counted=True))
 
     def _count(self, found: installed.Installed) -> None:
         self.range_rows += len(found.ranges)

@@ -33,6 +33,7 @@ class Algorithm(enum.IntEnum):
 
     RANDOM = 0
     MAGLEV = 1
+    LEAST_CONNECTIONS = 2  # of two that are drawn, the one with fewer
 
     @property
     def label(self) -> str:

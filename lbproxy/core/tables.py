@@ -18,6 +18,8 @@ class Table(enum.StrEnum):
     SLOTS = "slots"
     BACKENDS = "backends"
     BACKEND_STATS = "backend_stats"
+    BACKEND_LOAD = "backend_load"
+    LOAD_CORRECTIONS = "load_corrections"
     SERVICE_STATS = "service_stats"
     SERVICES = "services"
     LOCALITIES = "localities"
@@ -78,6 +80,7 @@ class FrontendFlag(enum.IntFlag):
     EXTERNAL_LOCAL = abi.constant("FRONTEND_EXTERNAL_LOCAL")
     SOURCE_RANGES = abi.constant("FRONTEND_SOURCE_RANGES")
     DSR = abi.constant("FRONTEND_DSR")
+    LEAST_CONN = abi.constant("FRONTEND_LEAST_CONN")
 
 
 class BackendSet(enum.IntFlag):
@@ -86,6 +89,7 @@ class BackendSet(enum.IntFlag):
     CLUSTER = abi.constant("SET_CLUSTER")
     LOCAL = abi.constant("SET_LOCAL")
     HERE = abi.constant("SET_HERE")  # no frontend draws from it
+    COUNTED = abi.constant("SET_COUNTED")  # nor from this one
 
 
 class BackendState(enum.IntEnum):

@@ -284,9 +284,9 @@ def test_a_map_of_another_layout_is_not_opened(pinned: pathlib.Path) -> None:
 def test_a_second_opener_sees_the_same_rows(pinned: pathlib.Path) -> None:
     one, other = maps.BpfMaps(str(pinned)), maps.BpfMaps(str(pinned))
     with contextlib.closing(one), contextlib.closing(other):
-        one.apply([put(table, 0) for table in tables.Table])
+        one.apply([put(table, 0, 1) for table in tables.Table])
         for table in tables.Table:
-            assert list(other.rows(table)) == [(key(table, 0), value(table, 0))]
+            assert list(other.rows(table)) == [(key(table, 0), value(table, 1))]
 
 
 def test_a_batch_that_stops_says_how_far_it_came(pinned: pathlib.Path) -> None:

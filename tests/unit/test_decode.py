@@ -449,7 +449,8 @@ WARNED: dict[str, tuple[typing.Callable[[identity.Source], events.Upsert], Objec
     "algorithm": (
         SERVICE,
         a_service({"annotations": {"lbproxy.io/algorithm": "maglef"}}),
-        "metadata.annotations[lbproxy.io/algorithm]: 'maglef' is not maglev or random: the default is used",
+        "metadata.annotations[lbproxy.io/algorithm]: 'maglef' is not least-connections or maglev or "
+        "random: the default is used",
     ),
     "mode": (
         SERVICE,
@@ -464,7 +465,8 @@ WARNED: dict[str, tuple[typing.Callable[[identity.Source], events.Upsert], Objec
     "algorithm that is no text": (
         SERVICE,
         a_service({"annotations": {"lbproxy.io/algorithm": ["maglev"]}}),
-        "metadata.annotations[lbproxy.io/algorithm]: ['maglev'] is not maglev or random: the default is used",
+        "metadata.annotations[lbproxy.io/algorithm]: ['maglev'] is not least-connections or maglev "
+        "or random: the default is used",
     ),
     "port name twice": (
         SERVICE,
@@ -653,7 +655,7 @@ def test_health_checks_are_answered_where_load_balancers_ask(spec: Object, port:
 
 @pytest.mark.parametrize("algorithm", list(model.Algorithm))
 def test_a_service_chooses_its_algorithm(algorithm: model.Algorithm) -> None:
-    upsert = decode.service(a_service({"annotations": {"lbproxy.io/algorithm": algorithm.name.lower()}}))
+    upsert = decode.service(a_service({"annotations": {"lbproxy.io/algorithm": algorithm.label}}))
     assert service_of(upsert).algorithm is algorithm
     assert upsert.warnings == ()
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbproxy.core import addresses, installed, ledger, maglev, model, plan, pools, tables
+from lbproxy import abi
+from lbproxy.core import addresses, installed, ledger, maglev, model, plan, pools, restoring, tables
 from lbproxy.kernel import fake
 from tests import serving, strategies
 
@@ -218,6 +219,42 @@ def test_flags_kinds_and_scopes_reach_the_rows() -> None:
         model.Algorithm.MAGLEV,
         tables.Policy.INTERNAL_LOCAL,
     )
+
+
+def test_only_backends_of_least_connections_are_counted_and_an_id_starts_from_nothing() -> None:
+    maps, known = fake.FakeMaps(serving.SIZES), ledger.Ledger(serving.capacity())
+    least = model.Algorithm.LEAST_CONNECTIONS
+    frontends = (frontend(1), msgspec.structs.replace(frontend(2), dsr=True))
+    apply(maps, known, {WEB: [port(frontends=frontends, algorithm=least)], DB: [port(DB, frontends=())]})
+    flags = [tables.frontend(row).flags for _, row in maps.rows(tables.Table.FRONTENDS)]
+    dsr = tables.FrontendFlag.DSR | tables.FrontendFlag.MAGLEV
+    assert sorted(flags) == sorted([tables.FrontendFlag.LEAST_CONN, dsr])
+    counted = known.counted_backends()
+    assert counted == {n: row for row, n in known.installed[key()].backend_ids.items()}
+    for row_key, row in maps.rows(tables.Table.BACKENDS):
+        is_counted = bool(tables.backend(row).sets & tables.BackendSet.COUNTED)
+        assert is_counted is (int.from_bytes(row_key, tables.BYTE_ORDER) in counted)
+    assert known.counted_anew == 1
+    (number, *_) = counted
+    for table in (tables.Table.BACKEND_LOAD, tables.Table.LOAD_CORRECTIONS):
+        size = abi.MAPS[table].value_size
+        maps.apply([tables.Put(table, tables.row_key(number), b"\7".ljust(size, b"\0"))])
+    # What is there is taken over, also by a ledger that is restored.
+    restored = restoring.restore(serving.capacity(), maps.dump(), 0.0)
+    assert restored.counted_backends() == counted
+    apply(maps, known, {WEB: []})
+    assert known.counted_backends() == {}
+    maps.apply(known.expire(10.0))
+    for table in (tables.Table.BACKEND_LOAD, tables.Table.LOAD_CORRECTIONS):
+        assert list(maps.rows(table)) == []
+
+
+def test_a_service_is_counted_anew_when_it_is_switched() -> None:
+    maps, known = fake.FakeMaps(serving.SIZES), ledger.Ledger(serving.capacity())
+    for algorithm, anew in ((2, 1), (0, 1), (2, 2), (2, 2)):
+        apply(maps, known, {WEB: [port(algorithm=model.Algorithm(algorithm))]})
+        assert known.counted_anew == anew
+        assert bool(known.counted_backends()) is (algorithm == 2)
 
 
 def test_a_full_localities_table_leaves_a_backend_unnamed_and_served() -> None:
