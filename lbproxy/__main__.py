@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from lbproxy import (
+    bundle_flags,
     config,
     config_flags,
     config_load,
@@ -34,6 +35,7 @@ examples:
   lbproxy services -o json                      what the kernel balances now
   lbproxy explain --from pod --to 10.96.0.1:443 what would happen to such a connection
   lbproxy trace --service shop/cart             what does happen, live
+  lbproxy support-bundle                        one file for a report of an error
   lbproxy cleanup                               leave no trace
   lbproxy bench --help                          measure it, and compare two measurements
 """
@@ -99,7 +101,10 @@ def _dispatch(arguments: Sequence[str]) -> int:
         raise errors.ConfigError(problems)
     if command is None:
         raise errors.ConfigError("no command given; lbproxy --help lists them")
-    return _read_side("show" if command in READERS else command, parsed)
+    return _read_side("show" if command in READERS else _MODULES.get(command, command), parsed)
+
+
+_MODULES = {"support-bundle": "bundle"}
 
 
 def _run(parsed: argparse.Namespace, problems: Sequence[str]) -> int:
@@ -182,6 +187,11 @@ def _parsers() -> tuple[config_flags.Parser, dict[str, config_flags.Parser]]:
     )
     _add_output(explain)
     _add_bpffs(explain)
+    bundle = commands.add_parser(
+        "support-bundle", help="collect what a report of an error needs into one file"
+    )
+    bundle_flags.add_to(bundle)
+    _add_bpffs(bundle)
     trace = commands.add_parser("trace", help="follow connections live, through sockets and devices")
     trace_flags.add_to(trace)
     _add_bpffs(trace)

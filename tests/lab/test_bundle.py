@@ -1,0 +1,188 @@
+"""`lbproxy support-bundle`: everything that a report needs, with and without an agent, and no secret."""
+
+import argparse
+import collections.abc
+import json
+import pathlib
+import stat
+import subprocess
+import tarfile
+import threading
+import typing
+
+import pytest
+import yaml
+
+from lbproxy import bundle, bundle_items, errors
+from lbproxy.lab import cluster
+from tests.lab import agents, manifests
+
+PODS = ("n1/p2", "n2/p1")
+PLANTED = "pLaNtEdSeCrEt0123456789"
+MISSING_HERE = {"agent/log.txt"}  # where a node keeps logs, and this machine may not
+
+
+@pytest.fixture(scope="module")
+def api(lab: cluster.Lab) -> collections.abc.Iterator[agents.Api]:
+    objects = [
+        manifests.node("n1", str(lab["n1"].ipv4), zone="zone-of-n1"),
+        manifests.service("shopfront", 1, annotations={"example.org/token": PLANTED, "password": PLANTED}),
+        *manifests.slices("shopfront", [lab[pod] for pod in PODS]),
+    ]
+    with agents.Api(lab.netns("n1"), *objects) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def agent(lab: cluster.Lab, api: agents.Api) -> collections.abc.Iterator[agents.Agent]:
+    for pod in PODS:
+        lab.serve(pod)
+    kubeconfig = lab.workdir / "kubeconfig"
+    content = {
+        "clusters": [{"name": "c", "cluster": {"server": api.source[1]}}],
+        "users": [{"name": "u", "user": {"token": PLANTED}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    kubeconfig.write_text(yaml.safe_dump(content))
+    source = ("--kubeconfig", str(kubeconfig))
+    with agents.Agent(lab, source, *agents.SMALL_MAPS) as running:
+        yield running
+
+
+def made(agent: agents.Agent, target: pathlib.Path, *arguments: str) -> dict[str, str]:
+    """Run the command; returns the files, by their names in the folder."""
+    argv = [*agents.LBPROXY, "support-bundle", "--bpffs", str(agent.root), "-o", str(target), *arguments]
+    agent.lab.check_output(agent.node, argv, cgroup=False, timeout_s=120)
+    return unpacked(target)
+
+
+def unpacked(target: pathlib.Path) -> dict[str, str]:
+    found = {}
+    with tarfile.open(target) as archive:
+        for member in archive:
+            content = archive.extractfile(member)
+            assert content is not None
+            found[member.name.partition("/")[2]] = content.read().decode()
+    return found
+
+
+def problems(files: dict[str, str]) -> dict[str, str]:
+    told = json.loads(files["manifest.json"])["files"]
+    assert {entry["file"] for entry in told} == {item.file for item in bundle_items.ITEMS}
+    assert {entry["file"] for entry in told if entry["bytes"]} <= files.keys()
+    return {entry["file"]: entry["problem"] for entry in told if entry["problem"]}
+
+
+def test_a_bundle_tells_what_a_report_needs_and_no_secret(
+    agent: agents.Agent, tmp_path: pathlib.Path
+) -> None:
+    target = tmp_path / "b.tar.gz"
+    assert agent.at("n1/p1").tcp("10.96.0.1", 80).server in PODS
+    client = agent.lab.client("n1/p1", "short", "10.96.0.1", 80, pause_s=0.05)
+    try:
+        files = made(agent, target, "--trace", "1")
+    finally:
+        assert client.stop().failures == {}
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert problems(files).keys() <= MISSING_HERE
+    assert not [name for name, text in files.items() if PLANTED in text]
+    assert {one["name"] for one in json.loads(files["services.json"])} == {"shopfront"}
+    assert json.loads(files["status.json"])["serving"] is True
+    assert json.loads(files["about.json"])["agent"]["running"] is True
+    assert {one["pin"] for one in json.loads(files["programs.json"])} >= {"connect4", "tc_to_any"}
+    assert any(one["ours"] for one in json.loads(files["attached.json"]))
+    assert json.loads(files["preflight.json"])["findings"]
+    assert "kubeconfig=" in files["agent/flagz.txt"]
+    assert "lbproxy_" in files["agent/metrics.txt"]
+    assert "10.244.1.0/24" in files["node/routes.txt"]
+    assert {"eth0", "cni0"} <= {one["name"] for one in json.loads(files["node/devices.json"])}
+    assert '"event":"chosen"' in files["trace.jsonl"]
+
+
+def test_what_is_redacted_can_still_be_followed(agent: agents.Agent, tmp_path: pathlib.Path) -> None:
+    target = tmp_path / "b.tar.gz"
+    files = made(agent, target, "--redact", "--trace", "0")
+    known = json.loads((tmp_path / "b.names.json").read_text())
+    text = "\n".join(files.values())
+    for name in (
+        "shopfront",
+        "zone-of-n1",
+        "10.96.0.1",
+        "172.18.0.1",
+        "fd00:96::1",
+        str(agent.lab["n2/p1"].ipv4),
+    ):
+        assert name not in text
+    (port,) = (
+        one
+        for one in json.loads(files["services.json"])
+        if one["family"] == "IPv4" and one["protocol"] == "TCP"
+    )
+    assert known[port["name"]] == "shopfront"
+    assert known[port["frontends"][0]["ip"]] == "10.96.0.1"
+    assert {known[one["ip"]] for one in port["backends"]} == {str(agent.lab[pod].ipv4) for pod in PODS}
+    assert "not asked for" in problems(files)["trace.jsonl"]
+
+
+def test_without_a_datapath_there_is_a_bundle_too(lab: cluster.Lab, tmp_path: pathlib.Path) -> None:
+    argv = [*agents.LBPROXY, "support-bundle", "--bpffs", str(tmp_path / "none"), "--trace", "0", "-o", "-"]
+    done = subprocess.run(lab.command("n2", argv, cgroup=False), capture_output=True, check=True, timeout=120)
+    target = tmp_path / "b.tar.gz"
+    target.write_bytes(done.stdout)
+    files = unpacked(target)
+    found = problems(files)
+    assert "no lbproxy datapath" in found["services.json"]
+    assert "agent/metrics.txt" in found
+    assert json.loads(files["about.json"])["agent"]["running"] is False
+    assert json.loads(files["node/devices.json"])
+
+
+@pytest.fixture
+def nothing_pinned(tmp_path: pathlib.Path) -> argparse.Namespace:
+    return argparse.Namespace(bpffs=tmp_path / "none", trace_s=0.0, redact=False, output=str(tmp_path / "b"))
+
+
+def test_an_item_that_hangs_fails_or_is_too_much_is_a_note(
+    nothing_pinned: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = threading.Event()
+
+    def hang(_: bundle_items.Node) -> str:
+        never.wait()
+        return ""
+
+    def fail(_: bundle_items.Node) -> typing.NoReturn:
+        raise ZeroDivisionError(f"token={PLANTED}")
+
+    monkeypatch.setattr(
+        bundle_items,
+        "ITEMS",
+        (
+            bundle_items.Item("hangs", "", hang, 0.05),
+            bundle_items.Item("fails", "", fail),
+            bundle_items.Item("much", "", lambda _: "x" * (5 << 20)),
+            bundle_items.Item("fine", "", lambda _: f"token={PLANTED}"),
+        ),
+    )
+    try:
+        assert bundle.main(nothing_pinned) == 0
+    finally:
+        never.set()
+    files = unpacked(pathlib.Path(nothing_pinned.output))
+    found = problems(files)
+    assert found["hangs"] == "took longer than 0.05 s"
+    assert found["fails"] == "ZeroDivisionError: token=(hidden)"
+    assert found["much"].startswith("cut off")
+    assert len(files["much"]) == 4 << 20
+    assert files["fine"] == "token=(hidden)"
+    assert files.keys() == {"much", "fine", "manifest.json"}
+
+
+def test_a_bundle_that_can_not_be_written_is_an_error(
+    nothing_pinned: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr(bundle_items, "ITEMS", ())
+    nothing_pinned.output = str(tmp_path / "no" / "such" / "folder")
+    with pytest.raises(errors.AgentError, match="cannot write"):
+        bundle.main(nothing_pinned)
