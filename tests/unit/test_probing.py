@@ -139,6 +139,29 @@ def test_a_target_is_asked_once_whatever_leads_to_it() -> None:
     assert cluster.told == dict.fromkeys(both, False)
 
 
+def test_who_comes_to_a_target_that_is_down_hears_of_it_at_once() -> None:
+    cluster = Cluster("10.0.0.1")
+    cluster.results(FAILED, FAILED, FAILED)
+    other = model.ServiceName("shop", "other")
+    value = service(TCP, name=other)
+    slice_ = model.EndpointSlice(
+        "shop", "other-1", other, IPV4, (objects.HTTP,), (objects.endpoint("10.0.0.1"),), 0.0
+    )
+    cluster.state.apply(events.Upsert(events.Kind.SERVICE, events.ObjectName(*other), value))
+    cluster.state.apply(
+        events.Upsert(events.Kind.ENDPOINT_SLICE, events.ObjectName("shop", "other-1"), slice_)
+    )
+    (change,) = cluster.probing.look(cluster.state, [other], cluster.now_s)
+    assert (change.user.port.service, change.usable, change.reason, change.loud) == (
+        other, False, "refused", False,
+    )  # fmt: skip
+    assert cluster.probing.targets == 1
+    # And the first one's end does not end it.
+    cluster.annotate(None)
+    assert cluster.probing.targets == 1
+    assert cluster.probing.is_up(change.user) is False
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"), [(probe.Kind.GRPC, {8080}), (probe.Kind.TCP, {8080}), (probe.Kind.UDP, {5353})]
 )
@@ -272,7 +295,8 @@ def test_a_target_is_asked_by_one_at_a_time() -> None:
     cluster.now_s += 1000
     assert cluster.asks() == []
     cluster.probing.finished(attempt, PASSED, cluster.now_s)
-    # What was missed is not made up for.
+    # What was missed is not made up for, and nobody was late who was being asked.
+    assert cluster.probing.late_s(cluster.now_s) == 0
     assert len(cluster.asks()) == 1
     assert cluster.asks() == []
 
