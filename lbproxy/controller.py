@@ -203,6 +203,7 @@ class Controller:
         if freed := self.reconciler.ledger.expire(started_s):
             self._apply(freed)
             self.reconciler.retry_starved()
+        self.reconciler.step_ramps(started_s)
         while self.reconciler.pending:
             done = self.reconciler.next_pass(self._clock())
             self._apply(done.writes)
@@ -273,7 +274,8 @@ class Controller:
             self._starved_due_s = passed_s + _STARVED_RETRY_S
         # Drift is looked for when nothing is in quarantine: a restored ledger does not know of that.
         rest_s = self._drift_due_s if quarantined_s is None else quarantined_s
-        others_s = (self._starved_due_s, self._node_due_s, self._node.due_s)
+        ramps_s = self.reconciler.ramps.next_due_s
+        others_s = (self._starved_due_s, self._node_due_s, self._node.due_s, ramps_s)
         due_s = min([rest_s, *(one for one in others_s if one is not None)])
         # Not wait_for: it loses a cancellation that comes together with an event.
         with contextlib.suppress(TimeoutError):

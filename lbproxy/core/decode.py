@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from lbproxy.core import addresses, events, identity, model, probe, weights, wire
+from lbproxy.core import addresses, events, identity, model, probe, ramp, spill, weights, wire
 
 ALGORITHM_ANNOTATION = "lbproxy.io/algorithm"
 MODE_ANNOTATION = "lbproxy.io/mode"
 WEIGHTS_ANNOTATION = "lbproxy.io/weights"
+SLOW_START_ANNOTATION = "lbproxy.io/slow-start"
+ZONE_ANNOTATION = "lbproxy.io/zone-spill-over"
 PROBE_ANNOTATION = "lbproxy.io/probe"
 PROBE_SETTINGS_ANNOTATION = "lbproxy.io/probe-settings"
 DEFAULT_AFFINITY_S = 10800
@@ -159,6 +161,8 @@ def _service(value: wire.Service, warnings: list[str]) -> events.Upsert:
             health_check_node_port=_health_check_node_port(spec, external_local, warnings),
             mode=mode,
             weights=_weights(annotations.weights, warnings),
+            slow_start_s=_number(SLOW_START_ANNOTATION, annotations.slow_start, ramp.parse_s, warnings),
+            zone_spill_over=_number(ZONE_ANNOTATION, annotations.zone_spill_over, spill.parse, warnings),
             probe=_probe(annotations, warnings),
         ),
     )
@@ -278,6 +282,17 @@ def _annotated(
         field = f"metadata.annotations[{annotation}]"
         warnings.append(f"{field}: {_quote(text)} is not {choice}: the default is used")
     return chosen
+
+
+def _number(annotation: str, text: object, parse: Callable[[str], float], warnings: list[str]) -> float:
+    """Return 0 where there is none, or none that is understood."""
+    if text is msgspec.UNSET:
+        return 0.0
+    try:
+        return parse(text if isinstance(text, str) else "")
+    except ValueError as error:
+        warnings.append(f"metadata.annotations[{annotation}]: {_quote(text)} is {error}: passed over")
+        return 0.0
 
 
 def _weights(text: object, warnings: list[str]) -> model.Weights | None:

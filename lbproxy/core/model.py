@@ -111,6 +111,8 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     health_check_node_port: int = 0  # 0: none is to be served (HC-1)
     mode: PacketMode | None = None  # None: the agent's default
     weights: Weights | None = None  # None: all are equal
+    slow_start_s: float = 0.0  # 0: new backends get all at once
+    zone_spill_over: float = 0.0  # 0: hints say which zone is preferred
     probe: probe_.Probe | None = None
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from lbproxy.core import addresses, health, maglev, model, state, tables, topology, weights
+from lbproxy.core import addresses, health, maglev, model, spill, state, tables, topology, weights
 
 # Where a NodePort's frontend stands: one row of each family, whatever addresses the node has.
 NODE_PORT_ADDRESS = {model.Family.IPV4: addresses.IPV4_ZERO, model.Family.IPV6: addresses.IPV6_ZERO}
@@ -112,6 +112,8 @@ def plan_service(
         service = msgspec.structs.replace(service, external_ips=())
     ordered = sorted(slices, key=lambda slice_: (slice_.namespace, slice_.name))
     dsr = (service.mode or defaults.mode) is model.PacketMode.DSR
+    # Of DSR's tables all nodes need the same, in whatever zone they are.
+    spills = bool(service.zone_spill_over) and not dsr
     plans = []
     for cluster_ip in service.cluster_ips:
         family = addresses.family_of(cluster_ip)
@@ -120,7 +122,7 @@ def plan_service(
             merged = topology.merge(ordered, port.name, port.protocol, family)
             places = sorted(merged)
             endpoints = [merged[place] for place in places]
-            usable = topology.usable(endpoints, node_name, zone)
+            usable = topology.usable(endpoints, node_name, zone, hinted=not spills)
             key = model.PortKey(service.name, port.name, port.protocol, family)
             known = health.NOTHING_KNOWN if book is None else book.of(key)
             against, spared = [0] * len(places), 0
@@ -129,6 +131,8 @@ def plan_service(
                 usable, spared = _healthy(usable, endpoints, against, node_name, zone)
             frontends = _frontends(service, port, cluster_ip, usable, restricted=bool(ranges), dsr=dsr)
             shares = weights.shares(service.weights, endpoints, usable.sets)
+            if spills:
+                shares = spill.shares(service.zone_spill_over, zone, endpoints, *shares, said=service.weights)
             plans.append(
                 PortPlan(
                     key=key,

@@ -17,6 +17,7 @@ from lbproxy.core import (
     node_rows,
     plan,
     pools,
+    ramp,
     state,
     tables,
     topology,
@@ -59,6 +60,7 @@ class Reconciler:
         self.health = health.HealthBook()
         # Service ports with a set whose every backend is unhealthy, and the BackendSet bits of these.
         self.spared: dict[model.PortKey, int] = {}
+        self.ramps = ramp.Ramps()
         self._defaults = defaults
         self._identity = identity
         self._node_listed = False
@@ -124,6 +126,10 @@ class Reconciler:
         """Plan again what a full table refused."""
         self._dirty.update(dict.fromkeys(key.service for key in self.starved))
 
+    def step_ramps(self, now_s: float) -> None:
+        """Plan again what is starting slowly and due for its next step."""
+        self._dirty.update(dict.fromkeys(self.ramps.due(now_s)))
+
     def next_pass(self, now_s: float) -> Pass:
         """Plan what has changed, up to a bound; nothing before the first complete lists."""
         if not self.listed:
@@ -141,7 +147,7 @@ class Reconciler:
             self._dirty.clear()
         node_ips = addresses.primary_addresses(self._identity.addresses(self.state.node))
         defaults = self._defaults._replace(node_ips=node_ips)
-        wanted = {name: plan.plan(self.state, name, defaults, self.health) for name in names}
+        wanted = {name: self._ramped(name, now_s, defaults) for name in names}
         self._look_at_health(wanted)
         change = self.ledger.change(wanted, now_s)
         chosen = set(names)
@@ -157,6 +163,11 @@ class Reconciler:
             triggers = list(itertools.chain.from_iterable(self._triggers.values()))
             self._triggers.clear()
         return Pass(change.writes, names, triggers, complete)
+
+    def _ramped(self, name: model.ServiceName, now_s: float, defaults: plan.Defaults) -> list[plan.PortPlan]:
+        planned = plan.plan(self.state, name, defaults, self.health)
+        service = self.state.service(name)
+        return self.ramps.apply(name, service.slow_start_s if service else 0.0, planned, now_s)
 
     def _look_at_health(
         self, planned: typing.Mapping[model.ServiceName, typing.Sequence[plan.PortPlan]]

@@ -83,6 +83,11 @@ def is_draining(endpoint: model.Endpoint) -> bool:
     return endpoint.serving and endpoint.terminating and not endpoint.ready
 
 
+def is_going(endpoint: model.Endpoint) -> bool:
+    """Whether an endpoint shuts down, so that nobody counts on it any more."""
+    return endpoint.terminating and not endpoint.ready
+
+
 def _hinted_level(
     ready: Sequence[model.Endpoint], node_name: str, zone: str
 ) -> Callable[[model.Endpoint, str, str], bool] | None:

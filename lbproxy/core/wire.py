@@ -27,6 +27,8 @@ class ServiceAnnotations(_Wire):
     algorithm: _Any = msgspec.field(default=msgspec.UNSET, name="lbproxy.io/algorithm")
     mode: _Any = msgspec.field(default=msgspec.UNSET, name="lbproxy.io/mode")
     weights: _Any = msgspec.field(default=msgspec.UNSET, name="lbproxy.io/weights")
+    slow_start: _Any = msgspec.field(default=msgspec.UNSET, name="lbproxy.io/slow-start")
+    zone_spill_over: _Any = msgspec.field(default=msgspec.UNSET, name="lbproxy.io/zone-spill-over")
     probe: _Any = msgspec.field(default=msgspec.UNSET, name="lbproxy.io/probe")
     probe_settings: _Any = msgspec.field(default=msgspec.UNSET, name="lbproxy.io/probe-settings")
 

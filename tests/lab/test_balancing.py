@@ -17,7 +17,11 @@ DRAWN = 2000
 
 @pytest.fixture(scope="module")
 def api(lab: cluster.Lab) -> collections.abc.Iterator[agents.Api]:
-    objects = [changing(), *manifests.slices("changing", [lab[pod] for pod in PODS])]
+    objects = [
+        changing(),
+        *manifests.slices("changing", [lab[pod] for pod in PODS]),
+        manifests.node("n1", lab["n1"].address(4), lab["n1"].address(6), zone="a"),
+    ]
     with agents.Api(lab.netns("n1"), *objects) as running:
         yield running
 
@@ -65,3 +69,52 @@ def test_weights_share_connections_out_and_change_live(
         assert set(drawn(agent, 200)) == set(PODS)
         # No connection was moved, nor cut.
         assert [opened.ask().server for opened in held] == servers
+
+
+def test_who_is_new_starts_slowly_and_at_once_when_that_is_taken_back(
+    agent: agents.Agent, api: agents.Api
+) -> None:
+    everyone = [agent.lab[pod] for pod in PODS]
+    api.put(*manifests.slices("changing", everyone[:3]), changing(slow_start="1h"))
+    agent.has_backends("changing", set(PODS[:3]))
+    api.put(*manifests.slices("changing", everyone))
+    slow = dict.fromkeys(PODS[:3], 10) | {PODS[3]: 1}
+    polling.eventually(lambda: weights_of(agent) == slow, what="a tenth of the weight")
+    # 65 of 2,000 on average.
+    assert drawn(agent)[PODS[3]] < DRAWN / 4 / 2
+    api.put(changing())
+    polling.eventually(lambda: weights_of(agent) == dict.fromkeys(PODS, 1), what="all of it")
+
+
+def test_each_step_is_taken_by_itself(agent: agents.Agent, api: agents.Api) -> None:
+    everyone = [agent.lab[pod] for pod in PODS]
+    api.put(*manifests.slices("changing", everyone[:3]), changing(slow_start="1s"))
+    agent.has_backends("changing", set(PODS[:3]))
+    api.put(*manifests.slices("changing", everyone))
+    agent.has_backends("changing", set(PODS))
+    polling.eventually(lambda: weights_of(agent) == dict.fromkeys(PODS, 1), what="the end of the start")
+    api.put(changing())
+
+
+def test_a_zone_keeps_what_it_can_bear_and_the_rest_goes_elsewhere(
+    agent: agents.Agent, api: agents.Api
+) -> None:
+    def put(*ready: bool) -> None:
+        members = [manifests.Member(agent.lab[pod], up) for pod, up in zip(PODS, ready, strict=True)]
+        listed = manifests.slices("changing", members)
+        for slice_ in listed:
+            for endpoint, zone in zip(slice_["endpoints"], "aabb", strict=True):
+                endpoint["zone"] = zone
+        api.put(*listed, changing(zone_spill_over="1.2"))
+
+    put(True, True, True, True)
+    agent.has_backends("changing", set(PODS[:2]))
+    assert set(drawn(agent, 200)) == set(PODS[:2])
+    put(True, False, True, True)
+    # Half of the zone is left: it keeps 1.2 times that, and the others share the rest.
+    agent.has_backends("changing", {PODS[0], *PODS[2:]})
+    shares = drawn(agent)
+    assert shares[PODS[0]] == pytest.approx(0.6 * DRAWN, abs=5 * 22)
+    assert shares[PODS[2]] == pytest.approx(0.2 * DRAWN, abs=5 * 18)
+    put(False, False, True, True)
+    agent.has_backends("changing", set(PODS[2:]))
