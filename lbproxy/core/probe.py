@@ -200,8 +200,9 @@ _ESCAPES: typing.Final = re.compile(r"\\x[0-9a-fA-F]{2}|\\\\|[ -\[\]-~]")
 _DURATION: typing.Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(ms|s|m)")
 _DIGITS: typing.Final = re.compile(r"[0-9]{1,6}")
 _STATUS: typing.Final = re.compile(r"([0-9]{3})(?:-([0-9]{3}))?")
-_NAME: typing.Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9](?:[-A-Za-z0-9._]*[A-Za-z0-9])?")
-_NAME_AND_PORT: typing.Final = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9._]{0,252}[A-Za-z0-9])?(?::[0-9]{1,5})?")
+_LABEL: typing.Final = r"[A-Za-z0-9](?:[-A-Za-z0-9_]{0,61}[A-Za-z0-9])?"
+_NAME: typing.Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
+_NAME_AND_PORT: typing.Final = re.compile(rf"(?=.{{1,259}}\Z){_LABEL}(?:\.{_LABEL})*(?::[0-9]{{1,5}})?")
 _UNITS_S: typing.Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
 _SUBJECTS: typing.Final[Mapping[str, Callable[[str], dict[str, typing.Any]]]] = {
     Kind.TCP: _no_subject,

@@ -12,10 +12,10 @@ import random
 import typing
 from collections.abc import Container, Iterable, Iterator
 
-from lbproxy.core import addresses, model, probe, state, topology
+from lbproxy.core import addresses, model, probe, state, token_bucket, topology
 
 _SAYINGS: typing.Final = 4  # changes of a target that are said at once
-_SAY_AGAIN_S: typing.Final = 300.0  # and how long until one more may be
+_SAYINGS_PER_S: typing.Final = 1 / 300  # and after these
 _STALE_ROWS: typing.Final = 64
 
 
@@ -69,7 +69,7 @@ class Change(typing.NamedTuple):
 
 
 class _State:
-    __slots__ = ("attempt", "due_s", "reason", "said_s", "sayings", "streak", "up", "users")
+    __slots__ = ("attempt", "due_s", "reason", "sayings", "streak", "up", "users")
 
     def __init__(self, *, up: bool, now_s: float) -> None:
         self.users: dict[User, None] = {}
@@ -78,8 +78,7 @@ class _State:
         self.streak = 0  # results in a row that speak against `up`
         self.due_s = 0.0
         self.attempt = 0  # the serial of the probe that is under way; 0: none
-        self.sayings = float(_SAYINGS)
-        self.said_s = now_s
+        self.sayings = token_bucket.TokenBucket(_SAYINGS, _SAYINGS_PER_S, now_s)
 
 
 class Probing:
@@ -206,7 +205,7 @@ class Probing:
         if known.streak < (target.probe.rise if result.passed else target.probe.fall):
             return []
         known.streak, known.up, known.reason = 0, result.passed, result.reason
-        loud = _may_say(known, now_s)
+        loud = known.sayings.take(now_s)
         return [self._verdict(user, known, loud=loud) for user in known.users]
 
     def _schedule(self, target: Target, known: _State, due_s: float) -> None:
@@ -328,12 +327,3 @@ def _suits(asked: probe.Probe, protocol: model.Protocol) -> bool:
     if asked.port:
         return True
     return protocol is (model.Protocol.UDP if asked.kind is probe.Kind.UDP else model.Protocol.TCP)
-
-
-def _may_say(known: _State, now_s: float) -> bool:
-    known.sayings = min(_SAYINGS, known.sayings + (now_s - known.said_s) / _SAY_AGAIN_S)
-    known.said_s = now_s
-    if known.sayings < 1:
-        return False
-    known.sayings -= 1
-    return True

@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable, Mapping
 
 from lbproxy import secrecy
-from lbproxy.core import events, model
+from lbproxy.core import events, model, token_bucket
 from lbproxy.kube import client
 
 CONTROLLER = "lbproxy"
@@ -47,25 +47,6 @@ class Poster(typing.Protocol):
         """Create an object."""
 
 
-class TokenBucket:
-    """Admits a burst, then a steady rate."""
-
-    def __init__(self, burst: int, refill_per_s: float, now_s: float) -> None:
-        self._burst = float(burst)
-        self._refill_per_s = refill_per_s
-        self._tokens = self._burst
-        self._at_s = now_s
-
-    def take(self, now_s: float) -> bool:
-        """Whether one more is admitted at this time."""
-        self._tokens = min(self._burst, self._tokens + (now_s - self._at_s) * self._refill_per_s)
-        self._at_s = now_s
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
-
-
 class Reports:
     """Events about this node's agent and about objects it rejected."""
 
@@ -85,9 +66,9 @@ class Reports:
         self._instance = f"{CONTROLLER}-{node_name}"[:INSTANCE_CHARACTERS]
         self._monotonic = monotonic
         self._clock = clock
-        self._bucket = TokenBucket(BURST, REFILL_PER_S, monotonic())
+        self._bucket = token_bucket.TokenBucket(BURST, REFILL_PER_S, monotonic())
         # Of its own: a service that falls and rises all day keeps nobody else from being heard.
-        self._health_bucket = TokenBucket(BURST, REFILL_PER_S, monotonic())
+        self._health_bucket = token_bucket.TokenBucket(BURST, REFILL_PER_S, monotonic())
         self._said: collections.OrderedDict[tuple[events.Kind, events.ObjectName], str] = (
             collections.OrderedDict()
         )
@@ -179,7 +160,7 @@ class Reports:
         reason: str,
         action: str,
         note: str,
-        bucket: TokenBucket | None = None,
+        bucket: token_bucket.TokenBucket | None = None,
     ) -> bool:
         regarding = {field: value for field, value in regarding.items() if value}
         # Events about objects without a namespace are kept in this one (EV-1).

@@ -15,9 +15,10 @@ from lbproxy.probes import streams
 _DRAINED_BYTES: typing.Final = 65536
 _DRAIN_S: typing.Final = 0.1
 _DATAGRAM_BYTES: typing.Final = 2048
-# What says nothing of the backend: this node is out of something.
+# What says nothing of the backend: this node is out of something, or may not ask.
 _OUR_OWN: typing.Final = frozenset(
-    (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+    getattr(errno, name)
+    for name in ["EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EADDRNOTAVAIL", "EAFNOSUPPORT", "EPERM", "EACCES"]
 )
 
 

@@ -12,10 +12,12 @@ import time
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-from lbproxy.core import addresses, health, model, probe, probing, state, topology
+from lbproxy.core import addresses, health, model, probe, probing, state, token_bucket, topology
 from lbproxy.probes import asking
 
 STARTS_PER_S: typing.Final = 1000.0
+LINES: typing.Final = 100  # about changes at once, and after these
+LINES_PER_S: typing.Final = 1.0
 
 _TURN_S: typing.Final = 0.02  # probes that are due within so long begin together
 _STARTS_PER_TURN: typing.Final = round(STARTS_PER_S * _TURN_S)
@@ -53,6 +55,9 @@ class Prober:
         self._note: Note = lambda _port, _place, _source, _usable, _reason: False
         self._wake = asyncio.Event()
         self._running = 0
+        # When a node loses its network, thousands go down at once.
+        self._lines = token_bucket.TokenBucket(LINES, LINES_PER_S, clock())
+        self._unsaid = 0
 
     def take_over(self, note: Note, down: Iterable[tuple[model.PortKey, topology.Place]]) -> None:
         """Say who takes verdicts, and which backends an earlier agent had found down: before the first pass.
@@ -78,6 +83,7 @@ class Prober:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._wake.clear()
+                self._count_unsaid()
                 started = 0
                 for attempt in self._probing.take(self._clock(), self._room):
                     self._running += 1
@@ -134,9 +140,19 @@ class Prober:
                 change.user.port, change.user.place, health.Source.ACTIVE, change.usable, change.reason
             )
             if change.loud:
-                level = logging.INFO if change.usable else logging.WARNING
-                _log.log(level, "%s", describe(change))
-                self._said(change)
+                self._say(change)
+
+    def _say(self, change: probing.Change) -> None:
+        if not self._lines.take(self._clock()):
+            self._unsaid += 1
+            return
+        _log.log(logging.INFO if change.usable else logging.WARNING, "%s", describe(change))
+        self._said(change)
+
+    def _count_unsaid(self) -> None:
+        if self._unsaid and self._lines.take(self._clock()):
+            _log.warning("%d more backends went up or down: too many to say each", self._unsaid)
+            self._unsaid = 0
 
 
 def describe(change: probing.Change) -> str:

@@ -7,9 +7,11 @@ import resource
 import socket
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from lbproxy.core import probe, probing
-from lbproxy.probes import asking
+from lbproxy.probes import asking, streams
 from tests.kube import certificates
 from tests.probes import servers
 from tests.unit import test_grpc_health
@@ -144,6 +146,23 @@ async def test_https_is_asked_of_whatever_certificate(tmp_path: pathlib.Path) ->
         result = await ask(probe.Probe(Kind.HTTP, "/"), port)
     assert names == [None, "web.example"]
     assert not result.passed
+
+
+@example("a..b")
+@example("a" * 64)
+@example(".".join(["a" * 63] * 4))
+@given(st.text("aA0.-_", max_size=80))
+def test_any_name_that_an_annotation_may_have_can_be_asked_for(name: str) -> None:
+    try:
+        asked = probe.parse("https:/", f"server-name={name}")
+    except probe.ProbeError:
+        return
+
+    async def make() -> None:
+        with streams.TlsStream(bytes(16), asked.server_name):
+            pass
+
+    asyncio.run(make())
 
 
 async def test_https_at_a_server_without_tls_fails() -> None:

@@ -2,9 +2,12 @@
 
 import asyncio
 import collections
+import logging
 import random
 import typing
 from collections.abc import Awaitable, Callable
+
+import pytest
 
 from lbproxy.core import health, model, probe, probing, topology
 from lbproxy.probes import asking, prober
@@ -119,6 +122,25 @@ async def test_verdicts_reach_the_book_and_people() -> None:
     assert len(bench.book) == 0
     assert [change.usable for change in bench.said] == [False, False, True, True]
     assert prober.describe(bench.said[-1]).endswith(" is up: its probes pass")
+
+
+def test_of_thousands_that_go_down_some_are_said_and_the_others_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        bench = Bench(1000, Answers())
+        bench.start()
+        bench.answers.result = FAILED
+        await bench.run(12.0)
+        assert len(bench.book) == 1000
+        assert prober.LINES <= len(bench.said) <= prober.LINES + 15
+
+    with caplog.at_level(logging.WARNING):
+        virtual_time.run(main)
+    counted = [int(line.split()[0]) for line in caplog.messages if " more backends " in line]
+    said = [line for line in caplog.messages if " is down: " in line]
+    assert counted
+    assert len(said) + sum(counted) == 1000
 
 
 @in_virtual_time
