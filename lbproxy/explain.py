@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 
 from lbproxy import render
+from lbproxy.core import addresses, explanation, inventory, listing, walk
 from lbproxy.core import devices as roles
-from lbproxy.core import explanation, inventory, listing, walk
-from lbproxy.kernel import inspection
+from lbproxy.kernel import inspection, netns_addresses
 
 
 def main(args: argparse.Namespace) -> int:
@@ -24,9 +24,16 @@ def main(args: argparse.Namespace) -> int:
         others = tuple(_called(one) for one in devices if one.role is not roles.Role.UPLINK)
         hooks = walk.Hooks(identity.cgroup, broken, uplinks, others)
         target = walk.Target(*args.destination)
-        found = explanation.explain(rows, hooks, args.source, target, int(time.monotonic()))
+        own = _namespaces(args.source)
+        found = explanation.explain(rows, hooks, args.source, target, int(time.monotonic()), own)
     render.show(found, args.output, lambda: _present(found))
     return 0
+
+
+def _namespaces(source: str) -> tuple[int, ...]:
+    """The network namespaces here that have an address; none for a `Client`, or where none can be entered."""
+    packed = addresses.parse(source)
+    return netns_addresses.having(packed) if packed is not None else ()
 
 
 def _called(device: inspection.Device) -> str:

@@ -30,7 +30,7 @@ from lbproxy.core import (
 from lbproxy.core import devices as roles
 from lbproxy.core import trace_events as events
 from lbproxy.core import trace_story as story
-from lbproxy.kernel import identity, inspection, libbpf, maps, namespaces, netns_addresses, node, observers
+from lbproxy.kernel import identity, inspection, libbpf, maps, netns_addresses, node, observers
 
 _POLL_S: typing.Final = 0.1
 _REASONS: typing.Final = 20  # connections that are explained: each is a look through all tables
@@ -182,11 +182,7 @@ def _from(source: str, rows: maps.BpfMaps) -> tuple[bytes | None, tuple[int, ...
     if source == walk.Client.NODE:
         return None, (inventory.node_ports(rows).host_netns,)
     packed = addresses.packed(config_types.parse_ip(source))
-    visited, _ = namespaces.visit(namespaces.every(), netns_addresses.here)
-    owners = [
-        space.cookie for space in visited.values() if any(one.address == packed for one in space.addresses)
-    ]
-    return packed, tuple(owners[: events.NAMESPACES])
+    return packed, netns_addresses.having(packed)[: events.NAMESPACES]
 
 
 # --- what things are called, and why ---

@@ -28,18 +28,24 @@ _NETNS_KEY: typing.Final = abi.LAYOUTS["netns_key"]
 
 
 def explain(
-    rows: inventory.Rows, hooks: walk.Hooks, source: str, target: walk.Target, now_s: int
+    rows: inventory.Rows,
+    hooks: walk.Hooks,
+    source: str,
+    target: walk.Target,
+    now_s: int,
+    netns: typing.Sequence[int] = (),
 ) -> Explanation:
     """Follow a connection from `source` (a `Client` or an address) to `target`.
 
-    `now_s` is the monotonic clock, which the kernel measures session affinity with.
+    `now_s` is the monotonic clock, which the kernel measures session affinity with. `netns` are the
+    cookies of this node's network namespaces that have the address `source`, as far as they are known.
     Raises ValueError where `source` is neither.
     """
     way = walk.Walk(rows, hooks, target, now_s)
     sender = classification.classify(way, source)
     try:
         if sender.here and (target.protocol is not model.Protocol.SCTP or sender.kind is walk.Client.NODE):
-            reason = _through_socket(way, sender)
+            reason = _through_socket(way, sender, netns)
         else:
             reason = packet_walk.through(way, sender)
     except walk.End as end:
@@ -49,7 +55,7 @@ def explain(
     return Explanation(source, str(target), verdict, reason, way.service, tuple(way.steps), way.choices)
 
 
-def _through_socket(way: walk.Walk, sender: walk.Sender) -> str:
+def _through_socket(way: walk.Walk, sender: walk.Sender, netns: typing.Sequence[int]) -> str:
     """Take every step of a socket that connects; raises End at the one that decides against a backend."""
     _hook(way)
     frontend = way.find_frontend(sender)
@@ -58,7 +64,10 @@ def _through_socket(way: walk.Walk, sender: walk.Sender) -> str:
     way.admit(frontend, sender)
     way.usable(frontend, "no backend is usable: connect() fails with ECONNREFUSED")
     of_node = sender.kind is walk.Client.NODE
-    client = _cookie(way.node_ports.host_netns) if of_node else None
+    clients = [_cookie(one) for one in ((way.node_ports.host_netns,) if of_node else netns)]
+    # Of namespaces with the same address only those in our cgroup have rows.
+    remembered = (one for one in clients if way.affinity(frontend, one, by_netns=True) is not None)
+    client = next(remembered, clients[0] if clients else None)
     who = "the node" if of_node else "a pod"
     if not way.remembered(frontend, client, True, who):
         way.draw(frontend, "the socket")

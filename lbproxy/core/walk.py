@@ -273,7 +273,7 @@ class Walk:
                 "which one this is cannot be told from here, so it counts as new",
             )
             return False
-        row = self.rows.row("affinity", _AFFINITY_KEY.pack(client, frontend.service, by_netns))
+        row = self.affinity(frontend, client, by_netns=by_netns)
         if row is None:
             self.say("affinity", f"{who} has not connected here before")
             return False
@@ -292,6 +292,10 @@ class Walk:
         self.say("affinity", f"{place} for another {frontend.affinity_s - age_s} s, longer if used")
         self.chosen = [(backend, 100.0)]
         return True
+
+    def affinity(self, frontend: tables.Frontend, client: bytes, *, by_netns: bool) -> bytes | None:
+        """The row of a client that session affinity remembers."""
+        return self.rows.row("affinity", _AFFINITY_KEY.pack(client, frontend.service, by_netns))
 
     def draw(self, frontend: tables.Frontend, hashed: str) -> None:
         """Count how many slots each backend has: a slot is drawn evenly, or by a hash of `hashed`."""

@@ -6,7 +6,7 @@ import struct
 import typing
 
 from lbproxy.core import addresses, netns_rows
-from lbproxy.kernel import netlink, node
+from lbproxy.kernel import namespaces, netlink, node
 
 _RTM_GETADDR: typing.Final = 22
 _MESSAGE: typing.Final = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, device
@@ -34,6 +34,14 @@ def here() -> netns_rows.Namespace:
             address = packed if len(packed) == 16 else addresses.IPV4_PREFIX + packed
             found.append(netns_rows.Address(address, device, scope, flags))
     return netns_rows.Namespace(node.netns_cookie(), tuple(found))
+
+
+def having(address: bytes) -> tuple[int, ...]:
+    """The cookies of the namespaces that have an address (16 bytes), of those that can be entered."""
+    visited, _ = namespaces.visit(namespaces.every(), here)
+    return tuple(
+        space.cookie for space in visited.values() if any(one.address == address for one in space.addresses)
+    )
 
 
 def notices() -> socket.socket:

@@ -1,6 +1,7 @@
 """Session affinity ClientIP: a client stays on its backend, and only as long as it should."""
 
 import collections.abc
+import json
 import time
 import typing
 
@@ -76,6 +77,15 @@ def test_a_client_stays_on_its_backend(agent: agents.Agent, where: str, family: 
     unconnected = [sockets.udp(address, UDP, connected=False).server for _ in range(15)]
     connected = [sockets.udp(address, UDP).server for _ in range(15)]
     assert len({*unconnected, *connected}) == 1
+
+
+@pytest.mark.parametrize("where", CLIENTS)
+def test_explain_knows_where_a_client_stays(agent: agents.Agent, where: str) -> None:
+    stays_on = chosen(agent, where, 1, 4)
+    client = str(agent.lab[where].ipv4)
+    to = f"{manifests.cluster_ip(1)}:{TCP}"
+    told = json.loads(agent.lbproxy("explain", "--from", client, "--to", to, "-o", "json"))
+    assert [(one["ip"], one["percent"]) for one in told["backends"]] == [(agent.lab[stays_on].ipv4, 100.0)]
 
 
 @families

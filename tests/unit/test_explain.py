@@ -49,10 +49,15 @@ CLUSTER = a_cluster()
 
 
 def ask(
-    source: str, to: str, *, cluster: fake.FakeMaps = CLUSTER, hooks: walk.Hooks = HOOKS
+    source: str,
+    to: str,
+    *,
+    cluster: fake.FakeMaps = CLUSTER,
+    hooks: walk.Hooks = HOOKS,
+    netns: tuple[int, ...] = (),
 ) -> explanation.Explanation:
     target = walk.Target(*config_types.parse_destination(to))
-    return explanation.explain(cluster, hooks, source, target, NOW_S)
+    return explanation.explain(cluster, hooks, source, target, NOW_S, netns)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +288,16 @@ def test_which_pod_is_remembered_cannot_be_told() -> None:
     found = ask("pod", "10.96.0.4:80")
     assert "cannot be told" in next(step.result for step in found.steps if step.step == "affinity")
     assert len(found.backends) == 3
+
+
+@pytest.mark.parametrize(("known", "only"), [((5, 77), True), ((77,), True), ((5,), False), ((), False)])
+def test_a_pod_is_remembered_by_its_namespace(known: tuple[int, ...], only: bool) -> None:
+    cluster = a_cluster()
+    remember(cluster, "10.244.0.2", NOW_S, client=77)
+    found = ask("10.244.0.9", "10.96.0.4:80", cluster=cluster, netns=known)
+    assert ([choice.ip for choice in found.backends] == ["10.244.0.2"]) == only
+    told = next(step.result for step in found.steps if step.step == "affinity")
+    assert ("cannot be told" in told) == (not known)
 
 
 def test_a_slot_without_a_backend_is_told() -> None:
