@@ -22,6 +22,11 @@ test: setup ## set up, then lint and run the whole test suite
 contract: setup ## hold every scenario of the contract lab against a model of kube-proxy (about 6 minutes)
 	@LBPROXY_REQUIRE_ROOT=1 LBPROXY_CONTRACT=all $(VENV)/bin/python -m pytest tests/lab/contract $(PYTEST_ARGS)
 
+.PHONY: marathon
+marathon: setup ## 100 kills and 100 upgrades, 10 minutes without an API server, 30,000 services, 60,000 changes (an hour)
+	@LBPROXY_REQUIRE_ROOT=1 LBPROXY_MARATHON=1 $(VENV)/bin/python -m pytest -s --timeout=7200 \
+		tests/lab/test_marathon.py tests/lab/test_changed_places.py tests/lab/test_hostile_clients.py $(PYTEST_ARGS)
+
 .PHONY: fuzz
 fuzz: setup ## a million drawn frames through the packet programs and a reference of them (FUZZ_ARGS="--seed 1")
 	@$(VENV)/bin/python -m tests.packets.fuzz $(FUZZ_ARGS)
@@ -83,6 +88,15 @@ lock: setup ## write the versions that are installed now into requirements.lock,
 		-o deploy/requirements.txt pyproject.toml
 	@sed -i '1i # What the image is made of; `make lock` writes it.' deploy/requirements.txt
 	@touch $(VENV)/.done
+
+.PHONY: sbom
+sbom: setup ## write sbom.cdx.json: what an image is made of (each image has its own, of what is really in it)
+	@$(VENV)/bin/python -m lbproxy.sbom --requirements deploy/requirements.txt \
+		--only libbpf1,linux-libc-dev,python3,python3-bpfcc > sbom.cdx.json
+
+.PHONY: audit
+audit: setup ## ask the package index whether the image's packages are there, with their hashes, and not withdrawn
+	@$(VENV)/bin/python -m deploy.audit
 
 .PHONY: clean
 clean: ## remove the virtual environment and caches
