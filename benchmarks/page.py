@@ -5,6 +5,7 @@ import html
 
 from benchmarks import (
     answers,
+    balancing_rows,
     elsewhere,
     figures,
     maglev_rows,
@@ -185,6 +186,11 @@ def _packets(found: results.Results) -> list[str]:
             else:
                 parts.append(_table(each, "Maglev tables"))
         parts.append("</details>")
+    if found.balancing:
+        parts += [f"<h3>{balancing_rows.HEADING}</h3>"]
+        parts += [f'<p class="dim">{_prose(balancing_rows.said(found))}</p>']
+        parts += [_table(balancing_rows.table(found.balancing), balancing_rows.HEADING)]
+        parts += [f"<pre>{_text(balancing_rows.bars(found.balancing))}</pre>"]
     if found.traffic:
         parts += [f"<details><summary><h3>{Group.RATES}: every variant</h3></summary>"]
         parts += [_table(sections.rates(found), str(Group.RATES)), "</details>"]

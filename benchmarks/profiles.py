@@ -20,6 +20,7 @@ class Profile:
     packet_rounds: int
     packet_services: int  # that share the tables
     maglev_repeats: int
+    balancing_rounds: int  # with one slow backend, of two seconds for each algorithm
     outside_rounds: int  # of connections to NodePorts, at the least and the greatest number of services
     outside_s: float
     takes: str = ""  # on 2 CPUs: Makefile and docs/benchmarks.md say the same
@@ -40,6 +41,7 @@ QUICK = Profile(
     packet_rounds=7,
     packet_services=10_000,
     maglev_repeats=5,
+    balancing_rounds=5,
     outside_rounds=8,
     outside_s=0.2,
 )
@@ -58,6 +60,7 @@ FULL = Profile(
     packet_rounds=21,
     packet_services=30_000,
     maglev_repeats=41,
+    balancing_rounds=15,
     outside_rounds=12,
     outside_s=0.4,
 )
@@ -77,6 +80,7 @@ SMOKE = Profile(
     packet_rounds=2,
     packet_services=200,
     maglev_repeats=1,
+    balancing_rounds=1,
     outside_rounds=2,
     outside_s=0.2,
 )

@@ -10,6 +10,7 @@ import pathlib
 import sys
 
 from benchmarks import (
+    balancing_rows,
     elsewhere,
     figures,
     machine,
@@ -82,6 +83,10 @@ def page(found: results.Results) -> str:
         parts += ["### Ports to masquerade with", said, tables.markdown(table)]
     if found.maglev:
         parts += ["### Maglev", maglev_rows.section(found)]
+    if found.balancing:
+        parts += [f"### {balancing_rows.HEADING}", balancing_rows.said(found)]
+        parts.append(tables.markdown(balancing_rows.table(found.balancing)))
+        parts.append(f"```text\n{balancing_rows.bars(found.balancing)}\n```")
     if any(not each.real for each in found.contestants):
         parts += [f"### {elsewhere.HEADING}", elsewhere.SAID, tables.markdown(elsewhere.table())]
     parts += [f"### {Group.RATES}", tables.markdown(sections.rates(found))]

@@ -170,6 +170,22 @@ class Resized(msgspec.Struct, frozen=True):
     moved: list[float]  # the share of the other backends' flows that change hands
 
 
+class Balancing(msgspec.Struct, frozen=True):
+    """Clients in a closed loop while one backend is slow: a sample each round."""
+
+    algorithm: str
+    clients: int
+    pause_ms: float  # of each client after each answer
+    slow_ms: float  # what the slow backend waits before it answers
+    backends: int
+    rate_per_s: list[float]
+    slow_share: list[float]  # of the answers, from the slow backend
+    p50_us: list[float]
+    p95_us: list[float]
+    p99_us: list[float]
+    failed: int  # connections, of all rounds
+
+
 class Failed(msgspec.Struct, frozen=True):
     """A step of the run that failed: what it would have found is missing."""
 
@@ -209,6 +225,7 @@ class Results(msgspec.Struct):
     ports: list[Ports] = []
     maglev: list[Maglev] = []
     maglev_resized: list[Resized] = []
+    balancing: list[Balancing] = []
 
 
 def write(results: Results, path: pathlib.Path) -> None:

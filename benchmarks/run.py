@@ -35,6 +35,7 @@ import typing
 
 from benchmarks import (
     arena,
+    balancing,
     cluster,
     contestants,
     fields,
@@ -51,7 +52,7 @@ from benchmarks import (
 )
 
 _BUSY_LOAD = 0.5
-_PARTS = ("packets", "maglev", "cluster")
+_PARTS = ("packets", "maglev", "balancing", "cluster")
 CONTESTANTS = (contestants.Lbproxy.name, *kube_proxies.MODES)
 
 
@@ -123,8 +124,7 @@ def _run(chosen: argparse.Namespace) -> int:
         with contextlib.ExitStack() as stack:
             of_packets = stack.enter_context(contextlib.ExitStack())
             listed = steps.of_packets(profile, cpu, found, of_packets) if "packets" in parts else []
-            if "maglev" in parts:
-                listed += maglev.steps(profile.maglev_repeats, found)
+            listed += _by_themselves(profile, parts, cpu, found)
             if "cluster" in parts:
                 field = _field(stack, chosen, cpu, found)
                 listed += steps.of_cluster(profile, field)
@@ -143,6 +143,15 @@ def _run(chosen: argparse.Namespace) -> int:
     elif partial.exists():
         print(f"what there is of this run is in {partial}", file=sys.stderr)
     return 0 if found.complete and not found.failed and not rows.failures(found) else 1
+
+
+def _by_themselves(
+    profile: profiles.Profile, parts: collections.abc.Container[str], cpu: int, found: results.Results
+) -> list[progress.Step]:
+    listed = maglev.steps(profile.maglev_repeats, found) if "maglev" in parts else []
+    if "balancing" in parts:
+        listed += balancing.steps(profile.balancing_rounds, cpu, found)
+    return listed
 
 
 def _field(
@@ -180,7 +189,8 @@ def flags() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         choices=_PARTS,
-        help="packets: single ones, through the programs; maglev: lookup tables; cluster: all the rest",
+        help="packets: single ones, through the programs; maglev: lookup tables; "
+        "balancing: algorithms with one slow backend; cluster: all the rest",
     )
     parser.add_argument(
         "--services",

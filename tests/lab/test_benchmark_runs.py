@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import (
     arena,
+    balancing,
     contestants,
     fields,
     kube_proxies,
@@ -43,6 +44,7 @@ GLANCE = profiles.Profile(
     packet_rounds=1,
     packet_services=20,
     maglev_repeats=1,
+    balancing_rounds=1,
     outside_rounds=1,
     outside_s=0.05,
 )
@@ -89,6 +91,20 @@ def test_everybody_is_measured_in_one_run() -> None:
     assert all(by_name[mode].rss == 0 for mode in kube_proxies.MODES)
     assert {each.contestant for each in found.cpu} == {"lbproxy"}
     assert rows.failures(found) == 0
+
+
+def test_algorithms_are_measured_with_one_slow_backend() -> None:
+    found = balancing.measure(1, max(os.sched_getaffinity(0)), seconds=0.3)
+    assert [each.algorithm for each in found] == list(balancing.ALGORITHMS)
+    for each in found:
+        assert each.failed == 0
+        (p50, p95, p99), (share,) = (each.p50_us + each.p95_us + each.p99_us), each.slow_share
+        assert 0 < p50 <= p95 <= p99
+        assert 0 <= share < 0.5
+    # One in eight against one in seventy-one.
+    shares = {each.algorithm: each.slow_share[0] for each in found}
+    assert shares["random, weights"] < shares["random"]
+    assert left_by(os.getpid()) == []
 
 
 @pytest.fixture

@@ -150,6 +150,12 @@ def made() -> results.Results:
         maglev=[
             results.Maglev(16_381, 100, True, [5.0, 6.0], 1.001, 0.995, 1.003, 0.997, {1: [0.01, 0.02]}),
         ],
+        balancing=[
+            results.Balancing(
+                name, 16, 5, 20, 8, [900.0, 910.0], [share, share], [300.0, 310.0], [p95, p95], [2e4, 2e4], 0
+            )
+            for name, share, p95 in (("random", 0.125, 20_300.0), ("least-connections", 0.015, 450.0))
+        ],
         maglev_resized=[results.Resized(41, 16_381, 4_093, [0.974, 0.976])],
         ports=[results.Ports(4, 28_976, 26_816, {"0.9": [results.Filled(900.0, 0.0)]})],
     )  # fmt: skip
