@@ -15,7 +15,7 @@ from prometheus_client import metrics_core, samples
 
 from lbproxy import abi
 from lbproxy import metrics_table as table
-from lbproxy.core import addresses, events, flows, installed, listing, model, reconcile, tables
+from lbproxy.core import addresses, events, flows, installed, listing, loads, model, reconcile, tables
 from lbproxy.kube import reflector
 
 if typing.TYPE_CHECKING:
@@ -120,6 +120,7 @@ class Seen(typing.NamedTuple):
     used: dict[str, int]
     starved: int
     spared: int
+    counted: typing.Collection[int]  # ids of backends whose open connections are counted
     rejected: typing.Mapping[events.Kind, int]
 
 
@@ -148,6 +149,7 @@ def _seen(agent: Agent) -> Seen:
         used,
         len(agent.reconciler.starved),
         len(agent.reconciler.spared),
+        ledger.counted_backends().keys(),
         collections.Counter(kind for kind, _ in agent.rejected),
     )
 
@@ -251,12 +253,26 @@ class Collector:
             chosen = heapq.nlargest(self._max_series, chosen, key=connections.__getitem__)
         counts = ((ids[place], connections[place]) for place in chosen)
         yield _family(table.BACKEND_CONNECTIONS, self._by_backend(counts, keys))
+        yield _family(table.BACKEND_OPEN, self._by_backend(self._open(), keys))
         yield _one(table.SERIES_OMITTED, omitted)
         rows = {name: self._kernel.row("counters", tables.row_key(n)) for name, n in _EVENTS.items()}
         yield _family(
             table.DATAPATH_EVENTS,
             [((name,), int.from_bytes(row or b"", tables.BYTE_ORDER)) for name, row in rows.items()],
         )
+
+    def _open(self) -> list[tuple[int, int]]:
+        """What counted backends have open, those with the most."""
+        counted = self._now.counted
+        if not counted:
+            return []
+        rows = dict(self._kernel.rows(tables.Table.BACKEND_LOAD))
+        corrections = dict(self._kernel.rows(tables.Table.LOAD_CORRECTIONS))
+        found = []
+        for number in counted:
+            key = tables.row_key(number)
+            found.append((number, max(0, loads.load(rows.get(key), corrections.get(key)).open)))
+        return heapq.nlargest(self._max_series, found, key=lambda each: each[1])
 
     def _rows_of_numbers(self, name: tables.Table) -> "array.array[int]":
         """Row number and 64-bit fields of each row in use, one after another: there may be 100,000 rows."""

@@ -226,6 +226,13 @@ BACKEND_CONNECTIONS = Definition(
     "--metrics-max-series of them, those with the most connections first",
     BACKEND,
 )
+BACKEND_OPEN = Definition(
+    "lbproxy_backend_open_connections",
+    Type.GAUGE,
+    "Connections and flows that a backend has open on this node, where the algorithm is "
+    "least-connections; at most --metrics-max-series of them, those with the most first",
+    BACKEND,
+)
 SERIES_OMITTED = Definition(
     "lbproxy_metrics_series_omitted",
     Type.GAUGE,

@@ -56,7 +56,7 @@ def _services(opened: inventory.Rows, args: argparse.Namespace) -> int:
 
 
 def _services_table(found: Sequence[listing.ServicePort], limit: int | None) -> Iterator[render.Table | str]:
-    columns = ("SERVICE", "FRONTENDS", "BACKENDS", "USABLE", "CONNECTIONS", "REFUSED")
+    columns = ("SERVICE", "FRONTENDS", "BACKENDS", "USABLE", "ALGORITHM", "CONNECTIONS", "REFUSED")
     rows = []
     for port in found:
         port_name = f"{port.port_name}/{port.protocol}" if port.port_name else port.protocol
@@ -70,6 +70,7 @@ def _services_table(found: Sequence[listing.ServicePort], limit: int | None) -> 
                 _few([_frontend_text(frontend) for frontend in port.frontends], limit),
                 _few([listing.place(backend.ip, backend.port) for backend in port.backends], limit),
                 _usable_cell(port, usable),
+                port.algorithm,
                 port.connections,
                 port.refused,
             )
@@ -129,6 +130,7 @@ def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[rende
         "ZONE",
         "WEIGHT",
         "CONNECTIONS",
+        "OPEN",
         "HEALTH",
     )
     yield render.Table(
@@ -144,6 +146,7 @@ def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[rende
                 backend.zone,
                 backend.weight,
                 backend.connections,
+                "" if backend.open_connections is None else backend.open_connections,
                 ",".join(backend.health),
             )
             for backend in found

@@ -28,7 +28,8 @@ class Backend(msgspec.Struct, frozen=True):
     """Who answers; `connections` since it became a backend.
 
     `usable`: the ClusterIP may choose it now. Where a service port does not have its ClusterIP, any frontend.
-    `health` is what speaks against it: probe-failed, ejected.
+    `health` is what speaks against it: probe-failed, ejected. `open_connections` are those and the flows
+    of this node that are open now, null where the algorithm is not least-connections.
     """
 
     ip: str
@@ -40,6 +41,7 @@ class Backend(msgspec.Struct, frozen=True):
     connections: int
     usable: bool
     health: tuple[str, ...]
+    open_connections: int | None
 
 
 class SessionAffinity(msgspec.Struct, frozen=True):
@@ -79,7 +81,7 @@ class BackendOfService(msgspec.Struct, frozen=True):
     """A backend by itself. `sets` are the traffic policies it may be used under now: Cluster, Local.
 
     The service fields are empty where the service port has gone before it. `health` is what speaks
-    against it: probe-failed, ejected.
+    against it: probe-failed, ejected. `open_connections` as in a listing of services.
     """
 
     ip: str
@@ -95,6 +97,7 @@ class BackendOfService(msgspec.Struct, frozen=True):
     weight: int
     connections: int
     health: tuple[str, ...]
+    open_connections: int | None
 
 
 class Filter(typing.NamedTuple):
@@ -265,6 +268,7 @@ def _known(found: Iterable[inventory.Backend], drawn_from: int) -> Iterable[Back
             backend.connections,
             bool(backend.sets & drawn_from),
             health_names(backend.health),
+            backend.open,
         )
         for backend in found
         if backend.state is not tables.BackendState.DRAINING
@@ -290,4 +294,5 @@ def _backend_of(key: model.PortKey | None, backend: inventory.Backend) -> Backen
         backend.weight,
         backend.connections,
         health_names(backend.health),
+        backend.open,
     )

@@ -298,11 +298,15 @@ class Walk:
         return self.rows.row("affinity", _AFFINITY_KEY.pack(client, frontend.service, by_netns))
 
     def draw(self, frontend: tables.Frontend, hashed: str) -> None:
-        """Count how many slots each backend has: a slot is drawn evenly, or by a hash of `hashed`."""
+        """Say how likely each backend is: a slot is drawn evenly, or by a hash of `hashed`, or two are."""
         maglev = frontend.flags & tables.FrontendFlag.MAGLEV
+        least = frontend.flags & tables.FrontendFlag.LEAST_CONN
         how = f"a hash of {hashed} picks one of" if maglev else "one is drawn at random of"
         count = frontend.slot_count
-        self.say("slot", f"{how} {count} {'Maglev slots' if maglev else 'slots'}")
+        said = f"{how} {count} {'Maglev slots' if maglev else 'slots'}"
+        if least:
+            said = f"of two of {count} slots, drawn at random, the backend with fewer open for its weight"
+        self.say("slot", said)
         of_backend = collections.Counter(self._slot_ids(frontend))
         dead = 0
         chosen: dict[int, inventory.Backend] = {}
@@ -314,8 +318,11 @@ class Walk:
                 chosen[number] = backend
         if dead:
             self.say("slot", f"{dead} of {count} slots lead to no backend: such connections are refused")
-        in_order = sorted(chosen, key=lambda n: (-of_backend[n], chosen[n].address, chosen[n].port))
-        self.chosen = [(chosen[number], round(100 * of_backend[number] / count, 2)) for number in in_order]
+        shares = {number: of_backend[number] / count for number in chosen}
+        if least and count > 1:
+            shares = _shares_of_two({n: of_backend[n] for n in chosen}, count, chosen)
+        in_order = sorted(chosen, key=lambda n: (-shares[n], chosen[n].address, chosen[n].port))
+        self.chosen = [(chosen[number], round(100 * shares[number], 2)) for number in in_order]
         if not chosen:
             raise End(Verdict.REFUSED, "no slot leads to a backend; counted as bad_slot")
 
@@ -336,6 +343,24 @@ class Walk:
 
 
 NOT_A_SERVICE: typing.Final = "not a service address: left alone"
+
+
+def _shares_of_two(
+    slots: typing.Mapping[int, int], count: int, backends: typing.Mapping[int, inventory.Backend]
+) -> dict[int, float]:
+    """How likely each backend is to be chosen as things are now, when two of so many slots are drawn.
+
+    The second one is chosen if it has less open for its weight, the first one otherwise (select.h).
+    """
+    load = {number: (one.open or 0) / max(1, one.weight) for number, one in backends.items()}
+    pairs = count * (count - 1)
+    shares = {}
+    for number, mine in slots.items():
+        more = sum(n for other, n in slots.items() if load[other] > load[number])
+        alike = sum(n for other, n in slots.items() if other != number and load[other] == load[number])
+        # Drawn first or second with one that has more; first with one alike, or with a slot of its own.
+        shares[number] = (2 * mine * more + mine * alike + mine * (mine - 1)) / pairs
+    return shares
 
 
 def _a(word: str) -> str:

@@ -1,7 +1,9 @@
 """What `lbproxy explain` says, over maps in memory; tests/lab/test_read_side.py asks the kernel itself."""
 
 import argparse
+import collections
 import ipaddress
+import itertools
 import json
 import pathlib
 import typing
@@ -242,6 +244,39 @@ def test_all_shares_are_one(weights: dict[int, int], algorithm: model.Algorithm)
     choices = ask("pod", "10.96.0.1:80", cluster=made).backends
     assert {int(choice.ip.split(".")[3]) for choice in choices} == weights.keys()
     assert sum(choice.percent for choice in choices) == pytest.approx(100, abs=0.01 * len(choices))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 6)), min_size=1, max_size=6))
+def test_shares_of_two_are_those_of_every_pair_of_slots(found: list[tuple[int, int]]) -> None:
+    made = fake.FakeMaps(installing.SIZES)
+    installer = installing.Installer(made, maps.capacity(installing.SIZES))
+    endpoints = [endpoint(f"10.244.0.{n}", weight=weight) for n, (weight, _) in enumerate(found)]
+    least = model.Algorithm.LEAST_CONNECTIONS
+    installer.service("default/web", ["10.96.0.1"], endpoints, algorithm=least)
+    loads = {}
+    for number, place in installer.ledger.counted_backends().items():
+        weight, opened = found[place[15]]
+        loads[number] = (opened, weight)
+        row = abi.LAYOUTS["backend_load"].pack(opened, 0)
+        made.apply([tables.Put(tables.Table.BACKEND_LOAD, tables.row_key(number), row)])
+    explained = ask("pod", "10.96.0.1:80", cluster=made)
+    (said,) = [step.result for step in explained.steps if step.step == "slot"]
+    assert "fewer open" in said
+    slots = [
+        int.from_bytes(block[at : at + 4], tables.BYTE_ORDER)
+        for _, block in sorted(made.rows(tables.Table.SLOTS))
+        for at in range(0, len(block), 4)
+    ]
+    drawn: collections.Counter[str] = collections.Counter()
+    for one, other in itertools.permutations([number for number in slots if number], 2):
+        # As bpf/load.h compares them.
+        less = loads[other][0] * loads[one][1] < loads[one][0] * loads[other][1]
+        drawn[inventory.backend(made, other if less else one).address[15]] += 1  # type: ignore[union-attr,index]
+    shares = {int(choice.ip.split(".")[3]): choice.percent for choice in explained.backends}
+    if len(found) > 1:
+        for host in range(len(found)):
+            assert shares[host] == pytest.approx(100 * drawn[host] / drawn.total(), abs=0.01)  # type: ignore[index]
 
 
 # --- session affinity ---

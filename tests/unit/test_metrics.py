@@ -356,6 +356,20 @@ async def test_what_is_balanced_is_counted(agent: Agent) -> None:
     assert scraped("lbproxy_datapath_start", how="adopted") == 1
 
 
+async def test_what_is_open_is_told_of_counted_backends_those_with_the_most_first(agent: Agent) -> None:
+    endpoints = [endpoint(f"10.244.0.{host}") for host in (1, 2, 3)]
+    agent.put(service(algorithm=model.Algorithm.LEAST_CONNECTIONS), *endpoints)
+    for opened, number in enumerate(agent.installed().backends, 1):
+        row = opened.to_bytes(4, "little") + bytes(4)
+        agent.kernel.apply([tables.Put(tables.Table.BACKEND_LOAD, tables.row_key(number), row)])
+    scraped = await scrape(agent.attach(max_series=2))
+    name = "lbproxy_backend_open_connections"
+    web = {"namespace": "default", "service": "web", "port": "http", "protocol": "TCP"}
+    assert scraped(name, **web, backend="10.244.0.3:8080") == 3
+    assert scraped(name, **web, backend="10.244.0.2:8080") == 2
+    assert len(scraped.series(name)) == 2
+
+
 async def test_a_removed_backend_is_draining_until_its_row_is_cleared(agent: Agent) -> None:
     agent.put(service(), endpoint("10.244.0.1"), endpoint("10.244.0.2"))
     removed = agent.installed().backends

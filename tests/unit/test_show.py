@@ -135,7 +135,15 @@ def test_services_as_json(pinned: Pinned, capsys: pytest.CaptureFixture[str]) ->
 
 def backend(ip: str, **fields: object) -> dict[str, object]:
     usual = {"port": 8080, "node": "node-1", "zone": "zone-a", "state": "active", "weight": 1}
-    return {"ip": ip, **usual, "connections": 0, "usable": True, "health": [], **fields}
+    return {
+        "ip": ip,
+        **usual,
+        "connections": 0,
+        "usable": True,
+        "health": [],
+        "open_connections": None,
+        **fields,
+    }
 
 
 def pack(layout: str, *values: int) -> bytes:
@@ -251,14 +259,48 @@ def test_a_name_that_is_not_there_is_an_error(pinned: Pinned, capsys: pytest.Cap
 def test_plain_tables_can_be_split_at_blanks(pinned: Pinned, capsys: pytest.CaptureFixture[str]) -> None:
     a_bit_of_everything(pinned.installer)
     header, dns, web4, web6 = run(capsys, "services").splitlines()
-    assert header.split() == ["SERVICE", "FRONTENDS", "BACKENDS", "USABLE", "CONNECTIONS", "REFUSED"]
-    assert dns.split() == ["default/dns:UDP", "ClusterIP=10.96.0.53:53", "-", "0/0", "0", "0"]
+    assert header.split() == [
+        "SERVICE",
+        "FRONTENDS",
+        "BACKENDS",
+        "USABLE",
+        "ALGORITHM",
+        "CONNECTIONS",
+        "REFUSED",
+    ]
+    assert dns.split() == ["default/dns:UDP", "ClusterIP=10.96.0.53:53", "-", "0/0", "random", "0", "0"]
     assert web4.split()[0] == "shop/web:http/TCP"
     assert web4.split()[1].split(",")[:2] == ["ClusterIP=10.96.0.10:80", "NodePort=*:30080"]
     assert web4.split()[1].endswith(",+1")
     assert web4.split()[3] == "2/3"
     assert "[fd00::10]:80" in web6
     assert web4.isascii()
+
+
+def test_what_is_open_is_shown_where_it_is_counted(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endpoints = [endpoint("10.244.0.1"), endpoint("10.244.0.2")]
+    least = model.Algorithm.LEAST_CONNECTIONS
+    pinned.installer.service("default/least", ["10.96.0.1"], endpoints, algorithm=least)
+    pinned.installer.service("default/other", ["10.96.0.2"], endpoints)
+    (number, _) = pinned.installer.ledger.counted_backends()
+    pinned.apply(
+        [
+            tables.Put(tables.Table.BACKEND_LOAD, tables.row_key(number), pack("backend_load", 9, 3)),
+            tables.Put(tables.Table.LOAD_CORRECTIONS, tables.row_key(number), b"\xff\xff\xff\xff"),
+        ]
+    )
+    first, _ = json.loads(run(capsys, "services", "json"))
+    assert [one["open_connections"] for one in first["backends"]] == [5, 0]
+    header, *rows = (line.split() for line in run(capsys, "backends").splitlines())
+    at = header.index("OPEN")
+    assert [row[at] for row in rows] == ["5", "0", "-", "-"]
+    assert [row.split()[4] for row in run(capsys, "services").splitlines()] == [
+        "ALGORITHM",
+        "least-connections",
+        "random",
+    ]
 
 
 @pytest.mark.parametrize(
