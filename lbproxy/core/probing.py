@@ -288,7 +288,9 @@ def users(
             merged = topology.merge(ordered, port.name, port.protocol, family)
             places = sorted(merged)
             endpoints = [merged[place] for place in places]
-            sets = topology.usable(endpoints, node_name, zone).sets
+            # What spills over goes to the other zones by and by.
+            hinted = not service.zone_spill_over
+            sets = topology.usable(endpoints, node_name, zone, hinted=hinted).sets
             chosen = [place for place, bits in zip(places, sets, strict=True) if bits & topology.CLUSTER]
             if all(User(key, place) in down for place in chosen):
                 sets = topology.usable(endpoints, node_name, zone, hinted=False).sets

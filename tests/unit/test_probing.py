@@ -1,6 +1,8 @@
 """What is probed and when, and which results make a backend unusable."""
 
+import functools
 import itertools
+import operator
 import random
 
 import msgspec
@@ -8,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbproxy.core import addresses, events, model, probe, probing, state, topology
+from lbproxy.core import addresses, events, model, plan, probe, probing, state, topology
+from tests import strategies
 from tests.unit import test_health_checks as objects
 
 WEB, IPV4, IPV6 = objects.WEB, objects.IPV4, objects.IPV6
@@ -194,6 +197,39 @@ def test_only_what_this_node_may_use_is_asked() -> None:
     assert hosts(internal_local=True) == {"10.0.0.1"}
     outside = (objects.packed("203.0.113.1"),)
     assert hosts(internal_local=True, external_ips=outside) == {"10.0.0.1", "10.0.0.2"}
+
+
+@st.composite
+def planned(draw: st.DrawFn) -> tuple[model.Service, list[model.EndpointSlice]]:
+    known = msgspec.structs.replace(
+        draw(strategies.services()),
+        probe=probe.Probe(draw(st.sampled_from(list(probe.Kind))), payload=b"x"),
+        zone_spill_over=draw(st.sampled_from([0.0, 1.5])),
+    )
+    slices = st.lists(strategies.slices(known.name), max_size=4, unique_by=lambda one: one.name)
+    return known, draw(slices)
+
+
+@given(planned(), st.sampled_from(["", *strategies.NODES]), st.sampled_from(["", *strategies.ZONES]))
+def test_what_is_asked_is_what_the_plan_draws_from(
+    known: tuple[model.Service, list[model.EndpointSlice]], node_name: str, zone: str
+) -> None:
+    named, slices = known
+    assert named.probe is not None
+    asked = set(probing.users(named, slices, node_name, zone))
+    drawn = set()
+    for port in plan.plan_service(named, slices, node_name, zone, plan.Defaults(model.Algorithm.RANDOM)):
+        bits = functools.reduce(operator.or_, (frontend.set.value for frontend in port.frontends))
+        udp = port.key.protocol is model.Protocol.UDP
+        if port.key.protocol is model.Protocol.SCTP or udp != (named.probe.kind is probe.Kind.UDP):
+            continue
+        drawn |= {
+            probing.User(port.key, topology.Place(backend.address, backend.port))
+            for backend in port.backends
+            if backend.sets & bits
+        }
+    # More where flows may spill over: how many do is for the plan to say.
+    assert asked >= drawn if named.zone_spill_over else asked == drawn
 
 
 @pytest.mark.parametrize(
