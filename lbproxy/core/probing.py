@@ -8,6 +8,7 @@ another now, or the agent has started anew.
 """
 
 import heapq
+import itertools
 import random
 import typing
 from collections.abc import Container, Iterable, Iterator
@@ -278,13 +279,13 @@ def users(
     if service.probe is None:
         return {}
     found: dict[User, Target] = {}
-    drawn = _drawn_from(service)
     ordered = sorted(slices, key=lambda slice_: (slice_.namespace, slice_.name))
     for family in map(addresses.family_of, service.cluster_ips):
         for port in service.ports:
             if not _suits(service.probe, port.protocol):
                 continue
             key = model.PortKey(service.name, port.name, port.protocol, family)
+            drawn = _drawn_from(service, port, family)
             merged = topology.merge(ordered, port.name, port.protocol, family)
             places = sorted(merged)
             endpoints = [merged[place] for place in places]
@@ -313,13 +314,11 @@ def may_be_probed(address: bytes) -> bool:
     return address[0] != 0xFF and not link_local and any(address[:15])
 
 
-def _drawn_from(service: model.Service) -> int:
-    """The sets that some frontend of a Service draws from, or may: those outside it draw from the first."""
+def _drawn_from(service: model.Service, port: model.ServicePort, family: model.Family) -> int:
+    """The sets that some frontend of a port draws from: its ClusterIP, and whatever else it has."""
     inside = topology.LOCAL if service.internal_local else topology.CLUSTER
-    external = (
-        service.external_ips or service.load_balancer_ips or any(port.node_port for port in service.ports)
-    )
-    if not external:
+    others = itertools.chain(service.external_ips, service.load_balancer_ips)
+    if not port.node_port and not any(addresses.family_of(address) is family for address in others):
         return inside
     return inside | topology.CLUSTER | (topology.LOCAL if service.external_local else 0)
 

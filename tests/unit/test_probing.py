@@ -188,15 +188,21 @@ def test_only_what_this_node_may_use_is_asked() -> None:
     unready = objects.endpoint("10.0.0.3", ready=False)
     slice_ = objects.slice_of(near, far, unready).value
     assert isinstance(slice_, model.EndpointSlice)
+    listed = [slice_]
 
     def hosts(**changes: object) -> set[str]:
-        asked = probing.users(service(TCP, **changes), [slice_], objects.NODE, "")
+        asked = probing.users(service(TCP, **changes), listed, objects.NODE, "")
         return {addresses.text(target.address) for target in asked.values()}
 
     assert hosts() == {"10.0.0.1", "10.0.0.2"}
     assert hosts(internal_local=True) == {"10.0.0.1"}
     outside = (objects.packed("203.0.113.1"),)
     assert hosts(internal_local=True, external_ips=outside) == {"10.0.0.1", "10.0.0.2"}
+    # Under Local, what shuts down here is used while others are ready elsewhere.
+    ending = objects.endpoint("10.0.0.4", ready=False, terminating=True)
+    listed[:] = [msgspec.structs.replace(slice_, endpoints=(ending, far))]
+    assert hosts(external_ips=outside) == {"10.0.0.2"}
+    assert hosts(external_ips=outside, external_local=True) == {"10.0.0.2", "10.0.0.4"}
 
 
 @st.composite
@@ -206,8 +212,9 @@ def planned(draw: st.DrawFn) -> tuple[model.Service, list[model.EndpointSlice]]:
         probe=probe.Probe(draw(st.sampled_from(list(probe.Kind))), payload=b"x"),
         zone_spill_over=draw(st.sampled_from([0.0, 1.5])),
     )
-    slices = st.lists(strategies.slices(known.name), max_size=4, unique_by=lambda one: one.name)
-    return known, draw(slices)
+    slices = draw(st.lists(strategies.slices(known.name), max_size=4, unique_by=lambda one: one.name))
+    ports = tuple(model.SlicePort(port.name, port.protocol, 8080) for port in known.ports)
+    return known, [msgspec.structs.replace(one, ports=ports) for one in slices]
 
 
 @given(planned(), st.sampled_from(["", *strategies.NODES]), st.sampled_from(["", *strategies.ZONES]))
@@ -258,6 +265,10 @@ def test_where_all_hinted_backends_are_down_the_others_are_asked_too() -> None:
     cluster.state.apply(objects.slice_of(*hinted))
     cluster.look()
     assert (cluster.probing.is_up(user("10.0.0.1")), cluster.probing.is_up(user("10.0.0.2"))) == (True, None)
+    # What spills over goes there at any time.
+    cluster.annotate(TCP, zone_spill_over=1.5)
+    assert (cluster.probing.is_up(user("10.0.0.1")), cluster.probing.is_up(user("10.0.0.2"))) == (True, True)
+    cluster.annotate(TCP)
     cluster.results(FAILED, FAILED, FAILED)
     cluster.look()
     assert (cluster.probing.is_up(user("10.0.0.1")), cluster.probing.is_up(user("10.0.0.2"))) == (False, True)
