@@ -18,8 +18,11 @@
 #define LB_NO_COMMON_LRU 0x2
 #define LB_MMAPABLE 0x400 /* so that the agent can read all rows at once */
 
-#define LB_MAP(type, key, value, name, rows, flags)                                                \
+#ifndef LB_DECLARE /* trace.c has its own */
+#define LB_DECLARE(type, key, value, name, rows, flags)                                            \
 	BPF_TABLE_PINNED7(type, key, value, name, rows, LB_PIN_##name, flags)
+#endif
+#define LB_MAP(type, key, value, name, rows, flags) LB_DECLARE(type, key, value, name, rows, flags)
 
 LB_MAP("hash", struct frontend_key, struct frontend, frontends, LB_ROWS_FRONTENDS, LB_NO_PREALLOC);
 LB_MAP("array", __u32, struct slot_block, slots, LB_ROWS_SLOTS, LB_MMAPABLE);
@@ -75,6 +78,6 @@ LB_MAP("array", __u32, struct scratch, scratch, LB_MOST_CPUS, LB_MMAPABLE);
 #define LB_TAIL_ICMP_ERROR 3
 #define LB_TAIL_UNTUNNEL 4
 #define LB_TAIL_UNTUNNELLED 5
-BPF_TABLE_PINNED7("prog", __u32, __u32, tails, 6, LB_PIN_tails, 0);
+LB_DECLARE("prog", __u32, __u32, tails, 6, 0);
 
 #endif

@@ -8,6 +8,12 @@
  * dialled; the socket's record has that. Packets are seen just before and just behind lbproxy's
  * program at a device: one that does not come out behind was dropped, answered or sent elsewhere.
  */
+/* Compiled on maps that are made for it and go again: BCC may open pinned ones only with more
+ * rights than observing takes. They are loaded on the datapath's.
+ */
+#define LB_DECLARE(type, key, value, name, rows, flags)                                            \
+	BPF_F_TABLE(type, key, value, name, rows, flags)
+
 #include "trace_abi.h"
 #include "address.h"
 #include "maps.h"
@@ -318,6 +324,7 @@ int lb_trace_tcp(struct bpf_sock_ops *ctx)
 		e.kind = LB_TRACE_STATE;
 		e.old_state = ctx->args[0];
 		e.new_state = ctx->args[1];
+		e.tries = ctx->segs_in;
 		/* What comes between these is TCP's own affair. */
 		if (e.new_state != LB_TCP_FIN_WAIT1 && e.new_state != LB_TCP_CLOSE_WAIT &&
 		    (e.new_state != LB_TCP_CLOSE || e.old_state > LB_TCP_SYN_SENT))

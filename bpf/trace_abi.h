@@ -111,7 +111,7 @@ struct trace_event {
 	__u32 sequence; /* the same before and after */
 	__u32 length;	/* of the packet in bytes */
 	__u32 srtt_us;	/* 8 times the smoothed round trip time */
-	__u32 tries;
+	__u32 tries;	/* of SYNs that went unanswered; with a state, segments that came in */
 	__u8 last;
 	__u8 tcp_flags;
 	__u8 old_state;

@@ -30,7 +30,7 @@ from lbproxy.core import (
 from lbproxy.core import devices as roles
 from lbproxy.core import trace_events as events
 from lbproxy.core import trace_story as story
-from lbproxy.kernel import identity, inspection, libbpf, maps, netns_addresses, node, observers
+from lbproxy.kernel import identity, inspection, maps, netns_addresses, node, observers
 
 _POLL_S: typing.Final = 0.1
 _REASONS: typing.Final = 20  # connections that are explained: each is a look through all tables
@@ -59,14 +59,15 @@ def main(args: argparse.Namespace) -> int:
         screen = _Json() if args.output == "json" else _Table()
         screen.begin(scope, watching, seen, args)
         told = _Told(story.Story(seen), screen, args.count)
-        _watch(watching.ring(), told, stop, args.seconds)
+        _watch(watching, told, stop, args.seconds)
         _end(told, watching, seen, screen)
     return 0
 
 
-def _watch(ring: libbpf.Ring, told: "_Told", stop: "_Stop", seconds: float) -> None:
+def _watch(watching: observers.Observers, told: "_Told", stop: "_Stop", seconds: float) -> None:
+    ring = watching.ring()
     end = time.monotonic() + seconds
-    while not told.full and not stop.asked and (left := end - time.monotonic()) > 0:
+    while not (told.full or stop.asked or watching.outlived()) and (left := end - time.monotonic()) > 0:
         for row in ring.poll(min(_POLL_S, left)):
             told.event(row)
         told.settle(time.monotonic_ns())
@@ -79,6 +80,10 @@ def _end(told: "_Told", watching: observers.Observers, seen: "_Book", screen: "_
         screen.outcome(seen.explained(told.story.outcome(connection), connection))
     screen.end(told.count, watching.lost(), full=told.full)
     output.flush()
+    if watching.outlived():
+        raise errors.AgentError(
+            "the datapath was replaced meanwhile, and the new one is not watched: start again"
+        )
 
 
 class _Told:

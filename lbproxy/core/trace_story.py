@@ -246,10 +246,11 @@ class Story:
         moved = f"sent {event.sent_bytes} bytes, received {event.received_bytes}"
         if event.old_state == events.SYN_SENT:
             connection.failed = True
-            if connection.timed_out:
-                kind, text = "timed-out", "not established: nobody answered"
-            elif connection.released:
+            if not event.tries and connection.released:
                 kind, text = "given-up", "not established: the application has given up"
+            elif not event.tries:
+                connection.timed_out = True
+                kind, text = "timed-out", "not established: nobody answered"
             else:
                 kind, text = "refused", f"not established: refused by {connection.backend or 'its peer'}"
                 connection.refused = (

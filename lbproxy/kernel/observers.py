@@ -38,12 +38,18 @@ _CURRENT_PID: typing.Final = 14  # the helper bpf_get_current_pid_tgid
 _ATTACH_TYPES: typing.Final = {one.name: one.attach_type for one in programs.PACKET}
 
 
-def compose(sizes: typing.Mapping[str, int], pins: typing.Mapping[str, str]) -> str:
-    """The text to compile, for a datapath of these sizes whose maps are pinned there."""
-    return source.compose(SOURCE, sizes, pins, _NO_FEATURES) + trace_abi.assertions()
+def compose(sizes: typing.Mapping[str, int]) -> str:
+    """The text to compile, for a datapath of these sizes.
+
+    Only that of `sockets` is known to programs; the others are of maps that go when it is compiled.
+    """
+    rows = {name: sizes[name] if name == "sockets" else _FEW_ROWS for name in abi.row_names()}
+    head = [f"#define LB_ROWS_{name.upper()} {count}" for name, count in rows.items()]
+    text = "\n".join(head) + "\n" + source.flatten(SOURCE)
+    return f'{text}\n#line 1 "abi.py"\n{abi.assertions()}{trace_abi.assertions()}'
 
 
-_NO_FEATURES: typing.Final = {"MPTCP": 0}  # the observers use none: so one copy is good for all kernels
+_FEW_ROWS: typing.Final = 64
 
 
 def all_programs() -> tuple[programs.Program, ...]:
@@ -57,6 +63,13 @@ def check_kernel() -> None:
         raise errors.UnsupportedKernel(
             "programs of a cgroup that may ask which process they run for", "6.1", "trace needs them"
         )
+
+
+def _generation(root: pathlib.Path) -> str:
+    try:
+        return os.readlink(root / "current")
+    except OSError:
+        return ""
 
 
 class Observers:
@@ -85,6 +98,7 @@ class Observers:
         }
         self._stack = contextlib.ExitStack()
         self._own: dict[str, int] = {}
+        self._generation = _generation(root)
         self.watched: set[int] = set()
         self.problems: list[str] = []
 
@@ -111,6 +125,10 @@ class Observers:
         ring = libbpf.Ring(self._own["trace_events"])
         self._stack.callback(ring.close)
         return ring
+
+    def outlived(self) -> bool:
+        """Whether another generation of the datapath has come, by an upgrade or for larger maps."""
+        return self._generation != _generation(self._root)
 
     def lost(self) -> int:
         """How many events nobody was told of: too many in a second, or the ring was full."""
@@ -150,7 +168,7 @@ class Observers:
         self, wanted: typing.Sequence[programs.Program], while_loading: contextlib.ExitStack
     ) -> dict[str, int]:
         pins = {name: str(self._root / "maps" / name) for name in abi.MAPS}
-        text = compose(self._known.sizes, pins)
+        text = compose(self._known.sizes)
         maps = dict(self._own)
         for name, path in pins.items():
             maps[name] = libbpf.obj_get(path)

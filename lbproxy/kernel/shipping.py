@@ -46,17 +46,15 @@ def make(
                 path = folder / f"{loader.shipped_key(text)}.json"
                 path.write_text(bytecode.encode(loader.compiled(text, programs.PROGRAMS)))
                 made.append(path)
-            made.append(_observers(folder, sizes, pins))
+            made.append(_observers(folder, sizes))
         finally:
             bpffs.remove(root)
     return made
 
 
-def _observers(
-    folder: pathlib.Path, sizes: typing.Mapping[str, int], pins: typing.Mapping[str, str]
-) -> pathlib.Path:
+def _observers(folder: pathlib.Path, sizes: typing.Mapping[str, int]) -> pathlib.Path:
     """What `lbproxy trace` loads, which is the same for every kernel."""
-    text = observers.compose(sizes, pins)
+    text = observers.compose(sizes)
     path = folder / f"{loader.shipped_key(text)}.json"
     made = loader.compiled(text, observers.all_programs(), tuple(trace_abi.MAPS))
     path.write_text(bytecode.encode(made))

@@ -52,6 +52,24 @@ class Contained(agents.Agent):
         return [*limited(self.rights), *super().command(*flags)]
 
 
+def look(lab: cluster.Lab, agent: Contained) -> None:
+    """Commands that look run in the agent's container, and have its rights; nothing is compiled yet."""
+    cache = f"XDG_CACHE_HOME={lab.workdir}/no-cache-{agent.root.parent.name}"
+    own = ["env", cache, *limited(agent.rights), *agents.LBPROXY]
+    pins = f"--bpffs={agent.root}"
+    trace = [*own, "trace", pins, "--to", manifests.cluster_ip(WEB), "--count", "2", "--for", "20"]
+    with lab.popen("n1", trace, cgroup=False, stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        while "WHERE" not in running.stdout.readline():
+            assert running.poll() is None
+        agent.at("n1/p1").tcp(manifests.cluster_ip(WEB), manifests.TCP_PORT)
+        told = running.stdout.read()
+    assert running.returncode == 0
+    assert "2 lines, 0 events lost" in told
+    argv = [*own, "support-bundle", pins, "--trace", "0", "-o", f"{lab.workdir}/bundle.tar.gz"]
+    assert "files" in lab.check_output("n1", argv, cgroup=False, timeout_s=60)
+
+
 @pytest.mark.parametrize("overlay", ["default", "hostile"])
 def test_what_the_containers_may_do_is_enough(overlay: str, lab: cluster.Lab, api: agents.Api) -> None:
     given, cleaning = rights(f"overlays/{overlay}"), rights("cleanup")
@@ -87,6 +105,7 @@ def test_what_the_containers_may_do_is_enough(overlay: str, lab: cluster.Lab, ap
         assert "setns: Operation not permitted" in agent.log or not hostile
         agent.has_backends("web", {away})
         assert agent.at("n1/p1").tcp(address, manifests.TCP_PORT).server == away
+        look(lab, agent)
         # The way back. It waits for the agent to be gone.
         clean = [*limited(cleaning["cleanup"]), *agents.LBPROXY, "cleanup", f"--bpffs={agent.root}"]
         refused = subprocess.run(clean, capture_output=True, text=True, check=False, timeout=60)

@@ -137,21 +137,24 @@ def test_a_socket_that_is_refused(tape: Tape) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "expected"),
+    ("before", "segments", "expected"),
     [
-        ((), ("refused", "led to 10.244.2.2:8080, refused by 10.244.2.2:8080 itself")),
-        ((events.Kind.RELEASE,), ("unanswered", "the application gave up before anybody answered")),
-        ((events.Kind.TIMEOUT,), ("unanswered", "nobody answered")),
+        ((), 1, ("refused", "led to 10.244.2.2:8080, refused by 10.244.2.2:8080 itself")),
+        ((events.Kind.TIMEOUT,), 1, ("refused", "refused by 10.244.2.2:8080 itself")),
+        ((events.Kind.RELEASE,), 0, ("unanswered", "the application gave up before anybody answered")),
+        ((events.Kind.TIMEOUT, events.Kind.RELEASE), 0, ("unanswered", "gave up before anybody answered")),
+        ((events.Kind.TIMEOUT,), 0, ("unanswered", "nobody answered")),
+        ((), 0, ("unanswered", "nobody answered")),
     ],
 )
 def test_why_a_socket_is_not_established(
-    tape: Tape, before: tuple[events.Kind, ...], expected: tuple[str, str]
+    tape: Tape, before: tuple[events.Kind, ...], segments: int, expected: tuple[str, str]
 ) -> None:
     tape.connect(5, BACKEND)
     tape.tell(events.Kind.SYN, 5, POD, BACKEND)
     for kind in before:
-        tape.tell(kind, 5, last=kind is events.Kind.TIMEOUT)
-    tape.tell(events.Kind.STATE, 5, old_state=events.SYN_SENT, new_state=events.CLOSE)
+        tape.tell(kind, 5)
+    tape.tell(events.Kind.STATE, 5, old_state=events.SYN_SENT, new_state=events.CLOSE, tries=segments)
     found = verdict(tape)
     assert found[0] == expected[0]
     assert found[1].endswith(expected[1])
