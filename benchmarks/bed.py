@@ -85,6 +85,7 @@ class Service:
     remote: bool = False
     local_policy: bool = False
     mode: model.PacketMode | None = None
+    algorithm: model.Algorithm = model.Algorithm.RANDOM
 
 
 LOCAL = Service("local", 30080, 1, local_policy=True)
@@ -93,7 +94,8 @@ FAR = Service("far", 30082, 4, remote=True)
 ONE = Service("one", 30083, 1, remote=True)  # one address: so many flows as there are ports
 NONE = Service("none", 30084, 0)
 DSR = Service("dsr", 30085, 4, remote=True, mode=model.PacketMode.DSR)
-SERVICES: typing.Final = (LOCAL, NEAR, FAR, ONE, NONE, DSR)
+LEAST = Service("least", 30086, 4, remote=True, algorithm=model.Algorithm.LEAST_CONNECTIONS)
+SERVICES: typing.Final = (LOCAL, NEAR, FAR, ONE, NONE, DSR, LEAST)
 
 
 def later(address: bytes, number: int) -> bytes:
@@ -257,7 +259,8 @@ def _objects() -> collections.abc.Iterator[cluster.Object]:
             {"name": proto.lower(), "protocol": proto, "port": 80, "nodePort": one.node_port}
             for proto in ("TCP", "UDP")
         ]
-        annotations = {"lbproxy.io/mode": one.mode.value} if one.mode else {}
+        annotations = {"lbproxy.io/algorithm": one.algorithm.label}
+        annotations |= {"lbproxy.io/mode": one.mode.value} if one.mode else {}
         yield {
             "kind": "Service",
             "metadata": {"namespace": "bench", "name": one.name, "annotations": annotations},

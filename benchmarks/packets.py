@@ -283,6 +283,7 @@ def _new(at: bed.Bed, family: int, proto: int) -> Set:
             tcp_flags=frames.SYN,
         ),
         Case("tc_from_outside", "new, to another node, masqueraded", 0, asked(bed.FAR), **unproved),
+        Case("tc_from_outside", "the same by least connections", 0, asked(bed.LEAST), **unproved),
         Case(
             "tc_from_outside", "new, refused: no backend, one run at a time", 0, refused,
             None if not tcp else _turned(refused),
