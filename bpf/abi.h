@@ -111,6 +111,11 @@
 #define LB_SPILL_FORWARD 2 /* unconnected: by frontend address */
 #define LB_SPILL_REVERSE 3 /* unconnected: by backend address */
 
+/* Stands in the code for the offset of sk_err in struct sock, which is another one in each
+ * kernel: the loader puts it in its place.
+ */
+#define LB_SK_ERR 32343
+
 /* counters: one row a reason, in the `counters` map. */
 #define LB_COUNTER_REFUSED 0	     /* connects refused for want of a usable backend */
 #define LB_COUNTER_DROPPED 1	     /* connects left to time out: none in the policy's set */
@@ -128,6 +133,7 @@
 #define LB_COUNTER_BAD_TUNNEL 13     /* encapsulated packets that no backend here wants */
 #define LB_COUNTER_MANGLED 14	     /* packets dropped half rewritten: must stay 0 */
 #define LB_COUNTER_NO_ROUTE 15	     /* flows dropped since no route leads to the backend */
+#define LB_COUNTER_HEALTH_FAILED 16  /* outcomes that could not be kept: backend_health is full */
 #define LB_COUNTERS 32
 
 #define LB_SLOTS_PER_BLOCK 16
@@ -177,6 +183,17 @@ struct backend_stats {
 struct backend_load {
 	__u32 opened; /* sockets and flows that began */
 	__u32 closed; /* and that were seen to end */
+};
+
+/* What became of this node's TCP connections to a backend, as sockets saw it. Counts wrap. */
+struct backend_health {
+	__u64 handshake_us; /* the sum of what those that were answered took */
+	__u32 established;
+	__u32 refused;
+	__u32 unanswered; /* no answer to the first SYN for a second, or no way there */
+	__u32 resets;	  /* open ones that the backend has reset */
+	__u32 lost;	  /* open ones given up, since nothing was acknowledged any more */
+	__u32 srtt_us;	  /* of late */
 };
 
 struct service_stats {

@@ -14,6 +14,7 @@
 #include "tunnel.h"
 
 #if LB_PART != 2
+#include "sock_health.c"
 #include "sock_lb.c"
 #include "tc_lb.c"
 #include "xdp_lb.c"

@@ -30,6 +30,8 @@ LB_MAP("array", __u32, struct backend, backends, LB_ROWS_BACKENDS, LB_MMAPABLE);
 LB_MAP("array", __u32, struct backend_stats, backend_stats, LB_ROWS_BACKENDS, LB_MMAPABLE);
 LB_MAP("array", __u32, struct backend_load, backend_load, LB_ROWS_BACKENDS, LB_MMAPABLE);
 LB_MAP("array", __u32, __u32, load_corrections, LB_ROWS_BACKENDS, LB_MMAPABLE);
+LB_MAP("hash", __u32, struct backend_health, backend_health, LB_ROWS_BACKEND_HEALTH,
+       LB_NO_PREALLOC);
 LB_MAP("array", __u32, struct service_stats, service_stats, LB_ROWS_SERVICES, LB_MMAPABLE);
 LB_MAP("hash", __u32, struct service_meta, services, LB_ROWS_SERVICES, LB_NO_PREALLOC);
 LB_MAP("hash", __u32, struct locality, localities, LB_ROWS_LOCALITIES, LB_NO_PREALLOC);

@@ -25,6 +25,7 @@ _COUNTED: typing.Final = (
     tables.Table.NODE_ADDRESSES,
     tables.Table.DEVICES,
     tables.Table.NETNS_ADDRESSES,
+    tables.Table.BACKEND_HEALTH,
 )
 _RETRY_S: typing.Final = 60.0
 

@@ -15,7 +15,18 @@ from prometheus_client import metrics_core, samples
 
 from lbproxy import abi
 from lbproxy import metrics_table as table
-from lbproxy.core import addresses, events, flows, installed, listing, loads, model, reconcile, tables
+from lbproxy.core import (
+    addresses,
+    events,
+    flows,
+    installed,
+    listing,
+    loads,
+    model,
+    outcomes,
+    reconcile,
+    tables,
+)
 from lbproxy.kube import reflector
 
 if typing.TYPE_CHECKING:
@@ -255,6 +266,7 @@ class Collector:
         yield _family(table.BACKEND_CONNECTIONS, self._by_backend(counts, keys))
         yield _family(table.BACKEND_OPEN, self._by_backend(self._open(), keys))
         yield _one(table.SERIES_OMITTED, omitted)
+        yield from self._fared(keys)
         rows = {name: self._kernel.row("counters", tables.row_key(n)) for name, n in _EVENTS.items()}
         yield _family(
             table.DATAPATH_EVENTS,
@@ -273,6 +285,26 @@ class Collector:
             key = tables.row_key(number)
             found.append((number, max(0, loads.load(rows.get(key), corrections.get(key)).open)))
         return heapq.nlargest(self._max_series, found, key=lambda each: each[1])
+
+    def _fared(self, keys: typing.Mapping[int, model.PortKey]) -> typing.Iterator[metrics_core.Metric]:
+        """How connections to backends fare: of those with the most connections where there are too many."""
+        found = outcomes.every(self._kernel)
+        chosen = list(found)
+        if len(found) > self._max_series:
+            chosen = heapq.nlargest(self._max_series, chosen, key=lambda number: found[number].attempts)
+        labels = {int(number): names for names, number in self._by_backend(((n, n) for n in chosen), keys)}
+        fared = [(labels[number], found[number]) for number in chosen if number in labels]
+        yield _family(table.BACKEND_HANDSHAKES, [(names, one.established) for names, one in fared])
+        seconds = [(names, one.handshake_us / 1e6) for names, one in fared]
+        yield _family(table.BACKEND_HANDSHAKE_SECONDS, seconds)
+        failures = [
+            ((*names, reason), count)
+            for names, one in fared
+            for reason in outcomes.REASONS
+            if (count := getattr(one, reason))
+        ]
+        yield _family(table.BACKEND_FAILURES, failures)
+        yield _family(table.BACKEND_RTT, [(names, one.srtt_us / 1e6) for names, one in fared if one.srtt_us])
 
     def _rows_of_numbers(self, name: tables.Table) -> "array.array[int]":
         """Row number and 64-bit fields of each row in use, one after another: there may be 100,000 rows."""

@@ -233,6 +233,33 @@ BACKEND_OPEN = Definition(
     "least-connections; at most --metrics-max-series of them, those with the most first",
     BACKEND,
 )
+BACKEND_HANDSHAKES = Definition(
+    "lbproxy_backend_handshakes_total",
+    Type.COUNTER,
+    "TCP connections of this node's sockets that a backend has answered; as bounded as the "
+    "connections, like all that follows of backends",
+    BACKEND,
+)
+BACKEND_HANDSHAKE_SECONDS = Definition(
+    "lbproxy_backend_handshake_seconds_total",
+    Type.COUNTER,
+    "What those took from SYN to SYN-ACK, all together",
+    BACKEND,
+)
+BACKEND_FAILURES = Definition(
+    "lbproxy_backend_failures_total",
+    Type.COUNTER,
+    "TCP connections of this node's sockets that failed: refused; unanswered for a second, or no way there; "
+    "resets of open ones by the backend; lost, since nothing was acknowledged any more. Shown once "
+    "there is one",
+    (*BACKEND, "reason"),
+)
+BACKEND_RTT = Definition(
+    "lbproxy_backend_rtt_seconds",
+    Type.GAUGE,
+    "Round-trip time to a backend of late, smoothed over its connections",
+    BACKEND,
+)
 SERIES_OMITTED = Definition(
     "lbproxy_metrics_series_omitted",
     Type.GAUGE,
@@ -260,6 +287,7 @@ EVENTS: typing.Final = {
     "too_big": "packets too big to encapsulate; their senders were told",
     "bad_tunnel": "encapsulated packets that no backend here wants",
     "mangled": "packets dropped half rewritten; must stay 0",
+    "health_failed": "connections whose outcome could not be kept: --map-rows backend_health=N",
     "no_route": "flows dropped since no route leads to their backend",
 }
 """What each event is: a LB_COUNTER_ constant of bpf/abi.h."""

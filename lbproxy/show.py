@@ -131,6 +131,8 @@ def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[rende
         "WEIGHT",
         "CONNECTIONS",
         "OPEN",
+        "FAILED",
+        "RTT",
         "HEALTH",
     )
     yield render.Table(
@@ -147,11 +149,18 @@ def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[rende
                 backend.weight,
                 backend.connections,
                 "" if backend.open_connections is None else backend.open_connections,
+                _failed(backend.tcp),
+                f"{backend.tcp.rtt_ms:.2f}ms" if backend.tcp.rtt_ms else "",
                 ",".join(backend.health),
             )
             for backend in found
         ],
     )
+
+
+def _failed(tcp: listing.Tcp) -> render.Cell:
+    count = tcp.refused + tcp.unanswered + tcp.reset + tcp.lost
+    return render.Cell(str(count), render.Color.BAD if count else None)
 
 
 def _service_text(backend: listing.BackendOfService) -> str:

@@ -26,6 +26,7 @@ SIZES: typing.Final = {
     "netns_addresses": 16,
     "earlier_slots": 64,
     "tunnel_ends": 64,
+    "backend_health": 64,
 }
 
 

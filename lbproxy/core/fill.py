@@ -17,6 +17,7 @@ HOLDS: typing.Final = {
     "backend_stats": "connections of each backend",
     "backend_load": "connections opened and closed, of backends of services with least-connections",
     "load_corrections": "what those counts differ by from what was found open",
+    "backend_health": "how this node's connections to each backend fare",
     "service_stats": "connections and refusals of each service port",
     "services": "names and policies of service ports",
     "localities": "nodes and zones that backends are in",
@@ -54,13 +55,17 @@ MUST_NOT_FILL: typing.Final = (
     "source_ranges",
     "tunnel_ends",
     "netns_addresses",
+    "backend_health",
 )
-_LOST: typing.Final = {"flows": "what does not fit goes to flows_new, where the oldest is forgotten"}
 _ONE_A_ROW_OF: typing.Final = {
     "backend_stats": "backends",
     "backend_load": "backends",
     "load_corrections": "backends",
     "service_stats": "services",
+}
+_LOST: typing.Final = {
+    "flows": "what does not fit goes to flows_new, where the oldest is forgotten",
+    "backend_health": "of further backends nobody knows how their connections fare",
 }
 # Ids and blocks are handed out from 1 on: 0 stands for none.
 _WITHOUT_ROW_0: typing.Final = frozenset({"slots", "backends", "services", "localities", *_ONE_A_ROW_OF})

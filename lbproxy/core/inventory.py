@@ -11,7 +11,7 @@ import typing
 import msgspec
 
 from lbproxy import abi
-from lbproxy.core import addresses, installed, loads, model, tables
+from lbproxy.core import addresses, installed, loads, model, outcomes, tables
 
 
 class Rows(typing.Protocol):
@@ -58,6 +58,7 @@ class Backend(msgspec.Struct, frozen=True, gc=False):
     connections: int
     health: int = 0  # tables.Health bits: who speaks against it
     open: int | None = None  # its connections and flows of this node now; None where nobody counts them
+    fared: outcomes.Outcomes = outcomes.Outcomes()
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False):
@@ -171,7 +172,8 @@ def backend(rows: Rows, number: int) -> Backend | None:
         rows.row(table, tables.row_key(number))
         for table in (tables.Table.BACKEND_STATS, tables.Table.BACKEND_LOAD, tables.Table.LOAD_CORRECTIONS)
     )
-    return _backend(number, found, _locality(locality), stats, loads.load(load, correction))
+    fared = outcomes.of_backend(rows, number)
+    return _backend(number, found, _locality(locality), stats, loads.load(load, correction), fared)
 
 
 def _port(
@@ -247,6 +249,7 @@ def _backends(rows: Rows) -> dict[int, list[Backend]]:
     stats = dict(rows.rows(tables.Table.BACKEND_STATS))
     opened = dict(rows.rows(tables.Table.BACKEND_LOAD))
     corrected = dict(rows.rows(tables.Table.LOAD_CORRECTIONS))
+    fared = outcomes.every(rows)
     localities = {
         int.from_bytes(key, tables.BYTE_ORDER): _locality(row)
         for key, row in rows.rows(tables.Table.LOCALITIES)
@@ -255,7 +258,8 @@ def _backends(rows: Rows) -> dict[int, list[Backend]]:
         value = tables.backend(row)
         locality = localities.get(value.locality, _NOWHERE)
         load = loads.load(opened.get(key), corrected.get(key))
-        known = _backend(int.from_bytes(key, tables.BYTE_ORDER), value, locality, stats.get(key), load)
+        number = int.from_bytes(key, tables.BYTE_ORDER)
+        known = _backend(number, value, locality, stats.get(key), load, fared.get(number, _NOTHING_YET))
         if known is not None:
             found[known.service].append(known)
     return found
@@ -265,6 +269,7 @@ _STATES: typing.Final = {
     state.value: state for state in tables.BackendState if state is not tables.BackendState.FREE
 }
 _NOWHERE: typing.Final = ("", "")
+_NOTHING_YET: typing.Final = outcomes.Outcomes()
 
 
 def _backend(
@@ -273,6 +278,7 @@ def _backend(
     locality: tuple[str, str],
     stats: bytes | None,
     load: loads.Load,
+    fared: outcomes.Outcomes,
 ) -> Backend | None:
     state = _STATES.get(value.state)
     if state is None:
@@ -290,6 +296,7 @@ def _backend(
         _BACKEND_STATS.unpack(stats)[0] if stats else 0,
         value.health,
         max(0, load.open) if value.sets & tables.BackendSet.COUNTED.value else None,
+        fared,
     )
 
 

@@ -215,6 +215,7 @@ class Ledger:
         rows: list[tables.Write] = []
         stats: list[tables.Write] = []
         loads: list[tables.Write] = []
+        health: list[tables.Write] = []
         while self._quarantine and self._quarantine[0].due_s <= now_s:
             retired = self._quarantine.popleft()
             if retired.backend:
@@ -224,6 +225,7 @@ class Ledger:
                 if retired.counted:
                     loads.append(tables.Put(tables.Table.BACKEND_LOAD, key, _NO_LOAD))
                     loads.append(tables.Put(tables.Table.LOAD_CORRECTIONS, key, _NO_CORRECTION))
+                health.append(tables.Delete(tables.Table.BACKEND_HEALTH, key))
                 self.backend_ids.give_back(retired.backend)
             if retired.service:
                 key = tables.row_key(retired.service)
@@ -232,7 +234,7 @@ class Ledger:
             if retired.extent is not None:
                 self.extents.give_back(retired.extent)
         # The row that is not yet FREE is what tells a successor that its statistics are to be cleared.
-        return stats + loads + rows
+        return stats + loads + health + rows
 
     def counted_backends(self) -> dict[int, bytes]:
         """Address and port of each backend whose open connections are counted, by id.

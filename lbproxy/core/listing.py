@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from lbproxy.core import addresses, inventory, model, tables
+from lbproxy.core import addresses, inventory, model, outcomes, tables
 
 LOOPBACK: typing.Final = "127.0.0.1"
 
@@ -77,6 +77,23 @@ class ServicePort(msgspec.Struct, frozen=True):
     all_unhealthy: bool
 
 
+class Tcp(msgspec.Struct, frozen=True):
+    """How this node's TCP connections to a backend fare: counts since it became one, times in ms.
+
+    `unanswered` had no answer to the first SYN for a second, or no way there; the backend
+    `reset` open ones, and `lost` ones had no acknowledgement any more. Times are 0 where
+    nothing was measured.
+    """
+
+    established: int
+    refused: int
+    unanswered: int
+    reset: int
+    lost: int
+    handshake_ms: float
+    rtt_ms: float
+
+
 class BackendOfService(msgspec.Struct, frozen=True):
     """A backend by itself. `sets` are the traffic policies it may be used under now: Cluster, Local.
 
@@ -98,6 +115,7 @@ class BackendOfService(msgspec.Struct, frozen=True):
     connections: int
     health: tuple[str, ...]
     open_connections: int | None
+    tcp: Tcp
 
 
 class Filter(typing.NamedTuple):
@@ -295,4 +313,17 @@ def _backend_of(key: model.PortKey | None, backend: inventory.Backend) -> Backen
         backend.connections,
         health_names(backend.health),
         backend.open,
+        _tcp(backend.fared),
+    )
+
+
+def _tcp(fared: outcomes.Outcomes) -> Tcp:
+    return Tcp(
+        fared.established,
+        fared.refused,
+        fared.unanswered,
+        fared.resets,
+        fared.lost,
+        round(fared.handshake_s * 1e3, 3),
+        round(fared.srtt_us / 1e3, 3),
     )

@@ -20,6 +20,7 @@ class Table(enum.StrEnum):
     BACKEND_STATS = "backend_stats"
     BACKEND_LOAD = "backend_load"
     LOAD_CORRECTIONS = "load_corrections"
+    BACKEND_HEALTH = "backend_health"
     SERVICE_STATS = "service_stats"
     SERVICES = "services"
     LOCALITIES = "localities"

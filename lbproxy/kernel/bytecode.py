@@ -1,7 +1,8 @@
 """Compiled programs, apart from the maps that they use; kept in a folder from one start to the next.
 
 BPF bytecode is the same for every kernel and machine. All that ties it to this node
-are the descriptors of its maps, which are put in when it is loaded. What makes a copy
+are the descriptors of its maps and an offset in a struct of the kernel, which are put in when
+it is loaded. What makes a copy
 the right one is its name: a hash of the source text, the flags, the compiler, the
 headers that it reads and the sizes, which are part of the text.
 
@@ -32,6 +33,9 @@ from lbproxy import abi
 
 _INSTRUCTION: typing.Final = struct.Struct("=BBhi")
 _LOAD_64: typing.Final = 0x18
+_LOAD_32: typing.Final = 0x61  # of 32 bits, from where a register points
+_MOVE_32: typing.Final = 0xB4  # a number into a register
+_SK_ERR: typing.Final = abi.constant("SK_ERR")
 _MAP_FD: typing.Final = 1  # BPF_PSEUDO_MAP_FD, the source register of such a load
 _PIN: typing.Final = re.compile(r'^#define LB_PIN_(\w+) "(.*)"$', re.MULTILINE)
 _MAP: typing.Final = re.compile(r'^LB_MAP\("[^;]*;', re.MULTILINE)
@@ -92,6 +96,24 @@ def linked(program: Program, fds: typing.Mapping[str, int]) -> bytes:
         at = number * _INSTRUCTION.size
         code[at + 4 : at + 8] = fds[name].to_bytes(4, sys.byteorder)
     return bytes(code)
+
+
+def with_sk_err(code: bytes, offset: int | None) -> bytes:
+    """Bytecode that reads sk_err of struct sock where this kernel has it; None: it reads 0 instead."""
+    made = bytearray(code)
+    for at in range(0, len(code), _INSTRUCTION.size):
+        op, registers, place, _ = _INSTRUCTION.unpack_from(code, at)
+        if op != _LOAD_32 or place != _SK_ERR:
+            continue
+        if offset is None:
+            _INSTRUCTION.pack_into(made, at, _MOVE_32, _target(registers), 0, 0)
+        else:
+            _INSTRUCTION.pack_into(made, at, op, registers, offset, 0)
+    return bytes(made)
+
+
+def _target(registers: int) -> int:
+    return registers & 0xF if sys.byteorder == "little" else registers & 0xF0
 
 
 def _source(registers: int) -> int:

@@ -12,7 +12,8 @@ import os
 import sys
 import typing
 
-_LIB = ctypes.CDLL("libbpf.so.1", use_errno=True)
+SONAME: typing.Final = "libbpf.so.1"
+_LIB = ctypes.CDLL(SONAME, use_errno=True)
 _LIB.ring_buffer__new.restype = ctypes.c_void_p
 
 MAP_TYPES: typing.Final = {

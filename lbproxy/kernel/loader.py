@@ -21,7 +21,7 @@ import sys
 import typing
 
 from lbproxy import abi, errors
-from lbproxy.kernel import bytecode, libbpf, programs
+from lbproxy.kernel import btf, bytecode, libbpf, programs
 
 _TIMEOUT_S = 120
 # Not about the program: it may load the next time.
@@ -123,7 +123,7 @@ def kept(source: str) -> bytecode.Programs | None:
 def linked(code: bytecode.Programs, program: programs.Program, maps: typing.Mapping[str, int]) -> bytes:
     """A program's bytecode on these maps. Raises AgentError for a copy that does not have it."""
     try:
-        return bytecode.linked(code[program.function], maps)
+        return _linked(code[program.function], maps)
     except (KeyError, ValueError) as error:
         raise errors.AgentError(f"a compiled copy lacks {error}") from error
 
@@ -141,10 +141,18 @@ def trial(code: bytecode.Programs, maps: typing.Mapping[str, int]) -> dict[progr
     refused = {}
     for program in programs.of_this_kernel():
         try:
-            os.close(load_one(program, bytecode.linked(code[program.function], maps)))
+            os.close(load_one(program, _linked(code[program.function], maps)))
         except _RefusedError as error:
             refused[program] = error.why
     return refused
+
+
+def _linked(program: bytecode.Program, maps: typing.Mapping[str, int]) -> bytes:
+    code = bytecode.linked(program, maps)
+    # Asked for only by the program that needs it: the answer takes a while.
+    if bytecode.with_sk_err(code, 0) == code:
+        return code
+    return bytecode.with_sk_err(code, btf.offset("sock", "sk_err"))
 
 
 def _key(source: str, wanted: typing.Iterable[programs.Program]) -> str:
@@ -163,7 +171,7 @@ def _load_all(
         for name, path in bytecode.pinned_maps(source).items():
             maps[name] = libbpf.obj_get(path)
             stack.callback(os.close, maps[name])
-        linked = {program: bytecode.linked(code[program.function], maps) for program in wanted}
+        linked = {program: _linked(code[program.function], maps) for program in wanted}
         loaded = _verified(linked, stack)
         for number, program in enumerate(programs.TAILS):
             if program in loaded:

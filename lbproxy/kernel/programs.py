@@ -35,6 +35,7 @@ SOCKET: typing.Final = (
     Program("sendmsg6", _ADDR, 15),
     Program("connect4", _ADDR, 10),
     Program("connect6", _ADDR, 11),
+    Program("sock_health", libbpf.PROG_TYPE_SOCK_OPS, 3),
 )
 # The same: what leaves is translated back before anything that comes in is translated.
 PACKET: typing.Final = (

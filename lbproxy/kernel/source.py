@@ -14,6 +14,8 @@ from lbproxy import abi
 
 # Where the kernel has MPTCP; without it, a program that asks for such a socket does not load.
 _MPTCP = pathlib.Path("/proc/sys/net/mptcp")
+# Where the kernel describes its structs; without it, no program may look into one.
+_BTF = pathlib.Path("/sys/kernel/btf/vmlinux")
 _INCLUDE = re.compile(r'^#include "([\w./]+)"\s*$')
 
 
@@ -50,7 +52,7 @@ def fingerprint(main: str, sizes: typing.Mapping[str, int]) -> str:
 
 def features() -> dict[str, int]:
     """What the programs may use of this kernel beyond what every kernel must have."""
-    return {"MPTCP": int(_MPTCP.exists())}
+    return {"MPTCP": int(_MPTCP.exists()), "BTF": int(_BTF.exists())}
 
 
 def compose(

@@ -40,6 +40,15 @@ def test_a_program_gets_the_maps_of_whoever_loads_it() -> None:
     assert other == CODE[:8] + load_map(70_000) + load_map(9) + CODE[-8:]
 
 
+def test_the_offset_of_an_error_is_this_kernels() -> None:
+    load = INSTRUCTION.pack(0x61, 0x21, abi.constant("SK_ERR"), 0)  # r1 = *(u32 *)(r2 + …)
+    other = INSTRUCTION.pack(0x61, 0x21, 8, 0) + INSTRUCTION.pack(0x63, 0x21, abi.constant("SK_ERR"), 0)
+    found = bytecode.with_sk_err(CODE + load + other, 284)
+    assert found == CODE + INSTRUCTION.pack(0x61, 0x21, 284, 0) + other
+    unknown = bytecode.with_sk_err(CODE + load + other, None)
+    assert unknown == CODE + INSTRUCTION.pack(0xB4, 0x01, 0, 0) + other  # w1 = 0
+
+
 def test_a_map_that_nobody_knows_is_an_error() -> None:
     with pytest.raises(KeyError):
         bytecode.unlinked(CODE, {7: "flows"})

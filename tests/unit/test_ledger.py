@@ -334,8 +334,12 @@ def test_the_statistics_of_a_row_are_cleared_before_another_has_it() -> None:
     apply(maps, known, {WEB: [port(hosts=(1,))]})
     held = known.installed[key()]
     apply(maps, known, {WEB: []})
-    cleared = {(w.table, w.key) for w in known.expire(1.0) if isinstance(w, tables.Put) and not any(w.value)}
+    writes = known.expire(1.0)
+    cleared = {(w.table, w.key) for w in writes if isinstance(w, tables.Put) and not any(w.value)}
     [number] = held.backends
+    # Before the row that says whose they are is free.
+    gone = tables.Delete(tables.Table.BACKEND_HEALTH, tables.row_key(number))
+    assert writes.index(gone) < next(n for n, w in enumerate(writes) if w.table == tables.Table.BACKENDS)
     assert {
         (tables.Table.BACKENDS, tables.row_key(number)),
         (tables.Table.BACKEND_STATS, tables.row_key(number)),

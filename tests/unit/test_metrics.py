@@ -25,6 +25,7 @@ from lbproxy.core import (
     inventory,
     ledger,
     model,
+    outcomes,
     plan,
     probe,
     probing,
@@ -82,6 +83,9 @@ class Kernel(fake.FakeMaps):
     def count(self, name: str, number: int, *values: int) -> None:
         packed = b"".join(value.to_bytes(8, tables.BYTE_ORDER) for value in values)
         self._rows[name][tables.row_key(number)] = packed
+
+    def fares(self, number: int, fared: outcomes.Outcomes) -> None:
+        self._rows["backend_health"][tables.row_key(number)] = abi.LAYOUTS["backend_health"].pack(*fared)
 
 
 class Prober:
@@ -406,6 +410,42 @@ async def test_connections_are_told_by_service_port_and_backend(agent: Agent) ->
     assert backends == {"10.244.0.1:8080", "[fd00:1::1]:8080"}, "a backend without connections has no series"
 
 
+async def test_how_connections_to_backends_fare(agent: Agent) -> None:
+    agent.put(service(), endpoint("10.244.0.1"), endpoint("10.244.0.2"), endpoint("10.244.0.3"))
+    first, second, _third = agent.installed().backends
+    for number, fared in (
+        (first, outcomes.Outcomes(9_000_000, 30, refused=2, lost=1, srtt_us=250)),
+        (second, outcomes.Outcomes(unanswered=5, resets=1)),
+        (4000, outcomes.Outcomes(1, 1)),  # of a row that names nothing
+    ):
+        agent.kernel.fares(number, fared)
+    web = {"namespace": "default", "service": "web", "port": "http", "protocol": "TCP"}
+    one, two = ({**web, "backend": f"10.244.0.{n}:8080"} for n in (1, 2))
+    scraped = await scrape(agent.attach())
+    assert scraped("lbproxy_backend_handshakes_total", **one) == 30
+    assert scraped("lbproxy_backend_handshake_seconds_total", **one) == 9
+    assert scraped("lbproxy_backend_rtt_seconds", **one) == 0.00025
+    failures = {
+        (labels["backend"], labels["reason"]): scraped("lbproxy_backend_failures_total", **labels)
+        for labels in scraped.series("lbproxy_backend_failures_total")
+    }
+    assert failures == {
+        (one["backend"], "refused"): 2,
+        (one["backend"], "lost"): 1,
+        (two["backend"], "unanswered"): 5,
+        (two["backend"], "resets"): 1,
+    }
+    assert len(scraped.series("lbproxy_backend_handshakes_total")) == 2
+    assert len(scraped.series("lbproxy_backend_rtt_seconds")) == 1
+
+    scraped = await scrape(agent.attach(max_series=1))
+    assert [labels["backend"] for labels in scraped.series("lbproxy_backend_handshakes_total")] == [
+        "10.244.0.1:8080"
+    ]
+    scraped = await scrape(agent.attach(max_series=0))
+    assert not scraped.series("lbproxy_backend_failures_total")
+
+
 async def test_the_busiest_backends_are_shown_and_the_others_counted(agent: Agent) -> None:
     agent.put(service(), *(endpoint(f"10.244.0.{n}") for n in range(1, 11)))
     numbers = list(agent.installed().backends)
@@ -452,7 +492,7 @@ async def test_every_counter_of_the_header_is_exported(agent: Agent) -> None:
     scraped = await scrape(agent.attach())
     assert scraped("lbproxy_datapath_events_total", event="refused") == 3
     names = {labels["event"] for labels in scraped.series("lbproxy_datapath_events_total")}
-    kept = {"spilled", "spill_failed", "affinity_failed"}
+    kept = {"health_failed", "spilled", "spill_failed", "affinity_failed"}
     of_packets = {
         "source_denied", "ports_exhausted", "flows_full", "flow_failed", "fragment_lost",
         "too_big", "bad_tunnel", "mangled", "no_route",

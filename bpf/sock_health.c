@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
+ *
+ * How the connections of this node's sockets to backends fare: how long a handshake
+ * takes, whether it fails and why, and whether an open connection is cut off.
+ *
+ * The kernel calls this for every TCP socket of the cgroup as it connects. Only those
+ * that have been led to a backend, so that they have a record, ask for more calls. No
+ * packet is looked at.
+ *
+ * What an application does itself never counts against a backend: sock_release forgets
+ * the record before close() does anything. What somebody else does to a socket
+ * (SOCK_DESTROY) is told apart by the error that it leaves.
+ */
+#include "socket_record.h"
+
+#define LB_ENETUNREACH 101
+#define LB_ECONNRESET 104
+#define LB_ETIMEDOUT 110
+#define LB_EHOSTUNREACH 113
+
+#define LB_TEXT_OF(value) #value
+#define LB_TEXT(macro) LB_TEXT_OF(macro)
+
+#define LB_RTT_SHIFT 3 /* srtt_us is in eighths of a microsecond */
+
+/* BCC 0.26 does not declare it. */
+static void *(*lb_skc_to_tcp_sock)(void *sk) = (void *)137;
+
+/* What a connected TCP socket was led to, or NULL. */
+static __always_inline struct socket_record *record_of_stream(__u64 cookie)
+{
+	struct socket_record *row = record_row(cookie);
+	struct socket_spill_key key;
+
+	if (!row || row->cookie == cookie)
+		return row;
+	if (!row->spilled)
+		return NULL;
+	spill_key(&key, cookie, LB_SPILL_PEER);
+	return spill_get(&key);
+}
+
+/* Where to count what becomes of a connection; NULL where its backend has gone meanwhile
+ * and the id is another's.
+ */
+static __always_inline struct backend_health *health_of(const struct socket_record *record)
+{
+	struct backend_health none = {}, *found;
+	__u32 id = record->backend;
+	struct backend *to = backends.lookup(&id);
+
+	if (!to || !record_has_backend(record, to->addr, to->port))
+		return NULL;
+	found = backend_health.lookup(&id);
+	if (found)
+		return found;
+	if (backend_health.update(&id, &none))
+		counter_bump(LB_COUNTER_HEALTH_FAILED);
+	return backend_health.lookup(&id);
+}
+
+static __always_inline void health_rtt(struct backend_health *to, __u32 us)
+{
+	__u32 known = to->srtt_us;
+
+	/* Another CPU's sample may get lost between; over many it does not matter. */
+	to->srtt_us = known ? known - known / 8 + us / 8 : us;
+}
+
+/* Why the kernel gave a socket up; 0 where nothing went wrong. */
+static __always_inline __u32 socket_error(struct bpf_sock_ops *ctx, bool connecting)
+{
+#if LB_BTF
+	struct bpf_sock *sk = ctx->sk;
+	void *tp = sk ? lb_skc_to_tcp_sock(sk) : NULL;
+	__u32 error = 0;
+
+	/* tp->inet_conn.icsk_inet.sk.sk_err: the loader knows where that is in this kernel. */
+	if (tp)
+		asm volatile("%0 = *(u32 *)(%1 + " LB_TEXT(LB_SK_ERR) ")" : "=r"(error) : "r"(tp));
+	return error;
+#else
+	if (connecting)
+		return ctx->segs_in ? LB_ECONNREFUSED : 0;
+	return LB_ECONNRESET;
+#endif
+}
+
+static __always_inline void connection_failed(struct bpf_sock_ops *ctx, struct backend_health *to)
+{
+	bool connecting = ctx->args[0] == BPF_TCP_SYN_SENT;
+	__u32 error = socket_error(ctx, connecting);
+
+	if (error == LB_ECONNREFUSED && connecting)
+		__sync_fetch_and_add(&to->refused, 1);
+	else if (error == LB_ECONNRESET && !connecting)
+		__sync_fetch_and_add(&to->resets, 1);
+	else if (error != LB_ETIMEDOUT && error != LB_EHOSTUNREACH && error != LB_ENETUNREACH)
+		return;
+	else if (!connecting)
+		__sync_fetch_and_add(&to->lost, 1);
+	else if (ctx->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_RTO_CB_FLAG)
+		__sync_fetch_and_add(&to->unanswered, 1); /* else it counts already */
+}
+
+static __always_inline void state_changed(struct bpf_sock_ops *ctx)
+{
+	struct socket_record *record;
+	struct backend_health *to;
+
+	if (ctx->args[1] == BPF_TCP_ESTABLISHED)
+		return;
+	record = record_of_stream(bpf_get_socket_cookie(ctx));
+	if (!record) {
+		bpf_sock_ops_cb_flags_set(ctx, 0);
+		return;
+	}
+	if (ctx->args[1] != BPF_TCP_CLOSE && ctx->args[1] != BPF_TCP_CLOSE_WAIT)
+		return;
+	to = health_of(record);
+	if (!to)
+		return;
+	if (ctx->args[1] == BPF_TCP_CLOSE)
+		connection_failed(ctx, to);
+	else
+		health_rtt(to, ctx->srtt_us >> LB_RTT_SHIFT);
+}
+
+int lb_sock_health(struct bpf_sock_ops *ctx)
+{
+	struct socket_record *record;
+	struct backend_health *to;
+
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		if (record_of_stream(bpf_get_socket_cookie(ctx)))
+			bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG |
+							       BPF_SOCK_OPS_RTO_CB_FLAG);
+		return 1;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		if (!(ctx->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG))
+			return 1;
+		record = record_of_stream(bpf_get_socket_cookie(ctx));
+		to = record ? health_of(record) : NULL;
+		if (to) {
+			__u32 us = ctx->srtt_us >> LB_RTT_SHIFT;
+
+			__sync_fetch_and_add(&to->established, 1);
+			__sync_fetch_and_add(&to->handshake_us, us);
+			health_rtt(to, us);
+		}
+		return 1;
+	case BPF_SOCK_OPS_RTO_CB:
+		/* The SYN went unanswered for a second. How it ends matters no more. */
+		if (ctx->state != BPF_TCP_SYN_SENT)
+			return 1;
+		record = record_of_stream(bpf_get_socket_cookie(ctx));
+		to = record ? health_of(record) : NULL;
+		if (to)
+			__sync_fetch_and_add(&to->unanswered, 1);
+		bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+		return 1;
+	case BPF_SOCK_OPS_STATE_CB:
+		state_changed(ctx);
+		return 1;
+	}
+	return 1;
+}

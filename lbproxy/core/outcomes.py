@@ -1,0 +1,73 @@
+"""What became of this node's TCP connections to a backend, as its sockets saw it."""
+
+import typing
+
+from lbproxy import abi
+from lbproxy.core import tables
+
+if typing.TYPE_CHECKING:
+    from lbproxy.core import inventory
+
+_LAYOUT: typing.Final = abi.LAYOUTS["backend_health"]
+_WRAP: typing.Final = 1 << 32
+_US: typing.Final = 1e-6
+
+
+class Outcomes(typing.NamedTuple):
+    """Counts since the backend is known, and the round-trip time of late.
+
+    `handshake_us` is the sum of what the `established` ones took from SYN to SYN-ACK.
+    """
+
+    handshake_us: int = 0
+    established: int = 0
+    refused: int = 0
+    unanswered: int = 0  # no answer to the SYN for a second, or no way there
+    resets: int = 0  # open ones that the backend has reset
+    lost: int = 0  # open ones that nobody acknowledged any more
+    srtt_us: int = 0  # 0 where nothing was measured
+
+    @property
+    def failed(self) -> int:
+        """All that went wrong."""
+        return self.refused + self.unanswered + self.resets + self.lost
+
+    @property
+    def attempts(self) -> int:
+        """Connections that were tried and whose handshake has ended, or should have."""
+        return self.established + self.refused + self.unanswered
+
+    @property
+    def handshake_s(self) -> float:
+        """What a handshake took on average, in seconds; 0 where there was none."""
+        return self.handshake_us / self.established * _US if self.established else 0.0
+
+    def since(self, earlier: "Outcomes") -> "Outcomes":
+        """What has been counted since; counts in the kernel wrap."""
+        counts = [(now - then) % _WRAP for now, then in zip(self[1:6], earlier[1:6], strict=True)]
+        return Outcomes._make((self.handshake_us - earlier.handshake_us, *counts, self.srtt_us))
+
+
+REASONS: typing.Final = ("refused", "unanswered", "resets", "lost")
+"""The fields of `Outcomes` that count failures."""
+
+
+def unpack(row: bytes | memoryview) -> Outcomes:
+    """A row of backend_health."""
+    return Outcomes(*_LAYOUT.unpack(row))
+
+
+def of_backend(rows: "inventory.Rows", number: int) -> Outcomes:
+    """Those of a backend by id; all 0 where no socket of this node has connected to it."""
+    row = rows.row(tables.Table.BACKEND_HEALTH, tables.row_key(number))
+    return unpack(row) if row is not None else Outcomes()
+
+
+def every(rows: "inventory.Rows") -> dict[int, Outcomes]:
+    """Those of all backends, by id."""
+    found = rows.rows(tables.Table.BACKEND_HEALTH)
+    return {int.from_bytes(key, tables.BYTE_ORDER): unpack(row) for key, row in found}
+
+
+if Outcomes._fields != _LAYOUT.names:
+    raise TypeError(f"Outcomes has fields {Outcomes._fields}, bpf/abi.h says {_LAYOUT.names}")

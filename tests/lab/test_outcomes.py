@@ -1,0 +1,231 @@
+"""What the kernel notes of connections to backends: of each way to fail, and of none that is not theirs."""
+
+import collections.abc
+import contextlib
+import subprocess
+import sys
+
+import pytest
+
+from lbproxy.core import inventory, outcomes, tables
+from lbproxy.lab import cluster
+from tests import polling
+from tests.lab import agents, manifests
+
+GOOD, CLOSED, RESETTING, NOWHERE, QUIET = 1, 2, 3, 4, 5
+HOME = "n1/p2"
+CLIENT = "n1/p1"
+RESETS_AT, SILENT_AT, CLOSED_AT = 9101, 9102, 9103
+NOBODY = {4: "10.244.1.250", 6: "fd00:244:1::fa"}
+TIMES = 3
+
+families = pytest.mark.parametrize("family", [4, 6])
+
+# Resets whoever says something; or takes connections and says nothing.
+SERVER = f"""
+import socket, struct, threading
+def resets(one):
+    one.recv(1)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    one.close()
+held = []
+def serve(port, what):
+    listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    def run():
+        while True:
+            what(listener.accept()[0])
+    threading.Thread(target=run).start()
+serve({RESETS_AT}, resets)
+serve({SILENT_AT}, held.append)
+print("ready", flush=True)
+"""
+
+# Connects, does one thing as often as it is told, and says which errors there were.
+CLIENT_SCRIPT = """
+import ctypes, errno, json, socket, struct, subprocess, sys
+address, what, times = sys.argv[1], sys.argv[2], int(sys.argv[3])
+said = []
+for _ in range(times):
+    one = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    try:
+        one.connect((address, 80))
+        if what not in ("nothing", "loses"):
+            one.send(b"?\\n")
+            if what != "destroyed":
+                one.recv(100, socket.MSG_PEEK)
+        if what == "reads":
+            one.recv(100)
+        if what == "lingers":
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if what == "dissolves":
+            ctypes.CDLL(None).connect(one.fileno(), bytes(16), 16)
+        if what == "shuts":
+            one.shutdown(socket.SHUT_WR)
+            while one.recv(100):
+                pass
+        if what == "loses":
+            one.setsockopt(socket.IPPROTO_TCP, 18, 300)  # TCP_USER_TIMEOUT
+            where = ["blackhole", sys.argv[4]]
+            subprocess.run(["ip", "route", "add", *where], check=True)
+            try:
+                one.send(b"?\\n")
+                one.recv(100)
+            finally:
+                subprocess.run(["ip", "route", "delete", *where], check=True)
+        if what == "destroyed":
+            port = str(one.getsockname()[1])
+            subprocess.run(["ss", "-K", "-t", "sport", "=", port], check=True, capture_output=True)
+            one.recv(100)
+    except OSError as error:
+        said.append(errno.errorcode[error.errno])
+    one.close()
+print(json.dumps(said))
+"""
+
+
+def port_at(target: int) -> list[manifests.Port]:
+    return [manifests.HTTP._replace(target=target)]
+
+
+def slices_of_nobody() -> list[manifests.Object]:
+    found = manifests.slices("nowhere", [])
+    for slice_ in found:
+        family = 4 if slice_["addressType"] == "IPv4" else 6
+        slice_["endpoints"] = [{"addresses": [NOBODY[family]], "conditions": {"ready": True}}]
+    return found
+
+
+@pytest.fixture(scope="module")
+def api(lab: cluster.Lab) -> collections.abc.Iterator[agents.Api]:
+    home = [lab[HOME]]
+    objects = [
+        manifests.service("good", GOOD),
+        *manifests.slices("good", home),
+        manifests.service("nowhere", NOWHERE),
+        *slices_of_nobody(),
+    ]
+    for name, number, target in (
+        ("closed", CLOSED, CLOSED_AT),
+        ("resetting", RESETTING, RESETS_AT),
+        ("quiet", QUIET, SILENT_AT),
+    ):
+        objects.append(manifests.service(name, number, ports=port_at(target)))
+        objects += manifests.slices(name, home, ports=port_at(target))
+    with agents.Api(lab.netns("n1"), *objects) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def agent(lab: cluster.Lab, api: agents.Api) -> collections.abc.Iterator[agents.Agent]:
+    server = lab.serve(HOME, [manifests.TARGET_PORT])
+    argv = [sys.executable, "-I", "-S", "-c", SERVER]
+    others = lab.popen(HOME, argv, stdout=subprocess.PIPE)
+    assert others.stdout is not None
+    assert others.stdout.readline() == "ready\n"
+    with agents.Agent(lab, api.source, *agents.SMALL_MAPS) as running:
+        yield running
+    others.kill()
+    others.wait()
+    server.stop()
+
+
+def backend_of(agent: agents.Agent, name: str, family: int = 4) -> inventory.Backend:
+    draining = tables.BackendState.DRAINING
+    (backend,) = (one for one in agent.port(name, family=family).backends if one.state is not draining)
+    return backend
+
+
+def fared(agent: agents.Agent, name: str, family: int) -> outcomes.Outcomes:
+    return backend_of(agent, name, family).fared
+
+
+def does(
+    agent: agents.Agent, number: int, family: int, what: str, times: int = TIMES, *more: str
+) -> list[str]:
+    address = manifests.cluster_ip(number, family)
+    said = agents.run_script(agent.lab, CLIENT, CLIENT_SCRIPT, address, what, times, *more)
+    assert isinstance(said, list)
+    return said
+
+
+@families
+@pytest.mark.parametrize(
+    ("name", "number", "what", "error", "counted"),
+    [
+        ("closed", CLOSED, "reads", "ECONNREFUSED", {"refused": TIMES}),
+        ("resetting", RESETTING, "reads", "ECONNRESET", {"established": TIMES, "resets": TIMES}),
+        ("good", GOOD, "nothing", None, {"established": TIMES}),
+        ("good", GOOD, "reads", None, {"established": TIMES}),
+        ("good", GOOD, "shuts", None, {"established": TIMES}),
+        ("good", GOOD, "leaves unread", None, {"established": TIMES}),
+        ("good", GOOD, "lingers", None, {"established": TIMES}),
+        ("good", GOOD, "dissolves", None, {"established": TIMES}),
+        ("quiet", QUIET, "destroyed", "ECONNABORTED", {"established": TIMES}),
+    ],
+)
+def test_each_way_to_end_counts_as_what_it_is(
+    agent: agents.Agent,
+    family: int,
+    name: str,
+    number: int,
+    what: str,
+    error: str | None,
+    counted: dict[str, int],
+) -> None:
+    before = fared(agent, name, family)
+    assert does(agent, number, family, what) == ([error] * TIMES if error else [])
+    new = fared(agent, name, family).since(before)
+    counts = {field: getattr(new, field) for field in ("established", *outcomes.REASONS)}
+    assert counts == {**dict.fromkeys(counts, 0), **counted}
+    if "established" in counted:
+        assert 0 < new.handshake_us < 60_000_000 * TIMES
+        assert 0 < new.srtt_us < 60_000_000
+
+
+@families
+def test_a_backend_that_does_not_answer_counts_once_a_connection(agent: agents.Agent, family: int) -> None:
+    """The kernel asks again after a second, and gives up when nobody on the link has the address."""
+    before = fared(agent, "nowhere", family)
+    assert does(agent, NOWHERE, family, "reads", 1) == ["EHOSTUNREACH"]
+    assert fared(agent, "nowhere", family).since(before) == outcomes.Outcomes(unanswered=1)
+
+
+def test_a_connection_that_the_application_gives_up_has_counted_already(agent: agents.Agent) -> None:
+    before = fared(agent, "nowhere", 4)
+    with agent.at(CLIENT).socket(nonblocking=True) as opened:
+        with contextlib.suppress(OSError):
+            opened.connect(manifests.cluster_ip(NOWHERE), manifests.TCP_PORT, 0.1)
+        polling.eventually(lambda: fared(agent, "nowhere", 4).since(before).unanswered == 1, what="a second")
+    # Nor does one count that was given up before.
+    with agent.at(CLIENT).socket(nonblocking=True) as opened, contextlib.suppress(OSError):
+        opened.connect(manifests.cluster_ip(NOWHERE), manifests.TCP_PORT, 0.1)
+    assert fared(agent, "nowhere", 4).since(before) == outcomes.Outcomes(unanswered=1)
+
+
+def test_an_open_connection_that_nobody_acknowledges_is_lost(agent: agents.Agent) -> None:
+    before = fared(agent, "good", 4)
+    said = does(agent, GOOD, 4, "loses", 1, agent.lab[HOME].address(4))
+    assert said == ["ETIMEDOUT"]
+    new = fared(agent, "good", 4).since(before)
+    assert (new.established, new.lost, new.failed) == (1, 1, 1)
+
+
+def test_counts_go_with_their_backend(agent: agents.Agent, api: agents.Api) -> None:
+    ports = port_at(CLOSED_AT)
+    does(agent, CLOSED, 4, "reads")
+    backend = backend_of(agent, "closed")
+    assert outcomes.of_backend(agent.maps, backend.id).refused
+    api.put(*manifests.slices("closed", [agent.lab["n1/p3"]], ports=ports))
+    polling.eventually(lambda: not any(outcomes.of_backend(agent.maps, backend.id)), what="a cleared row")
+    api.put(*manifests.slices("closed", [agent.lab[HOME]], ports=ports))
+    agent.has_backends("closed", {HOME}, [("http", 4), ("http", 6)])
+    assert fared(agent, "closed", 4) == outcomes.Outcomes()
+
+
+def test_a_listing_shows_them(agent: agents.Agent) -> None:
+    does(agent, RESETTING, 4, "reads")
+    row = next(
+        line.split() for line in agent.lbproxy("backends", "resetting").splitlines() if "10.244." in line
+    )
+    known = fared(agent, "resetting", 4)
+    assert row[10:] == [str(known.failed), f"{known.srtt_us / 1000:.2f}ms", "-"]
