@@ -21,6 +21,7 @@ import typing
 from lbproxy import (
     config,
     controller,
+    ejecting,
     errors,
     flow_table,
     gate,
@@ -35,7 +36,7 @@ from lbproxy import (
     stale_sockets,
     web,
 )
-from lbproxy.core import events, model, probing, restoring, tables
+from lbproxy.core import events, model, outliers, probing, restoring, tables
 from lbproxy.kernel import bpffs, datapath, features, maps, node
 from lbproxy.probes import prober
 
@@ -170,6 +171,7 @@ class _Agent:
         self._writing = gate.Gate()
         self._health_checks = health_checks.HealthChecks(settings, self._health_check_failed)
         self._node_watch = node_watch.NodeWatch(settings, both_families=node_watch.has_both_families())
+        self._ejecting = ejecting.Ejecting(self._ejection_says)
         self._prober = prober.Prober(settings.probe_concurrency, self._telemetry.probed, self._probes_say)
         self._controller: controller.Controller | None = None
         self._backlog: list[typing.Sequence[events.Event]] = []
@@ -230,6 +232,8 @@ class _Agent:
         control.awaits_devices = True
         known = restoring.unhealthy(control.reconciler.ledger, tables.Health.PROBE_FAILED)
         self._prober.take_over(control.note_health, known)
+        ejected = restoring.unhealthy(control.reconciler.ledger, tables.Health.EJECTED)
+        self._ejecting.take_over(control.note_health, ejected)
         for batch in self._backlog:
             control.emit(batch)
         self._backlog.clear()
@@ -238,6 +242,7 @@ class _Agent:
         tasks.create_task(control.run())
         tasks.create_task(self._health_checks.run())
         tasks.create_task(self._prober.run())
+        tasks.create_task(self._ejecting.run(kernel))
         tasks.create_task(flows.run())
         tasks.create_task(sockets.run(control.ready))
         tasks.create_task(spaces.run(control.ready))
@@ -307,6 +312,7 @@ class _Agent:
         state = control.reconciler.state
         self._health_checks.passed(state, names, control.node_facts, control.health)
         self._prober.passed(state, names)
+        self._ejecting.passed(control.reconciler, names)
 
     def _health_check_failed(self, service: model.ServiceName, port: int, why: str) -> None:
         if self._reports is not None:
@@ -316,6 +322,14 @@ class _Agent:
         if self._reports is not None:
             self._reports.backend_changed(
                 change.user.port.service, healthy=change.usable, action="Probe", note=prober.describe(change)
+            )
+
+    def _ejection_says(self, port: model.PortKey, change: outliers.Change, line: str) -> None:
+        if change.ejected:
+            self._telemetry.ejected()
+        if self._reports is not None:
+            self._reports.backend_changed(
+                port.service, healthy=not change.ejected, action="EjectOutlier", note=line
             )
 
     def _devices_report(self, reasons: typing.Sequence[str]) -> None:

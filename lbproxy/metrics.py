@@ -52,6 +52,7 @@ class Metrics:
         self._rejected = self._counter(table.REJECTED)
         self._failures = self._counter(table.SYNC_FAILURES)
         self._probes = self._counter(table.PROBES)
+        self._ejections = self._counter(table.EJECTIONS)
         self._probe_duration = self._histogram(table.PROBE_DURATION)
         self._sli_registry = prometheus_client.CollectorRegistry(auto_describe=False)
         self._healthcheck = prometheus_client.Gauge(
@@ -144,6 +145,10 @@ class Metrics:
             label = metrics_scrape.family_label(family)
             self._conntrack_duration.labels(label).observe(took_s)
             self._conntrack_deleted.labels(label).inc(closed.get(family, 0))
+
+    def ejected(self) -> None:
+        """Count a backend that is left out."""
+        self._ejections.inc()
 
     # --- what the prober reports ---
 

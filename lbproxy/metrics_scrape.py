@@ -41,6 +41,8 @@ _EVENTS: typing.Final = {
 }
 _STATE_AT: typing.Final = abi.LAYOUTS["backend"].offset("state") - tables.BACKEND_SIZE
 _SETS_AT: typing.Final = abi.LAYOUTS["backend"].offset("sets") - tables.BACKEND_SIZE
+_HEALTH_AT: typing.Final = abi.LAYOUTS["backend"].offset("health") - tables.BACKEND_SIZE
+_EJECTED: typing.Final = int(tables.Health.EJECTED)
 _POLICIES_AT: typing.Final = abi.LAYOUTS["service_meta"].offset("policies") - abi.LAYOUTS["service_meta"].size
 _LOCAL: typing.Final = int(tables.BackendSet.LOCAL)
 _CLUSTER: typing.Final = int(tables.BackendSet.CLUSTER)
@@ -227,12 +229,16 @@ class Collector:
         states = b"".join(_column(port, _STATE_AT) for port in now.installed.values())
         counts = {state.name.lower(): states.count(state) for state in tables.BackendState if state}
         counts["draining"] += now.used["backends"] - len(states)
-        ill = [row for port in now.installed.values() for row in port.unhealthy]
-        counts[listing.UNHEALTHY] = sum(row[_STATE_AT] == tables.BackendState.ACTIVE for row in ill)
+        ill = {key: rows for key, port in now.installed.items() if (rows := port.unhealthy)}
+        active = tables.BackendState.ACTIVE
+        counts[listing.UNHEALTHY] = sum(row[_STATE_AT] == active for rows in ill.values() for row in rows)
         counts["active"] -= counts[listing.UNHEALTHY]
         yield _family(table.BACKENDS, [((state,), count) for state, count in counts.items()])
         yield _one(table.STARVED, now.starved)
         yield _one(table.ALL_UNHEALTHY, now.spared)
+        out = {key: sum(row[_HEALTH_AT] & _EJECTED != 0 for row in rows) for key, rows in ill.items()}
+        ejected = [((*_names(key), family_label(key.family)), count) for key, count in out.items() if count]
+        yield _family(table.EJECTED, ejected[: self._max_series])
         without = no_local_endpoints(now.installed)
         yield _family(
             table.NO_LOCAL_ENDPOINTS,

@@ -204,6 +204,17 @@ PROBE_DOWN = Definition(
     SERVICE_PORT,
 )
 
+EJECTED = Definition(
+    "lbproxy_ejected_backends",
+    Type.GAUGE,
+    "Backends of a service port that are left out, since more of their connections failed than of the "
+    "others'; shown where there is one, at most --metrics-max-series service ports",
+    SERVICE_PORT,
+)
+EJECTIONS = Definition(
+    "lbproxy_ejections_total", Type.COUNTER, "Times that a backend was left out for its failures"
+)
+
 # --- what the kernel counted ---
 
 SERVICE_CONNECTIONS = Definition(

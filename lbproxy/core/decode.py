@@ -15,13 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from lbproxy.core import addresses, events, identity, model, probe, ramp, spill, weights, wire
+from lbproxy.core import addresses, ejection, events, identity, model, probe, ramp, spill, weights, wire
 
 ALGORITHM_ANNOTATION = "lbproxy.io/algorithm"
 MODE_ANNOTATION = "lbproxy.io/mode"
 WEIGHTS_ANNOTATION = "lbproxy.io/weights"
 SLOW_START_ANNOTATION = "lbproxy.io/slow-start"
 ZONE_ANNOTATION = "lbproxy.io/zone-spill-over"
+EJECTION_ANNOTATION = "lbproxy.io/outlier-ejection"
 PROBE_ANNOTATION = "lbproxy.io/probe"
 PROBE_SETTINGS_ANNOTATION = "lbproxy.io/probe-settings"
 DEFAULT_AFFINITY_S = 10800
@@ -164,6 +165,7 @@ def _service(value: wire.Service, warnings: list[str]) -> events.Upsert:
             slow_start_s=_number(SLOW_START_ANNOTATION, annotations.slow_start, ramp.parse_s, warnings),
             zone_spill_over=_number(ZONE_ANNOTATION, annotations.zone_spill_over, spill.parse, warnings),
             probe=_probe(annotations, warnings),
+            ejection=_ejection(annotations.outlier_ejection, warnings),
         ),
     )
 
@@ -323,6 +325,19 @@ def _probe(annotations: wire.ServiceAnnotations, warnings: list[str]) -> probe.P
     except probe.ProbeError as error:
         field = f"metadata.annotations[{PROBE_ANNOTATION}]"
         warnings.append(f"{field}: {_quote(asked)}: {error}: backends are not probed")
+        return None
+
+
+def _ejection(text: object, warnings: list[str]) -> ejection.Ejection | None:
+    if text is msgspec.UNSET:
+        return None
+    try:
+        if not isinstance(text, str):
+            raise ejection.EjectionError("not a text")
+        return ejection.parse(text)
+    except ejection.EjectionError as error:
+        field = f"metadata.annotations[{EJECTION_ANNOTATION}]"
+        warnings.append(f"{field}: {_quote(text)}: {error}: no backend is ejected")
         return None
 
 

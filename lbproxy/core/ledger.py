@@ -172,6 +172,10 @@ class Ledger:
         """The Services that have something in the kernel."""
         return self._ports.keys()
 
+    def ports(self, name: model.ServiceName) -> tuple[model.PortKey, ...]:
+        """What of a Service is in the kernel."""
+        return self._ports.get(name, ())
+
     def change(
         self, wanted: typing.Mapping[model.ServiceName, typing.Sequence[plan.PortPlan]], now_s: float
     ) -> Change:

@@ -30,6 +30,7 @@ class ServiceAnnotations(_Wire):
     slow_start: _Any = msgspec.field(default=msgspec.UNSET, name="lbproxy.io/slow-start")
     zone_spill_over: _Any = msgspec.field(default=msgspec.UNSET, name="lbproxy.io/zone-spill-over")
     probe: _Any = msgspec.field(default=msgspec.UNSET, name="lbproxy.io/probe")
+    outlier_ejection: _Any = msgspec.field(default=msgspec.UNSET, name="lbproxy.io/outlier-ejection")
     probe_settings: _Any = msgspec.field(default=msgspec.UNSET, name="lbproxy.io/probe-settings")
 
 

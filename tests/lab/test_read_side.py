@@ -243,7 +243,7 @@ def test_status_of_a_node_that_serves(node_: Node, capsys: pytest.CaptureFixture
     assert status["backends"] == states
     assert status["warnings"] == []
     assert node_.run("status") == 0
-    assert "9 of 9 attached" in capsys.readouterr().out
+    assert "10 of 10 attached" in capsys.readouterr().out
 
 
 def test_status_names_the_agent_and_leaves_its_lock_alone(

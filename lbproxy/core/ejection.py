@@ -1,0 +1,104 @@
+"""What a Service's annotation says of outlier ejection: when a backend is left out for failing.
+
+    lbproxy.io/outlier-ejection: on
+    lbproxy.io/outlier-ejection: failures=10,share=30%,base=1m
+
+Text that is not understood switches nothing on: half of what was meant might eject too much.
+"""
+
+import re
+import typing
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+
+class Ejection(msgspec.Struct, frozen=True, gc=False):
+    """How the backends of a Service are judged."""
+
+    failures: int = 5  # in a window, before a backend is looked at
+    share_percent: int = 50  # of the ready backends of a service port that may be out at a time
+    window_s: float = 10.0
+    base_s: float = 30.0  # how long the first time out is
+
+
+class EjectionError(ValueError):
+    """The text is no such setting; says why in a few words, without a full stop."""
+
+
+class Setting(typing.NamedTuple):
+    """One setting: its default, how its value is read, and what it means."""
+
+    default: str
+    read: Callable[[str], dict[str, float]]
+    help: str
+
+
+def parse(text: str) -> Ejection | None:
+    """Read the annotation; None where it says off. Raises EjectionError."""
+    word = text.strip()
+    if word in ("on", "off"):
+        return Ejection() if word == "on" else None
+    fields: dict[str, typing.Any] = {}
+    given = set()
+    for part in (part.strip() for part in text.split(",")):
+        name, _, value = part.partition("=")
+        setting = SETTINGS.get(name)
+        if setting is None:
+            raise EjectionError(f"neither on nor off, nor made of {', '.join(f'{one}=' for one in SETTINGS)}")
+        if name in given:
+            raise EjectionError(f"{name}= stands twice")
+        given.add(name)
+        try:
+            fields |= setting.read(value)
+        except ValueError as error:
+            raise EjectionError(f"{name}={error}") from None
+    return Ejection(**fields)
+
+
+# --- values: each raises ValueError with what was expected ---
+
+
+def _count(text: str) -> dict[str, float]:
+    if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= 10_000:
+        raise ValueError(" is not in 1..10000")
+    return {"failures": int(text)}
+
+
+def _share(text: str) -> dict[str, float]:
+    digits = text.removesuffix("%")
+    if digits == text or not _NUMBER.fullmatch(digits) or not 1 <= int(digits) <= 100:
+        raise ValueError(" is no share from 1% to 100%")
+    return {"share_percent": int(digits)}
+
+
+def _time(field: str, least_s: float, most_s: float) -> Callable[[str], dict[str, float]]:
+    def read(text: str) -> dict[str, float]:
+        found = _TIME.fullmatch(text)
+        seconds = float(found[1]) * _UNITS_S[found[2]] if found else -1.0
+        if not least_s <= seconds <= most_s:
+            raise ValueError(f" is no time from {least_s:g}s to {most_s:g}s")
+        return {field: seconds}
+
+    return read
+
+
+_NUMBER: typing.Final = re.compile(r"[0-9]{1,6}")
+_TIME: typing.Final = re.compile(r"([0-9]{1,6})(s|m)")
+_UNITS_S: typing.Final = {"s": 1.0, "m": 60.0}
+
+SETTINGS: typing.Final[Mapping[str, Setting]] = {
+    "failures": Setting("5", _count, "so many failures within the window, at least"),
+    "share": Setting(
+        "50%",
+        _share,
+        "at most this share of the ready backends is out at a time; one may always be, all never",
+    ),
+    "window": Setting("10s", _time("window_s", 2.0, 300.0), "how far back failures count"),
+    "base": Setting(
+        "30s",
+        _time("base_s", 1.0, 3600.0),
+        "how long the first time out is; each further one is twice as long",
+    ),
+}
+"""Every setting by its name in the annotation; docs/health.md has the same table."""
