@@ -55,6 +55,7 @@ class Prober:
         self._note: Note = lambda _port, _place, _source, _usable, _reason: False
         self._wake = asyncio.Event()
         self._running = 0
+        self._until_s: float | None = None  # when the loop that waits is going to look again
         # When a node loses its network, thousands go down at once.
         self._lines = token_bucket.TokenBucket(LINES, LINES_PER_S, clock())
         self._unsaid = 0
@@ -120,6 +121,7 @@ class Prober:
         """Until something is due and there is room for it."""
         due_s = self._probing.next_due_s if self._room > 0 else None
         pause_s = None if due_s is None else max(_TURN_S, due_s - self._clock())
+        self._until_s = due_s
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await self._wake.wait()
@@ -131,7 +133,9 @@ class Prober:
             self._running -= 1
         self._probed(attempt.target.probe.kind, asked.result, asked.took_s)
         self._hand_on(self._probing.finished(attempt, asked.result, self._clock()))
-        if self._running >= self._most - 1 or self._running == 0:
+        due_s = self._probing.next_due_s
+        # Its next one may be due before all others, or wait for the room that there is now.
+        if due_s is not None and (self._until_s is None or due_s < self._until_s):
             self._wake.set()
 
     def _hand_on(self, changes: Iterable[probing.Change]) -> None:

@@ -26,6 +26,7 @@ PROBES = {
     "udp": ("udp:ping", probed.UDP),
 }
 NUMBERS = {name: number for number, name in enumerate(PROBES, 1)}
+MORTAL = 20
 METRICS_PORT = 10249
 
 
@@ -227,3 +228,33 @@ def test_a_restart_sends_nothing_to_what_was_down(
         agent.has_backends("udp", {"n1/p3", "n2/p1"})
     health.says("up")
     everyone_has(agent, *PODS)
+
+
+def test_a_backend_that_dies_is_out_before_kubernetes_says_so(
+    agent: agents.Agent, lab: cluster.Lab, api: agents.Api
+) -> None:
+    # At its own port: the one that serves is the one that is asked.
+    annotations = {"lbproxy.io/probe": "tcp", "lbproxy.io/probe-settings": OFTEN}
+    ports = (manifests.HTTP,)
+    pods = ("n1/p1", "n2/p2")
+    servers = {pod: lab.serve(pod) for pod in pods}
+    objects = [
+        manifests.service("mortal", MORTAL, ports=ports, annotations=annotations),
+        *manifests.slices("mortal", [lab[pod] for pod in pods], ports=ports),
+    ]
+    keys = [("http", 4), ("http", 6)]
+    with contextlib.ExitStack() as stack:
+        for server in servers.values():
+            stack.callback(server.kill)
+        stack.callback(api.delete, *objects)
+        api.put(*objects)
+        agent.has_backends("mortal", set(pods), keys)
+        servers["n2/p2"].kill()
+        agent.has_backends("mortal", {"n1/p1"}, keys)
+        for family in (4, 6):
+            address = manifests.cluster_ip(MORTAL, family)
+            result = lab.client("n1/p3", "short", address, manifests.TCP_PORT, count=300).result()
+            assert (result.failures, set(result.servers)) == ({}, {"n1/p1"})
+        servers["n2/p2"] = lab.serve("n2/p2")
+        stack.callback(servers["n2/p2"].kill)
+        agent.has_backends("mortal", set(pods), keys)

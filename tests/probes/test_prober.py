@@ -124,6 +124,24 @@ async def test_verdicts_reach_the_book_and_people() -> None:
     assert prober.describe(bench.said[-1]).endswith(" is up: its probes pass")
 
 
+@in_virtual_time
+async def test_who_answers_at_once_does_not_wait_for_who_does_not() -> None:
+    hangs = Answers(after_s=50.0)
+    quick = test_probing.user("10.0.0.1").place.address
+
+    async def answer(target: probing.Target) -> asking.Asked:
+        if target.address != quick:
+            return await hangs(target)
+        return await bench.answers(target)
+
+    bench = Bench(3, Answers())
+    bench.prober._ask = answer
+    bench.start()
+    await bench.run(52.0)
+    assert hangs.most == 2
+    assert len(bench.answers.asked) == 11
+
+
 def test_of_thousands_that_go_down_some_are_said_and_the_others_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
