@@ -133,7 +133,7 @@ class Seen(typing.NamedTuple):
     used: dict[str, int]
     starved: int
     spared: int
-    counted: typing.Collection[int]  # ids of backends whose open connections are counted
+    counted: typing.Sequence[model.PortKey]  # whose backends' open connections are counted
     rejected: typing.Mapping[events.Kind, int]
 
 
@@ -162,7 +162,7 @@ def _seen(agent: Agent) -> Seen:
         used,
         len(agent.reconciler.starved),
         len(agent.reconciler.spared),
-        ledger.counted_backends().keys(),
+        list(ledger.counted),
         collections.Counter(kind for kind, _ in agent.rejected),
     )
 
@@ -287,9 +287,10 @@ class Collector:
         rows = dict(self._kernel.rows(tables.Table.BACKEND_LOAD))
         corrections = dict(self._kernel.rows(tables.Table.LOAD_CORRECTIONS))
         found = []
-        for number in counted:
-            key = tables.row_key(number)
-            found.append((number, max(0, loads.load(rows.get(key), corrections.get(key)).open)))
+        for port in map(self._now.installed.get, counted):
+            for number in port.backends if port else ():
+                key = tables.row_key(number)
+                found.append((number, max(0, loads.load(rows.get(key), corrections.get(key)).open)))
         return heapq.nlargest(self._max_series, found, key=lambda each: each[1])
 
     def _fared(self, keys: typing.Mapping[int, model.PortKey]) -> typing.Iterator[metrics_core.Metric]:

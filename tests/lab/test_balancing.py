@@ -118,3 +118,44 @@ def test_a_zone_keeps_what_it_can_bear_and_the_rest_goes_elsewhere(
     assert shares[PODS[2]] == pytest.approx(0.2 * DRAWN, abs=5 * 18)
     put(False, False, True, True)
     agent.has_backends("changing", set(PODS[2:]))
+
+
+def test_no_connection_fails_while_everything_is_changed_again_and_again(
+    agent: agents.Agent, api: agents.Api
+) -> None:
+    first, *_, last = (agent.lab[pod].ipv4 for pod in PODS)
+    variants: list[dict[str, str]] = [
+        {"algorithm": "maglev"},
+        {"algorithm": "least-connections"},
+        {"algorithm": "maglev", "weights": f"{first}=3"},
+        {"algorithm": "least-connections", "weights": f"{last}=0"},
+        {"weights": f"{first}=900, {last}=7"},
+        {},
+    ]
+    api.put(*manifests.slices("changing", [agent.lab[pod] for pod in PODS]), changing())
+    agent.has_backends("changing", set(PODS))
+    with contextlib.ExitStack() as stack:
+        # One by the socket, and one whose packets no hook has touched.
+        held = [
+            stack.enter_context(sockets.open(manifests.cluster_ip(CHANGING), 80))
+            for sockets in (agent.at("n1/p3"), stack.enter_context(agent.lab.shell("n1/p3", cgroup=False)))
+            for _ in range(4)
+        ]
+        servers = [opened.ask().server for opened in held]
+        clients = [
+            agent.lab.client("n1/p3", "short", manifests.cluster_ip(CHANGING), 80, cgroup=hooked)
+            for hooked in (True, False)
+        ]
+        for variant in 3 * variants:
+            api.put(changing(**variant))
+            wanted = variant.get("algorithm", "random")
+            polling.eventually(
+                lambda wanted=wanted: agent.port("changing").algorithm.label == wanted,  # type: ignore[misc]
+                what=wanted,
+            )
+        for client in clients:
+            result = client.stop()
+            assert result.failures == {}
+            assert result.count > 0
+        assert [opened.ask().server for opened in held] == servers
+    assert agent.counter("bad_slot") == agent.counter("unsteady") == 0
