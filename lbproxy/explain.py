@@ -54,6 +54,13 @@ def _present(found: explanation.Explanation) -> Iterator[render.Table | str]:
     steps: list[render.Row] = [(str(n), step.step, step.result) for n, step in enumerate(found.steps, 1)]
     verdict = render.Cell(found.verdict, _COLORS[found.verdict])
     yield render.Table(("STEP", "QUESTION", "ANSWER"), [*steps, ("=", verdict, found.reason)], prose=True)
+    yield from _backends(found)
+
+
+_FEW = 10  # backends that are left out and named
+
+
+def _backends(found: explanation.Explanation) -> Iterator[render.Table | str]:
     if found.backends:
         yield ""
         yield render.Table(
@@ -63,3 +70,11 @@ def _present(found: explanation.Explanation) -> Iterator[render.Table | str]:
                 for b in found.backends
             ],
         )
+    if found.left_out:
+        yield ""
+        rows = [
+            (listing.place(one.ip, one.port), one.state, one.node, one.why) for one in found.left_out[:_FEW]
+        ]
+        yield render.Table(("LEFT OUT", "STATE", "NODE", "WHY"), rows, prose=True)
+        if len(found.left_out) > _FEW:
+            yield f"and {len(found.left_out) - _FEW} more: `lbproxy backends`"

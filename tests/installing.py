@@ -69,6 +69,7 @@ class Installer:
         algorithm: model.Algorithm = model.Algorithm.RANDOM,
         source_ranges: typing.Sequence[str] = (),
         mode: model.PacketMode | None = None,
+        weights: model.Weights | None = None,
     ) -> None:
         """Write a Service of one port, with a slice for each family of its endpoints."""
         full = model.ServiceName(*name.split("/"))
@@ -88,6 +89,7 @@ class Installer:
                 if one is not None
             ),
             mode=mode,
+            weights=weights,
         )
         slices = [
             model.EndpointSlice(

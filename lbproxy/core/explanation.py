@@ -9,11 +9,14 @@ import typing
 import msgspec
 
 from lbproxy import abi
-from lbproxy.core import classification, inventory, model, packet_walk, tables, walk
+from lbproxy.core import classification, inventory, left_out, model, packet_walk, tables, walk
 
 
 class Explanation(msgspec.Struct, frozen=True, rename={"source": "from", "destination": "to"}):
-    """The steps, and what they come to. `service` is empty where the address is none of a Service."""
+    """The steps, and what they come to. `service` is empty where the address is none of a Service.
+
+    `left_out` are the service's other backends, where one was drawn or none could be.
+    """
 
     source: str
     destination: str
@@ -22,6 +25,7 @@ class Explanation(msgspec.Struct, frozen=True, rename={"source": "from", "destin
     service: str
     steps: tuple[walk.Step, ...]
     backends: tuple[walk.Choice, ...]
+    left_out: tuple[left_out.LeftOut, ...]
 
 
 _NETNS_KEY: typing.Final = abi.LAYOUTS["netns_key"]
@@ -52,7 +56,8 @@ def explain(
         verdict, reason = end.verdict, end.reason
     else:
         verdict = walk.Verdict.BALANCED
-    return Explanation(source, str(target), verdict, reason, way.service, tuple(way.steps), way.choices)
+    steps = tuple(way.steps)
+    return Explanation(source, str(target), verdict, reason, way.service, steps, way.choices, way.left_out)
 
 
 def _through_socket(way: walk.Walk, sender: walk.Sender, netns: typing.Sequence[int]) -> str:

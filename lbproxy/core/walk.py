@@ -8,7 +8,7 @@ import typing
 import msgspec
 
 from lbproxy import abi
-from lbproxy.core import addresses, inventory, listing, model, tables
+from lbproxy.core import addresses, inventory, left_out, listing, model, tables
 
 
 class Client(enum.StrEnum):
@@ -119,6 +119,7 @@ class Walk:
         self.settings = tables.settings(row) if row else tables.NO_SETTINGS
         self.steps: list[Step] = []
         self.chosen: list[tuple[inventory.Backend, float]] = []  # with percent
+        self.left_out: tuple[left_out.LeftOut, ...] = ()
         self.service = ""
         self.key = tables.FrontendKey(b"", b"", 0, 0)  # of the frontend that was found
 
@@ -245,6 +246,7 @@ class Walk:
         found = collections.Counter(map(listing.state_of, known))
         states = ", ".join(f"{count} {state}" for state, count in sorted(found.items()))
         text = f"none usable among {from_where}; known are {states}" if states else "the service has none"
+        self.left_out = left_out.left_out(known, (), frontend.sets)
         if frontend.flags & tables.FrontendFlag.DROP:
             reason = "there are backends, but none that the traffic policy allows on this node: it times out"
             raise self.ending("backends", text, Verdict.DROPPED, reason)
@@ -323,6 +325,8 @@ class Walk:
             shares = _shares_of_two({n: of_backend[n] for n in chosen}, count, chosen)
         in_order = sorted(chosen, key=lambda n: (-shares[n], chosen[n].address, chosen[n].port))
         self.chosen = [(chosen[number], round(100 * shares[number], 2)) for number in in_order]
+        known = [one for one in self.backends() if one.service == frontend.service]
+        self.left_out = left_out.left_out(known, of_backend, frontend.sets)
         if not chosen:
             raise End(Verdict.REFUSED, "no slot leads to a backend; counted as bad_slot")
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbproxy import abi, config_types, explain
-from lbproxy.core import explanation, inventory, model, node_rows, tables, walk
+from lbproxy.core import explanation, health, inventory, model, node_rows, tables, topology, walk
 from lbproxy.kernel import fake, inspection, maps
 from tests import installing
 from tests.installing import endpoint
@@ -546,7 +546,7 @@ def test_the_command_prints_steps_and_verdict(
     )
     assert explain.main(args) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert list(printed) == ["from", "to", "verdict", "reason", "service", "steps", "backends"]
+    assert list(printed) == ["from", "to", "verdict", "reason", "service", "steps", "backends", "left_out"]
     assert (printed["from"], printed["to"], printed["verdict"]) == ("pod", "10.96.0.1:80/TCP", "balanced")
     assert printed["service"] == "default/web:http/TCP/IPv4"
     assert printed["steps"][1] == {"step": "hook", "result": "connect4 attached to /cg"}
@@ -557,3 +557,74 @@ def test_the_command_prints_steps_and_verdict(
     assert lines[0].split() == ["STEP", "QUESTION", "ANSWER"]
     assert any(line.startswith("=     balanced") for line in lines)
     assert any(line.split()[:2] == ["10.244.0.1:8080", "33.33%"] for line in lines)
+
+
+# --- who is left out, and why ---
+
+
+def why(found: explanation.Explanation) -> dict[str, str]:
+    assert not {one.ip for one in found.left_out} & {one.ip for one in found.backends}
+    return {one.ip: one.why for one in found.left_out}
+
+
+def a_service_of(*endpoints: model.Endpoint, **options: typing.Any) -> fake.FakeMaps:
+    made = fake.FakeMaps(installing.SIZES)
+    installer = installing.Installer(made, maps.capacity(installing.SIZES))
+    installer.node("192.0.2.10", host_netns=HOST_NETNS)
+    installer.service("default/web", ["10.96.0.1"], endpoints, **options)
+    return made
+
+
+READY = endpoint("10.244.0.1")
+
+
+@pytest.mark.parametrize(
+    ("other", "because"),
+    [
+        (endpoint("10.244.0.2", **UNREADY), "its endpoint is not ready"),
+        (endpoint("10.244.0.2", ready=False), "its endpoint is not ready; what it has it keeps"),
+        (endpoint("10.244.0.2", ready=False, terminating=True), "it is ending, and others are ready"),
+    ],
+)
+def test_why_a_backend_is_left_out_by_its_state(other: model.Endpoint, because: str) -> None:
+    found = ask("pod", "10.96.0.1:80", cluster=a_service_of(READY, other))
+    assert [choice.ip for choice in found.backends] == ["10.244.0.1"]
+    assert why(found) == {"10.244.0.2": because}
+
+
+def test_a_backend_on_another_node_is_left_out_under_a_local_policy() -> None:
+    there = endpoint("10.244.0.2", "node-2")
+    found = ask("pod", "10.96.0.1:80", cluster=a_service_of(READY, there, internal_local=True))
+    assert why(found) == {"10.244.0.2": "it is on another node, and the policy is Local"}
+    nobody = ask("pod", "10.96.0.1:80", cluster=a_service_of(there, internal_local=True))
+    assert nobody.verdict == "dropped"
+    assert why(nobody) == why(found)
+
+
+def test_a_backend_of_another_zone_is_left_out_by_hints() -> None:
+    here = endpoint("10.244.0.1", zone_hints=(installing.ZONE,))
+    there = endpoint("10.244.0.2", zone_hints=("zone-b",))
+    found = ask("pod", "10.96.0.1:80", cluster=a_service_of(here, there))
+    assert why(found) == {"10.244.0.2": "topology hints give it to others"}
+
+
+def test_backends_of_weight_0_and_unhealthy_ones_are_left_out() -> None:
+    made = fake.FakeMaps(installing.SIZES)
+    installer = installing.Installer(made, maps.capacity(installing.SIZES))
+    name = model.ServiceName("default", "web")
+    port = model.PortKey(name, "http", model.Protocol.TCP, model.Family.IPV4)
+    ill = topology.Place(installing.address("10.244.0.3"), 8080)
+    installer.health.note(port, ill, health.Source.ACTIVE, usable=False)
+    weights = model.Weights({installing.address("10.244.0.2"): 0}, {}, {})
+    three = [endpoint(f"10.244.0.{number}") for number in (1, 2, 3)]
+    installer.service("default/web", ["10.96.0.1"], three, weights=weights)
+    assert why(ask("pod", "10.96.0.1:80", cluster=made)) == {
+        "10.244.0.2": "its weight is 0",
+        "10.244.0.3": "it is unhealthy: probe-failed",
+    }
+
+
+def test_nobody_is_left_out_where_a_client_is_remembered() -> None:
+    cluster = a_cluster()
+    remember(cluster, "10.244.0.2", NOW_S)
+    assert ask("node", "10.96.0.4:80", cluster=cluster).left_out == ()
