@@ -100,11 +100,29 @@
 #define LB_FLOW_RESET 0x20
 #define LB_FLOW_TUNNEL 0x40	 /* goes to the backend's node as it is, which answers the client */
 #define LB_FLOW_MASQUERADED 0x80 /* what the client sends leaves as this node's */
+/* Both of these, which no flow of ours has: it is somebody else's, as kube-proxy's that began it.
+ * Its rows lead to themselves: its packets pass as they are, for the kernel's own tracker.
+ */
+#define LB_FLOW_HELD 0xc0
+/* Ticks by which a held flow of UDP is over before the kernel's tracker says so: the
+ * other way round, nobody would know its packets.
+ */
+#define LB_HELD_EARLIER 2
 
 /* Times in flows and fragments are in ticks: the coarse monotonic clock in ns,
  * shifted; a tick is about a second.
  */
 #define LB_TICK_SHIFT 30
+
+/* Rows of `handover`, each with one writer. */
+#define LB_HANDOVER_LEARN 0    /* LB_LEARN_*: flows that begin now are held */
+#define LB_HANDOVER_HELD_UDP 1 /* not 0: flows of UDP are held, maybe some of sockets here */
+#define LB_HANDOVER_RETURN 2   /* not 0: no flow is begun any more; those there are go on */
+#define LB_HANDOVER_ROWS 4
+
+/* LB_HANDOVER_LEARN */
+#define LB_LEARN_PACKETS 0x1
+#define LB_LEARN_SOCKETS 0x2 /* what unconnected sockets send, too */
 
 /* socket_spill_key.kind */
 #define LB_SPILL_PEER 1	   /* connected socket; address and port are zero */

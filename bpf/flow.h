@@ -46,8 +46,23 @@ static __always_inline struct settings *settings_get(void)
 	return settings.lookup(&first);
 }
 
+static __always_inline __u64 handover_get(__u32 row)
+{
+	__u64 *value = handover.lookup(&row);
+
+	return value ? *value : 0;
+}
+
+/* Whether a flow is somebody else's, and its packets pass as they are. */
+static __always_inline bool flow_is_held(__u32 state)
+{
+	return (state & LB_FLOW_HELD) == LB_FLOW_HELD;
+}
+
 static __always_inline __u32 flow_timeout(const struct settings *set, __u8 proto, __u32 state)
 {
+	__u32 ticks;
+
 	if (proto == LB_IPPROTO_TCP) {
 		if ((state & LB_FLOW_RESET) ||
 		    (state & (LB_FLOW_FIN | LB_FLOW_PEER_FIN)) == (LB_FLOW_FIN | LB_FLOW_PEER_FIN))
@@ -56,8 +71,11 @@ static __always_inline __u32 flow_timeout(const struct settings *set, __u8 proto
 			return set->tcp_half_closed_ticks;
 		return state & LB_FLOW_ASSURED ? set->tcp_established_ticks : set->tcp_new_ticks;
 	}
-	if (proto == LB_IPPROTO_UDP)
-		return state & LB_FLOW_ASSURED ? set->udp_stream_ticks : set->udp_new_ticks;
+	if (proto == LB_IPPROTO_UDP) {
+		ticks = state & LB_FLOW_ASSURED ? set->udp_stream_ticks : set->udp_new_ticks;
+		return flow_is_held(state) && ticks > LB_HELD_EARLIER ? ticks - LB_HELD_EARLIER
+								      : ticks;
+	}
 	return state & LB_FLOW_ASSURED ? set->sctp_established_ticks : set->sctp_new_ticks;
 }
 
@@ -238,6 +256,36 @@ static __always_inline void flow_forget(struct flow_key *key)
 		flows_new.delete(key);
 }
 
+/* Leaves the flow that a packet begins to whoever begins it. Both rows lead to themselves: what
+ * comes in, and the answers as they leave again with the kernel's translation undone. key and
+ * row are room to work in.
+ */
+static __always_inline void flow_hold(const struct flow_key *tuple, __u32 service,
+				      struct flow_key *key, struct flow *row, __u32 now)
+{
+	address_copy(key->src, tuple->dst);
+	address_copy(key->dst, tuple->src);
+	key->sport = tuple->dport;
+	key->dport = tuple->sport;
+	key->proto = tuple->proto;
+	key->stage = LB_STAGE_EGRESS;
+	key->pad[0] = 0;
+	key->pad[1] = 0;
+	address_copy(row->addr, tuple->dst);
+	row->sport = tuple->dport;
+	row->dport = tuple->sport;
+	row->backend = 0;
+	flow_set_service(row, service);
+	row->seen = now;
+	row->state = LB_FLOW_HELD;
+	flow_put(key, row, false);
+	*key = *tuple;
+	row->sport = tuple->sport;
+	row->dport = tuple->dport;
+	row->state = LB_FLOW_HELD | LB_FLOW_ORIGINAL;
+	flow_put(key, row, false);
+}
+
 /* Whether two rows of the same key lead to the same. */
 static __always_inline bool flow_leads_to(const struct flow *row, const struct flow *to)
 {
@@ -305,8 +353,10 @@ static __always_inline void flow_track(struct flow_key *key, struct flow *row, _
 	if (!(state & LB_FLOW_ORIGINAL)) {
 		state |= LB_FLOW_REPLIED;
 	} else if ((state & (LB_FLOW_REPLIED | LB_FLOW_ASSURED)) == LB_FLOW_REPLIED &&
-		   (key->proto != LB_IPPROTO_TCP ||
-		    (tcp_flags & (LB_TCP_SYN | LB_TCP_ACK)) == LB_TCP_ACK)) {
+		   (key->proto == LB_IPPROTO_TCP
+			    ? (tcp_flags & (LB_TCP_SYN | LB_TCP_ACK)) == LB_TCP_ACK
+			    /* To the tracker a flow has to be two seconds old for that. */
+			    : !flow_is_held(state))) {
 		state |= LB_FLOW_ASSURED;
 		assured = true;
 	}
@@ -336,7 +386,9 @@ static __always_inline void flow_track(struct flow_key *key, struct flow *row, _
 		mirrored |= LB_FLOW_PEER_FIN;
 	if (state & LB_FLOW_PEER_FIN)
 		mirrored |= LB_FLOW_FIN;
-	partner->state = (partner->state & (LB_FLOW_ORIGINAL | LB_FLOW_MASQUERADED)) | mirrored;
+	partner->state =
+		(partner->state & (LB_FLOW_ORIGINAL | LB_FLOW_TUNNEL | LB_FLOW_MASQUERADED)) |
+		mirrored;
 	partner->seen = now;
 	if (closes && flow_is_counted(&partner_key, partner))
 		load_closed(partner->backend, partner->addr, partner->dport);

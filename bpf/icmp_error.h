@@ -87,6 +87,11 @@ static __always_inline int icmp_error(struct __sk_buff *skb, const struct packet
 	row = flow_find(key, tick_now());
 	if (!row)
 		return LB_LEAVE;
+	/* The kernel translates it as it does the flow. */
+	if (flow_is_held(row->state)) {
+		key->proto = 0;
+		return LB_LEAVE;
+	}
 	/* It advises a route for an address that its receiver does not know. */
 	if (p->ipv4 && type == LB_ICMP_REDIRECT)
 		return LB_SHOOT;

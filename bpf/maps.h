@@ -68,6 +68,8 @@ LB_MAP("hash", struct earlier_key, struct earlier, earlier_slots, LB_ROWS_EARLIE
 LB_MAP("array", __u32, __u64, unassured, 1, LB_MMAPABLE);
 /* The tick that flow.h has read last, and when. */
 LB_MAP("array", __u32, __u64, ticks, 1, LB_MMAPABLE);
+/* Who begins flows while another proxy's are taken over, or given back. */
+LB_MAP("array", __u32, __u64, handover, LB_HANDOVER_ROWS, LB_MMAPABLE);
 /* A row for each CPU, by number. Not a map of BPF's own per-CPU kind, whose rows are
  * several at once to everyone else.
  */

@@ -94,9 +94,34 @@ static __always_inline __u64 flow_hash(const struct packet *p)
 
 #include "dsr.h"
 
+/* Whether a new flow is left to another proxy: while its flows are learned, which then is one
+ * of them; and while it is given the node back. DSR keeps no row of what it has begun: so
+ * there what begins is marked, and what does not goes on.
+ */
+static __always_inline bool opening_is_anothers(const struct packet *p, struct work *o, __u32 now)
+{
+	bool unmarked;
+
+	if (!handover_get(LB_HANDOVER_LEARN)) {
+		if (!handover_get(LB_HANDOVER_RETURN))
+			return false;
+		unmarked = (o->fe.flags & LB_FRONTEND_DSR) && !o->fe.affinity_s &&
+			   p->tuple.proto == LB_IPPROTO_TCP;
+		if (!unmarked) {
+			/* What a closed flow has left would take the packets after this one. */
+			flow_forget((struct flow_key *)&p->tuple);
+			return true;
+		}
+		if (!may_begin_flow(p))
+			return false;
+	}
+	flow_hold(&p->tuple, o->fe.service, &o->flow_key, &o->flow, now);
+	return true;
+}
+
 /* What becomes of a new flow, up to the choice of its backend. */
 static __always_inline int opening_decide(const struct packet *p, __u32 ifindex,
-					  const struct settings *set, struct work *o)
+					  const struct settings *set, struct work *o, __u32 now)
 {
 	if (!o->known && !frontend_of_packet(p, &o->key, &o->fe))
 		return LB_LEAVE;
@@ -105,6 +130,8 @@ static __always_inline int opening_decide(const struct packet *p, __u32 ifindex,
 		return LB_LEAVE;
 	/* It has nothing to answer to, and opens nothing. */
 	if (p->tcp_flags & LB_TCP_RST)
+		return LB_LEAVE;
+	if (opening_is_anothers(p, o, now))
 		return LB_LEAVE;
 	o->pod = is_from_pod(set, p, ifindex);
 	o->outside_row = !o->pod && (o->fe.flags & LB_FRONTEND_EXTERNAL_LOCAL);
@@ -299,7 +326,7 @@ static __always_inline int flow_open(void *ctx, __u32 ifindex, bool shared, stru
 
 	if (!set)
 		return LB_LEAVE;
-	what = opening_decide(p, ifindex, set, w);
+	what = opening_decide(p, ifindex, set, w, now);
 	if (what != LB_TRANSLATE)
 		return what;
 	if ((w->fe.flags & LB_FRONTEND_DSR) && !w->fe.affinity_s) {

@@ -89,7 +89,7 @@ static __always_inline struct backend *on_connect(struct bpf_sock_addr *ctx,
 	__u32 id = 0;
 
 	*verdict = LB_ALLOW;
-	if (!frontend_lookup(ctx, key, &fe)) {
+	if (!frontend_lookup(ctx, key, &fe) || handover_get(LB_HANDOVER_RETURN)) {
 		/* A UDP socket, or a TCP one that was refused, may have dialled a service before.
 		 */
 		record_forget_at(cookie, key->addr, key->port);
@@ -136,6 +136,8 @@ static __always_inline struct backend *on_sendmsg(struct bpf_sock_addr *ctx,
 		if (to && record_has_backend(earlier, to->addr, to->port))
 			return to;
 	}
+	if (socket_is_anothers(ctx, key, fe.service))
+		return NULL;
 
 	if (fe.affinity_s)
 		affinity_client(ctx, fe.service, &client);

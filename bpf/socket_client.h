@@ -9,6 +9,7 @@
 #define LB_SOCKET_CLIENT_H
 
 #include "client.h"
+#include "flow.h"
 #include "frontend.h"
 
 /* The address that a socket's packets will come from; false where nobody knows. */
@@ -34,6 +35,52 @@ static __always_inline bool socket_source(struct bpf_sock_addr *ctx, bool ipv4, 
 	if (known)
 		address_copy(addr, known->addr);
 	return known != NULL;
+}
+
+/* The flow of what an unconnected UDP socket sends to a frontend, as packets of it come in;
+ * false where its source is not known.
+ */
+static __always_inline bool socket_flow(struct bpf_sock_addr *ctx, const struct frontend_key *to,
+					struct flow_key *flow)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	if (!sk || !socket_source(ctx, address_is_v4(to->addr), flow->src))
+		return false;
+	address_copy(flow->dst, to->addr);
+	flow->sport = bpf_htons(sk->src_port);
+	flow->dport = to->port;
+	flow->proto = to->proto;
+	flow->stage = LB_STAGE_INGRESS;
+	flow->pad[0] = 0;
+	flow->pad[1] = 0;
+	return true;
+}
+
+/* Whether what an unconnected UDP socket sends is left to another proxy: it belongs to a
+ * flow that is held, or begins one while flows are given back or learned.
+ */
+static __always_inline bool socket_is_anothers(struct bpf_sock_addr *ctx,
+					       const struct frontend_key *to, __u32 service)
+{
+	bool learn = handover_get(LB_HANDOVER_LEARN) & LB_LEARN_SOCKETS;
+	struct flow_key tuple, key;
+	struct flow row, *found;
+	__u32 now;
+
+	if (handover_get(LB_HANDOVER_RETURN))
+		return true;
+	if (!learn && !handover_get(LB_HANDOVER_HELD_UDP))
+		return false;
+	if (!socket_flow(ctx, to, &tuple))
+		return learn;
+	now = tick_now();
+	found = flow_find(&tuple, now);
+	if (found && flow_is_held(found->state))
+		return true;
+	if (learn)
+		flow_hold(&tuple, service, &key, &row, now);
+	return learn;
 }
 
 /* A pod whose address is not known yet is taken for what it most likely is. */

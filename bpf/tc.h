@@ -15,6 +15,7 @@
 #define LB_FROM_INSIDE 1 /* pods, on a device of their own or one that they share */
 #define LB_TO_ANY 2
 #define LB_FROM_TUNNEL 3 /* come in, and taken out of another packet */
+#define LB_FROM_PORT 4	 /* as pods' again, at the port of the bridge that they share */
 
 /* Headers that a packet needs in one piece, as far as it has them. */
 #define LB_HEADERS 128

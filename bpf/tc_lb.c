@@ -42,6 +42,9 @@ static __always_inline int tc_serve(struct __sk_buff *skb, __u8 place)
 	if (!w || !tc_parse(skb, &p))
 		return LB_NEXT;
 	p.tuple.stage = place == LB_TO_ANY ? LB_STAGE_EGRESS : LB_STAGE_INGRESS;
+	/* Nothing but what answers a masqueraded flow. */
+	if (place == LB_FROM_PORT && (p.tunnel || !node_address_find(p.tuple.dst)))
+		return LB_NEXT;
 	w->place = place;
 	if (p.icmp_error || (p.tunnel && place != LB_TO_ANY)) {
 		if (p.icmp_error)
@@ -67,11 +70,15 @@ static __always_inline int tc_serve(struct __sk_buff *skb, __u8 place)
 		flow_forget(&p.tuple);
 		row = NULL;
 	}
-	if (row && !(row->state & LB_FLOW_TUNNEL)) {
+	if (row && (!(row->state & LB_FLOW_TUNNEL) || flow_is_held(row->state))) {
 		w->to = *row;
 		flow_track(&p.tuple, row, p.tcp_flags, now);
+		if (w->to.state & LB_FLOW_TUNNEL)
+			return LB_NEXT;
 		return tc_rewrite(skb, &p, &w->to, p.tuple.stage);
 	}
+	if (place == LB_FROM_PORT)
+		return LB_NEXT;
 	if (place == LB_TO_ANY)
 		return must_not_leave(&p, w) ? LB_DROP : LB_NEXT;
 	/* What pods send is looked at once a connection: most of it is no service's. */
@@ -92,6 +99,14 @@ int lb_tc_from_outside(struct __sk_buff *skb)
 int lb_tc_from_inside(struct __sk_buff *skb)
 {
 	return tc_serve(skb, LB_FROM_INSIDE);
+}
+
+/* Where netfilter sees frames as a bridge takes them in, before the bridge's own device does:
+ * there an answer to a masqueraded client would begin a connection that nobody has asked for.
+ */
+int lb_tc_from_port(struct __sk_buff *skb)
+{
+	return tc_serve(skb, LB_FROM_PORT);
 }
 
 int lb_tc_to_any(struct __sk_buff *skb)

@@ -29,7 +29,7 @@ int lb_tc_open(struct __sk_buff *skb)
 	if (!w || !tc_parse_again(skb, &p, w) || (p.fragment && !fragment_ports(&p)))
 		return LB_NEXT;
 	row = w->known ? NULL : flow_find(&p.tuple, now);
-	if (row && (row->state & LB_FLOW_TUNNEL) && flow_still_holds(&p, row, w)) {
+	if (row && (row->state & LB_FLOW_HELD) == LB_FLOW_TUNNEL && flow_still_holds(&p, row, w)) {
 		w->to = *row;
 		flow_track(&p.tuple, row, p.tcp_flags, now);
 		what = LB_TUNNEL;

@@ -131,8 +131,9 @@ int lb_xdp_from_outside(struct xdp_md *ctx)
 	first = flow_find(&p.tuple, now);
 	if (!first)
 		return XDP_PASS;
-	/* It stays on this node, or goes into a tunnel. */
-	if ((first->state & (LB_FLOW_ORIGINAL | LB_FLOW_MASQUERADED)) == LB_FLOW_ORIGINAL)
+	/* It stays on this node, goes into a tunnel, or is not ours. */
+	if ((first->state & LB_FLOW_TUNNEL) ||
+	    (first->state & (LB_FLOW_ORIGINAL | LB_FLOW_MASQUERADED)) == LB_FLOW_ORIGINAL)
 		return XDP_PASS;
 	if ((first->state & LB_FLOW_ORIGINAL) && !flow_still_holds(&p, first, w))
 		return XDP_PASS;

@@ -36,6 +36,7 @@ examples:
   lbproxy explain --from pod --to 10.96.0.1:443 what would happen to such a connection
   lbproxy trace --service shop/cart             what does happen, live
   lbproxy support-bundle                        one file for a report of an error
+  lbproxy migrate --help                        from kube-proxy to lbproxy and back, with nothing broken
   lbproxy cleanup                               leave no trace
   lbproxy bench --help                          measure it, and compare two measurements
 """
@@ -57,6 +58,23 @@ Exit status: 0 fit, 1 something is in the way, 2 wrong flags, 3 the kernel lacks
 examples:
   lbproxy preflight --config /var/lib/kube-proxy/config.conf --hostname-override "$NODE_NAME"
   lbproxy preflight --kubeconfig /etc/kubernetes/kubelet.conf -o json
+"""
+
+MIGRATE = """\
+From kube-proxy to lbproxy, and back, on this node, with no connection broken.
+
+A connection stays with whoever began it. An agent that starts beside kube-proxy leaves alone
+what the kernel's connection tracker translates for kube-proxy, and serves what is new. So:
+
+  there:  1. start the agent (lbproxy run, or its DaemonSet)
+          2. stop kube-proxy on this node; its rules stay
+          3. lbproxy migrate take-over    removes kube-proxy's rules; open connections go on
+  back:   1. start kube-proxy beside the agent, and wait until its rules are there
+          2. lbproxy migrate return       new connections are kube-proxy's, open ones go on
+          3. when lbproxy migrate status says that none is left: stop the agent, lbproxy cleanup
+
+Nothing is removed without being named; --dry-run only names it. Run it as root on the node, or in
+the agent's pod: there, kube-proxy's process and its iptables rules may not be seen.
 """
 
 READERS = {
@@ -206,6 +224,7 @@ def _parsers() -> tuple[config_flags.Parser, dict[str, config_flags.Parser]]:
         action="store_true",
         help="also remove what kube-proxy left behind; an agent that runs is then left alone",
     )
+    _add_migrate(commands)
     demo = commands.add_parser(
         "demo",
         help="see it work: a small cluster of namespaces on this machine",
@@ -218,6 +237,25 @@ def _parsers() -> tuple[config_flags.Parser, dict[str, config_flags.Parser]]:
     )
     commands.add_parser("bench", help="measure it, and compare two measurements", add_help=False)
     return parser, commands.choices
+
+
+def _add_migrate(commands: "argparse._SubParsersAction[config_flags.Parser]") -> None:
+    migrate = commands.add_parser(
+        "migrate",
+        help="take this node over from kube-proxy, or give it back, with no connection broken",
+        description=MIGRATE,
+    )
+    migrate.add_argument(
+        "step",
+        choices=("status", "take-over", "return"),
+        help="say how far it is; remove what kube-proxy has left; leave new connections to kube-proxy",
+    )
+    migrate.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    migrate.add_argument(
+        "--force", action="store_true", help="return even where no kube-proxy is to be seen from here"
+    )
+    _add_output(migrate)
+    _add_bpffs(migrate)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,7 @@ from lbproxy import (
     flow_table,
     gate,
     growing,
+    handover,
     health_checks,
     metrics,
     netns_addresses,
@@ -85,7 +86,11 @@ def init_only(settings: config.Config) -> int:
     without. Until it fills the tables every socket is left alone.
     """
     with _alone(settings) as cgroup:
-        outcome = _set_up(datapath.Datapath(settings.bpffs), settings, cgroup)
+        path = datapath.Datapath(settings.bpffs)
+        outcome = _set_up(path, settings, cgroup)
+        if outcome.how == "created":
+            with contextlib.closing(maps.BpfMaps(str(path.maps_dir))) as kernel:
+                handover.HandOver(kernel).begin(sockets=True)
         if outcome.identity.refused:
             _log.warning("%s", packet_path.refusal(outcome.identity.refused))
     return 0
@@ -180,16 +185,16 @@ class _Agent:
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Start every task. The sources begin to list while the programs are being compiled."""
         loop = asyncio.get_running_loop()
-        told = asyncio.Event()
-        for number in _STOP_SIGNALS:
-            loop.add_signal_handler(number, told.set)
-        tasks.create_task(self._stop_when(told))
+        self._listen_for_signals(tasks, loop)
         started_s = time.monotonic()
         tasks.create_task(self._node_watch.run())
         sources = await self._sources(tasks)
         outcome = await asyncio.to_thread(_set_up, self._datapath, self._settings, self._cgroup)
         kernel = maps.BpfMaps(str(self._datapath.maps_dir))
         sockets = stale_sockets.StaleSockets(kernel, self._telemetry)
+        spaces = netns_addresses.NetnsAddresses(kernel, writing=self._writing)
+        hand_over = handover.HandOver(kernel, writing=self._writing, changed=spaces.wanted)
+        learns = self._begin_to_learn(hand_over, outcome)
         packets = packet_path.PacketPath(
             self._settings,
             self._datapath,
@@ -197,8 +202,8 @@ class _Agent:
             self._devices_report,
             outcome.identity.refused,
             self._writing,
+            lambda: _look_again(hand_over, loop),
         )
-        spaces = netns_addresses.NetnsAddresses(kernel, writing=self._writing)
 
         def wrote(writes: typing.Sequence[tables.Write]) -> None:
             sockets.wrote(writes)
@@ -248,7 +253,7 @@ class _Agent:
         tasks.create_task(spaces.run(control.ready))
         tasks.create_task(self._watch_hooks())
         tasks.create_task(packets.run())
-        tasks.create_task(_when(packets.settled, control.devices_served))
+        tasks.create_task(self._take_over(hand_over, packets, control, spaces if learns else None))
         tasks.create_task(self._announce(control, started_s))
         grew = self._reports.grew if self._reports is not None else lambda _what: None
         larger = growing.Growing(
@@ -266,6 +271,12 @@ class _Agent:
         tasks.create_task(web.serve(self._settings, control, self._telemetry, fatal))
         if self._settings.config_file is not None:
             tasks.create_task(self._watch_config(self._settings.config_file))
+
+    def _listen_for_signals(self, tasks: asyncio.TaskGroup, loop: asyncio.AbstractEventLoop) -> None:
+        told = asyncio.Event()
+        for number in _STOP_SIGNALS:
+            loop.add_signal_handler(number, told.set)
+        tasks.create_task(self._stop_when(told))
 
     async def _sources(self, tasks: asyncio.TaskGroup) -> list[typing.Any]:
         """Start whatever tells us of the cluster."""
@@ -296,6 +307,42 @@ class _Agent:
             tasks.create_task(one.run())
         tasks.create_task(_closing(connected))
         return reflectors
+
+    def _begin_to_learn(self, hand_over: handover.HandOver, outcome: datapath.Outcome) -> bool:
+        """Where flows of another proxy may be about to come our way, leave them to it; whether so."""
+        if hand_over.returning:
+            _log.warning(
+                "new flows are left to kube-proxy, as lbproxy migrate return has said; lbproxy migrate "
+                "take-over changes that"
+            )
+        if hand_over.learning:
+            return True
+        created = outcome.how == "created"
+        attached = any(held.alive for held in self._datapath.device_links.held())
+        if not created and (attached or not self._settings.packet_path):
+            return False
+        hand_over.begin(sockets=created)
+        return True
+
+    async def _take_over(
+        self,
+        hand_over: handover.HandOver,
+        packets: packet_path.PacketPath,
+        control: controller.Controller,
+        spaces: netns_addresses.NetnsAddresses | None,
+    ) -> None:
+        """Begin flows once those of another proxy are known, which `spaces` may be needed for."""
+        await packets.settled.wait()
+        await control.complete.wait()
+        if spaces is not None:
+            try:
+                async with self._writing.shared():
+                    await asyncio.to_thread(hand_over.finish, lambda: spaces.look(heard=False))
+            except (OSError, errors.AgentError) as error:
+                _log.error("cannot tell which flows another proxy has begun: %s", error)
+        control.devices_served()
+        hand_over.started()
+        await hand_over.run()
 
     def _emit(self, batch: typing.Sequence[events.Event]) -> None:
         self._node_watch.take(batch)
@@ -383,6 +430,12 @@ class _Agent:
         raise _Stop(status)
 
 
+def _look_again(hand_over: handover.HandOver, loop: asyncio.AbstractEventLoop) -> None:
+    """Before another uplink is served: connections may have begun there."""
+    hand_over.look()
+    loop.call_soon_threadsafe(hand_over.started)
+
+
 def _tell_leftovers() -> None:
     """Say what kube-proxy has left (CLI-6); that it is to go is for somebody else to decide."""
     from lbproxy import leftovers  # noqa: PLC0415 - needed once
@@ -390,14 +443,9 @@ def _tell_leftovers() -> None:
     if found := leftovers.present():
         _log.warning(
             "kube-proxy's rules are still in force beside ours: %s; once it no longer runs here, remove "
-            "them with: lbproxy cleanup --kube-proxy",
+            "them with: lbproxy migrate take-over",
             ", ".join(found),
         )
-
-
-async def _when(happened: asyncio.Event, then: typing.Callable[[], None]) -> None:
-    await happened.wait()
-    then()
 
 
 def _spare_memory() -> None:

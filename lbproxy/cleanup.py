@@ -9,7 +9,7 @@ import pathlib
 import sys
 
 from lbproxy import errors, leftovers, output
-from lbproxy.kernel import bpffs, bytecode, datapath, hooks, inspection
+from lbproxy.kernel import anchor, bpffs, bytecode, datapath, hooks, inspection
 
 _FOLDERS = ("links", "programs", "maps")
 
@@ -21,7 +21,16 @@ def main(args: argparse.Namespace) -> int:
     """
     root: pathlib.Path = args.bpffs
     output.write(_remove(root, beside_agent=args.kube_proxy))
+    if not inspection.agent(root).running and _remove_anchor():
+        output.write(f"removed table inet {anchor.NAME}: what kube-proxy began is no longer kept alive by it")
     return _remove_kube_proxys() if args.kube_proxy else 0
+
+
+def _remove_anchor() -> bool:
+    try:
+        return anchor.remove()
+    except OSError as error:
+        raise errors.AgentError(f"cannot remove table inet {anchor.NAME}: {error.strerror}") from error
 
 
 def _remove_kube_proxys() -> int:

@@ -82,7 +82,7 @@ class Controller:
         self._node = local_node.LocalNode(settings, kernel, clock, node_known)
         self._rejections = rejections.Rejections(telemetry, report)
         self.ready = asyncio.Event()  # the first full state is in the kernel, and served
-        self._complete = False
+        self.complete = asyncio.Event()  # likewise, whether served or not
         self.awaits_devices = False  # whether somebody is still to say `devices_served`
         self.health = healthz.ProxyHealth(settings.sync_period_s)
         self.reconciler = reconcile.Reconciler(
@@ -242,7 +242,8 @@ class Controller:
         if not self.ready.is_set():
             # NodePorts are part of the first full state, and the Node may have come in with this pass.
             self._write_node()
-            self._complete = self._node.written
+            if self._node.written:
+                self.complete.set()
             self._be_ready()
 
     def devices_served(self) -> None:
@@ -251,7 +252,7 @@ class Controller:
         self._be_ready()
 
     def _be_ready(self) -> None:
-        if self._complete and not self.awaits_devices:
+        if self.complete.is_set() and not self.awaits_devices:
             self.ready.set()
 
     def _apply(self, writes: typing.Sequence[tables.Write]) -> None:

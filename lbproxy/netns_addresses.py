@@ -1,6 +1,7 @@
 """Tells the programs which address the sockets of each network namespace have.
 
-Only while some load balancer IP is restricted to source ranges. An unknown
+Only while some load balancer IP is restricted to source ranges, or while UDP flows are left
+to another proxy, which may be of such sockets. An unknown
 namespace may not use such an IP, so a new pod has to be found quickly: by the
 notices of its devices and addresses, by a look at the names of namespaces every
 second, and by a look at everything now and then.
@@ -13,12 +14,13 @@ import socket
 import time
 import typing
 
-from lbproxy import errors, gate
+from lbproxy import abi, errors, gate
 from lbproxy.core import netns_rows, tables
 from lbproxy.kernel import maps, namespaces, netns_addresses, node
 
 _log = logging.getLogger(__name__)
 
+_HELD_UDP: typing.Final = tables.row_key(abi.constant("HANDOVER_HELD_UDP"))
 _SETTLE_S: typing.Final = 0.02
 _NAMES_S: typing.Final = 1.0
 _EVERYTHING_S: typing.Final = 30.0
@@ -65,6 +67,11 @@ class NetnsAddresses:
         if any(write.table == tables.Table.SOURCE_RANGES for write in writes):
             self._ranges_changed.set()
             self._heard.set()
+
+    def wanted(self) -> None:
+        """Look again whether it is needed; on the event loop."""
+        self._ranges_changed.set()
+        self._heard.set()
 
     async def run(self, ready: asyncio.Event) -> typing.NoReturn:
         """Follow the namespaces from the first full state on, whenever ranges are in force."""
@@ -118,8 +125,11 @@ class NetnsAddresses:
         self._heard.set()
 
     def needed(self) -> bool:
-        """Whether any address is restricted. Raises OSError."""
-        return any(keys for keys, _ in self._kernel.batches(tables.Table.SOURCE_RANGES, 1))
+        """Whether any address is restricted, or any UDP flow held. Raises OSError."""
+        held = self._kernel.row(tables.Table.HANDOVER, _HELD_UDP)
+        return any(held or b"") or any(
+            keys for keys, _ in self._kernel.batches(tables.Table.SOURCE_RANGES, 1)
+        )
 
     def forget(self) -> None:
         """Remove what the programs were told. Raises OSError and AgentError."""

@@ -28,6 +28,7 @@ _REFUSED: typing.Final = (
     "the packet path is off: this kernel refuses its programs ({}); "
     "sockets of this node are served, packets from elsewhere are not"
 )
+_MANY: typing.Final = (devices.Role.INSIDE, devices.Role.PORT)
 _ORDER: typing.Final = {program.name: number for number, program in enumerate(programs.PACKET)}
 
 Report = typing.Callable[[typing.Sequence[str]], None]
@@ -62,11 +63,14 @@ class PacketPath:
         report: Report = lambda _reasons: None,
         refused: str = "",
         writing: gate.Gate | None = None,
+        new_uplink: typing.Callable[[], None] = lambda: None,
     ) -> None:
         """`report` is told of whatever is not as it should be, one line each, whenever that changes.
 
-        `refused` is why there are no programs, where there are none.
+        `refused` is why there are no programs, where there are none. `new_uplink` is called before
+        an uplink gets its programs that has come after all others.
         """
+        self._new_uplink = new_uplink
         self._refused = refused
         self._wanted_at_all = settings.packet_path
         self._choice = choice(settings)
@@ -144,6 +148,9 @@ class PacketPath:
         """Attach to what is there now; returns what is not as it should be."""
         try:
             found = links.look()
+            # For good: it may be that nothing is tracked for a moment.
+            if not self._choice.ports and links.ports_are_tracked():
+                self._choice = self._choice._replace(ports=True)
             planned = devices.plan(found.links, found.default_routes, node_addresses, self._choice)
             reasons = self._missing(found, node_addresses)
             if not any(device.role is devices.Role.UPLINK for device in planned) and not reasons:
@@ -189,6 +196,9 @@ class PacketPath:
         self._told = {index: text for index, text in self._told.items() if index in present}
         wanted = [one for device in planned for one in self._wanted(device)]
         wanted.sort(key=lambda one: _ORDER[one.program])
+        uplinks = {one for one in wanted if one.program == device_links.INGRESS[devices.Role.UPLINK]}
+        if self.settled.is_set() and uplinks - self._attached:
+            self._new_uplink()
         applied = self._datapath.attach(wanted)
 
         lost = [one for one in applied.added if one in self._attached]
@@ -207,7 +217,8 @@ class PacketPath:
         return reasons
 
     def _wanted(self, device: devices.Device) -> typing.Iterator[device_links.Attachment]:
-        yield device_links.Attachment(device.ifindex, device_links.EGRESS)
+        if device.role is not devices.Role.PORT:
+            yield device_links.Attachment(device.ifindex, device_links.EGRESS)
         yield device_links.Attachment(device.ifindex, device_links.INGRESS[device.role])
         if device.role is devices.Role.UPLINK and self._xdp and device.ifindex not in self._no_xdp:
             yield device_links.Attachment(device.ifindex, device_links.XDP, self._xdp)
@@ -224,7 +235,7 @@ class PacketPath:
         text = f"device {device.name}: {device.role} by {how}"
         if self._told.get(device.ifindex) != text:
             self._told[device.ifindex] = text
-            _log.log(logging.DEBUG if device.role is devices.Role.INSIDE else logging.INFO, "%s", text)
+            _log.log(logging.DEBUG if device.role in _MANY else logging.INFO, "%s", text)
 
 
 def _why(error: OSError) -> str:

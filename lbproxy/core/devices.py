@@ -22,6 +22,7 @@ class Role(enum.StrEnum):
     UPLINK = "uplink"
     POD = "pod"
     INSIDE = "inside"
+    PORT = "port"  # of a bridge: what comes in there the bridge's own device serves, but for answers
 
 
 class Address(typing.NamedTuple):
@@ -54,6 +55,7 @@ class Choice(typing.NamedTuple):
     pod_patterns: tuple[str, ...] = ()
     bridge: str = ""
     prefix: str = ""
+    ports: bool = False  # netfilter tracks connections at ports of bridges, too
 
 
 class Device(typing.NamedTuple):
@@ -120,7 +122,10 @@ def _role(
         return Role.UPLINK
     if any(fnmatch.fnmatchcase(link.name, pattern) for pattern in choice.pod_patterns):
         return Role.POD
-    return Role.INSIDE if _switch(link, by_index) is None else None
+    above = _switch(link, by_index)
+    if above is None:
+        return Role.INSIDE
+    return Role.PORT if choice.ports and above.kind == "bridge" and above.ifindex not in uplinks else None
 
 
 def _row(link: Link, by_index: typing.Mapping[int, Link], choice: Choice) -> tables.Device:

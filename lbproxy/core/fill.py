@@ -37,6 +37,7 @@ HOLDS: typing.Final = {
     "earlier_slots": "slot tables that DSR frontends drew from before their last change",
     "scratch": "what a packet program works with while it runs",
     "unassured": "how many rows of flows are of flows whose client has not answered yet",
+    "handover": "who begins flows while another proxy's are taken over, or given back",
     "ticks": "the time, as the packet programs have read it last",
 }
 """What a map holds, in a few words."""
@@ -69,7 +70,7 @@ _LOST: typing.Final = {
 }
 # Ids and blocks are handed out from 1 on: 0 stands for none.
 _WITHOUT_ROW_0: typing.Final = frozenset({"slots", "backends", "services", "localities", *_ONE_A_ROW_OF})
-_FIXED: typing.Final = frozenset({"settings", "counters", "unassured", "ticks", "scratch"})
+_FIXED: typing.Final = frozenset({"settings", "counters", "unassured", "ticks", "scratch", "handover"})
 _COOKIE: typing.Final = slice(0, 8)
 _NO_COOKIE: typing.Final = bytes(8)
 

@@ -44,6 +44,8 @@ _FIN: typing.Final = int(tables.FlowState.FIN)
 _PEER_FIN: typing.Final = int(tables.FlowState.PEER_FIN)
 _BOTH_FIN: typing.Final = _FIN | _PEER_FIN
 _TUNNEL: typing.Final = int(tables.FlowState.TUNNEL)
+_HELD: typing.Final = int(tables.FlowState.HELD)
+_EARLIER: typing.Final = abi.constant("HELD_EARLIER")
 _STATES: typing.Final = 1 << max(map(int, tables.FlowState)).bit_length()
 
 
@@ -60,6 +62,7 @@ class Counts:
     def __init__(self) -> None:
         self.rows = 0
         self.unassured = 0  # rows
+        self.held = 0  # flows that are another proxy's, which are not in `flows`
         self.flows: collections.Counter[Flows] = collections.Counter()
 
 
@@ -90,7 +93,8 @@ def timeout_ticks(settings: tables.Settings, proto: int, state: int) -> int:
     """How long a flow in this state may be idle; whatever is neither TCP nor UDP is SCTP."""
     assured = state & _ASSURED
     if proto == _UDP:
-        return settings.udp_stream_ticks if assured else settings.udp_new_ticks
+        ticks = settings.udp_stream_ticks if assured else settings.udp_new_ticks
+        return ticks - _EARLIER if state & _HELD == _HELD and ticks > _EARLIER else ticks
     if proto != _TCP:
         return settings.sctp_established_ticks if assured else settings.sctp_new_ticks
     if state & _RESET or state & _BOTH_FIN == _BOTH_FIN:
@@ -98,6 +102,16 @@ def timeout_ticks(settings: tables.Settings, proto: int, state: int) -> int:
     if state & _BOTH_FIN:
         return settings.tcp_half_closed_ticks
     return settings.tcp_established_ticks if assured else settings.tcp_new_ticks
+
+
+def held(keys: bytes, rows: bytes) -> dict[bytes, bytes]:
+    """Those rows of a batch whose flows are not ours, by key. Keys and rows are packed in order."""
+    states = rows[_STATE_AT :: _FLOW.size]
+    found = [at for at, state in enumerate(states) if state & _HELD == _HELD]
+    return {
+        keys[at * _KEY.size : (at + 1) * _KEY.size]: rows[at * _FLOW.size : (at + 1) * _FLOW.size]
+        for at in found
+    }
 
 
 def sweep(
@@ -119,6 +133,9 @@ def sweep(
             counts.unassured += count
         # A flow has two rows, or four: of these one is of its first direction and where that comes in.
         if count and stage == _INGRESS and state & _ORIGINAL:
+            if state & _HELD == _HELD:
+                counts.held += count
+                continue
             counts.flows[Flows(proto, bool(state & _ASSURED))] += count
     return [keys[at * _KEY.size : (at + 1) * _KEY.size] for at in expired]
 

@@ -6,7 +6,7 @@ from lbproxy import abi
 from lbproxy.core import addresses, model, tables
 
 _NODE_ADDRESS: typing.Final = abi.LAYOUTS["node_address"]
-_TICK_S: typing.Final = (1 << abi.constant("TICK_SHIFT")) / 1e9
+TICK_S: typing.Final = (1 << abi.constant("TICK_SHIFT")) / 1e9
 _LONGEST_TICKS: typing.Final = 2**31 - 1  # differences of ticks are signed
 _STRANGERS_FACTOR: typing.Final = abi.constant("STRANGERS_FACTOR")
 _STRANGERS_SHIFT: typing.Final = abi.constant("STRANGERS_SHIFT")
@@ -172,7 +172,7 @@ def masquerade_ports(local_range: tuple[int, int], node_ports: tuple[int, int] =
 
 def ticks(duration_s: float) -> int:
     """A time in ticks of the programs' clock: at least so long, and at least one."""
-    return min(max(1, -int(-duration_s // _TICK_S)), _LONGEST_TICKS)
+    return min(max(1, -int(-duration_s // TICK_S)), _LONGEST_TICKS)
 
 
 def _settings(facts: NodeFacts, rules: PacketRules, localhost_node_ports: bool) -> tables.Settings:

@@ -34,6 +34,7 @@ class Table(enum.StrEnum):
     FLOWS = "flows"
     FLOWS_NEW = "flows_new"
     UNASSURED = "unassured"
+    HANDOVER = "handover"
 
 
 class Put(typing.NamedTuple):
@@ -153,6 +154,7 @@ class FlowState(enum.IntFlag):
     RESET = abi.constant("FLOW_RESET")
     TUNNEL = abi.constant("FLOW_TUNNEL")
     MASQUERADED = abi.constant("FLOW_MASQUERADED")
+    HELD = abi.constant("FLOW_HELD")  # both of these
 
 
 class FrontendKey(typing.NamedTuple):

@@ -22,6 +22,7 @@ INGRESS: typing.Final = {
     devices.Role.UPLINK: "tc_from_outside",
     devices.Role.POD: "tc_from_inside",
     devices.Role.INSIDE: "tc_from_inside",
+    devices.Role.PORT: "tc_from_port",
 }
 EGRESS: typing.Final = "tc_to_any"
 XDP: typing.Final = "xdp_from_outside"

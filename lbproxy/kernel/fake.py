@@ -98,6 +98,24 @@ class FakeMaps:
         while batch := list(itertools.islice(left, rows)):
             yield b"".join(key for key, _ in batch), b"".join(row for _, row in batch)
 
+    def put_absent(self, table: str, rows: typing.Mapping[bytes, bytes]) -> int:
+        """Write those rows that are not there."""
+        here = self._rows[table]
+        absent = [tables.Put(tables.Table(table), *row) for row in rows.items() if row[0] not in here]
+        self.apply(absent)
+        return len(absent)
+
+    def exchange(self, table: str, rows: typing.Mapping[bytes, tuple[bytes, bytes]]) -> int:
+        """Replace those rows that are still what they were."""
+        here = self._rows[table]
+        same = [
+            tables.Put(tables.Table(table), key, becomes)
+            for key, (was, becomes) in rows.items()
+            if here.get(key) == was
+        ]
+        self.apply(same)
+        return len(same)
+
     def take(
         self, table: str, keys: typing.Iterable[bytes], unless: typing.Callable[[bytes, bytes], bool]
     ) -> int:

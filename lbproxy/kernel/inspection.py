@@ -118,7 +118,7 @@ def _device(
         if name not in running or running[name].id != held.info.prog_id
     ]
     problem = ""
-    if role is None or device_links.EGRESS not in links:
+    if role is None or (device_links.EGRESS not in links and role is not devices.Role.PORT):
         problem = "only one of its directions is attached"
     elif wrong:
         problem = f"another program is in the place of {', '.join(wrong)}"

@@ -6,6 +6,7 @@ where a node has 10,000 routes, as one that speaks BGP may.
 """
 
 import asyncio
+import pathlib
 import socket
 import struct
 import typing
@@ -19,6 +20,11 @@ _GROUPS: typing.Final = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links; addresses an
 _REQUEST_DUMP: typing.Final = 0x301
 _SEVERAL_TRIES: typing.Final = 4
 
+_BRIDGES_CALL: typing.Final = tuple(
+    pathlib.Path("/proc/sys/net/bridge", name)
+    for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables")
+)
+_TRACKED: typing.Final = pathlib.Path("/proc/sys/net/netfilter/nf_conntrack_count")
 _ERROR, _DONE = 2, 3
 _NEWLINK, _GETLINK = 16, 18
 _NEWADDR, _GETADDR = 20, 22
@@ -56,6 +62,18 @@ class _Message(typing.NamedTuple):
     type: int
     flags: int
     body: bytes
+
+
+def ports_are_tracked() -> bool:
+    """Whether netfilter's tracker sees the frames that come in at ports of bridges (br_netfilter)."""
+    return any(_setting(path) for path in _BRIDGES_CALL) and bool(_setting(_TRACKED))
+
+
+def _setting(path: pathlib.Path) -> int:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
 
 
 def look() -> Found:

@@ -49,6 +49,18 @@ class Maps(typing.Protocol):
         """The keys and the values of a hash table, joined, about so many rows at a time. Raises OSError."""
         ...
 
+    def put_absent(self, table: str, rows: typing.Mapping[bytes, bytes]) -> int:
+        """Write those rows of a hash table that are not there; returns how many. Raises OSError."""
+        ...
+
+    def exchange(self, table: str, rows: typing.Mapping[bytes, tuple[bytes, bytes]]) -> int:
+        """Replace those rows of a hash table that are still the first of two by the second.
+
+        What a program writes in the microsecond between look and write is lost. Returns how many
+        were replaced. Raises OSError.
+        """
+        ...
+
     def take(
         self, table: str, keys: typing.Iterable[bytes], unless: typing.Callable[[bytes, bytes], bool]
     ) -> int:
@@ -188,6 +200,26 @@ class BpfMaps:
         """The keys and the values of a hash map, joined, about so many rows at a time."""
         opened = self._maps[table]
         yield from libbpf.batches(opened.fd, opened.info, rows)
+
+    def put_absent(self, table: str, rows: typing.Mapping[bytes, bytes]) -> int:
+        """Write those rows that are not there."""
+        opened, made = self._maps[table], 0
+        for key, row in rows.items():
+            try:
+                libbpf.update(opened.fd, key, row, libbpf.NOEXIST)
+            except FileExistsError:
+                continue
+            made += 1
+        return made
+
+    def exchange(self, table: str, rows: typing.Mapping[bytes, tuple[bytes, bytes]]) -> int:
+        """Replace those rows that are still what they were."""
+        opened, made = self._maps[table], 0
+        for key, (was, becomes) in rows.items():
+            if opened.row(key) == was:
+                libbpf.update(opened.fd, key, becomes)
+                made += 1
+        return made
 
     def take(
         self, table: str, keys: typing.Iterable[bytes], unless: typing.Callable[[bytes, bytes], bool]

@@ -15,6 +15,9 @@ _ACK: typing.Final = 0x4
 _DUMP: typing.Final = 0x300
 _ERROR: typing.Final = 2
 _DONE: typing.Final = 3
+_BATCH_BEGIN: typing.Final = 0x10
+_BATCH_END: typing.Final = 0x11
+_NESTED: typing.Final = 0x8000
 _RECEIVE_BYTES: typing.Final = 65536
 _TIMEOUT_S: typing.Final = 10.0
 _HEADER: typing.Final = struct.Struct("=IHHII")  # nlmsghdr
@@ -47,16 +50,48 @@ class Netlink:
                 else:
                     yield answer[start:end]
 
-    def request(self, kind: int, request: bytes) -> None:
+    def request(self, kind: int, request: bytes, flags: int = 0) -> None:
         """Have something done. Raises OSError with the kernel's reason where it is not."""
-        self._send(kind, _ACK, request)
+        self._send(kind, _ACK | flags, request)
         answer = self._socket.recv(_RECEIVE_BYTES)
         for answered, start, end in _messages(answer):
             if answered == _ERROR:
                 _check(answer[start:end])
 
+    def batch(self, subsystem: int, requests: collections.abc.Sequence[tuple[int, int, bytes]]) -> None:
+        """Have several things of a netfilter subsystem done at once, or none.
+
+        Of each: kind, flags and payload. Raises OSError with the kernel's reason for the first one
+        that it does not take.
+        """
+        ends = struct.pack("=BBH", 0, 0, socket.htons(subsystem))
+        packed = _packed(_BATCH_BEGIN, _REQUEST, ends)
+        for kind, flags, request in requests:
+            packed += _packed(kind, _REQUEST | _ACK | flags, request)
+        self._socket.send(packed + _packed(_BATCH_END, _REQUEST, ends))
+        left = len(requests)
+        while left > 0:
+            answer = self._socket.recv(_RECEIVE_BYTES)
+            for answered, start, end in _messages(answer):
+                if answered == _ERROR:
+                    _check(answer[start:end])
+                    left -= 1
+
     def _send(self, kind: int, flags: int, request: bytes) -> None:
         self._socket.send(_HEADER.pack(_HEADER.size + len(request), kind, _REQUEST | flags, 1, 0) + request)
+
+
+def _packed(kind: int, flags: int, request: bytes) -> bytes:
+    size = _HEADER.size + len(request)
+    return _HEADER.pack(size, kind, flags, 1, 0) + request + bytes(_aligned(size) - size)
+
+
+def attribute(number: int, value: bytes | collections.abc.Iterable[bytes]) -> bytes:
+    """Pack an attribute: of bytes, or one that holds others."""
+    if not isinstance(value, bytes):
+        number, value = number | _NESTED, b"".join(value)
+    size = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(size, number) + value + bytes(_aligned(size) - size)
 
 
 def attributes(packed: bytes) -> dict[int, bytes]:

@@ -41,6 +41,7 @@ SOCKET: typing.Final = (
 PACKET: typing.Final = (
     Program("tc_to_any", _TC, libbpf.TCX_EGRESS),
     Program("tc_from_inside", _TC, libbpf.TCX_INGRESS),
+    Program("tc_from_port", _TC, libbpf.TCX_INGRESS),
     Program("tc_from_outside", _TC, libbpf.TCX_INGRESS),
     Program("xdp_from_outside", libbpf.PROG_TYPE_XDP, libbpf.XDP),
 )

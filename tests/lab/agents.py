@@ -193,7 +193,10 @@ class Agent:
             assert ended is None, f"the agent ended with status {ended}:\n{self.log}"
             return " ready: " in self.log
 
-        polling.eventually(ready, 30, "readiness")
+        try:
+            polling.eventually(ready, 90, "readiness")
+        except AssertionError as error:
+            raise AssertionError(f"{error}:\n{self.log}") from None
 
     def stop(self) -> int:
         """End it as the kubelet does, and return its exit status."""

@@ -103,10 +103,11 @@ class Harness:
         }
         self.maps = maps.BpfMaps(str(folder / "maps"))
         self.fds = {name: libbpf.obj_get(str(folder / "maps" / name)) for name in abi.MAPS}
-        columns = ("counters", "unassured", "backend_stats", "service_stats", "scratch")
+        columns = ("counters", "unassured", "backend_stats", "service_stats", "scratch", "handover")
         self.columns = {name: _Column(self.fds[name]) for name in columns}
         self.counters = self.columns["counters"].words
         self.unassured = self.columns["unassured"].words
+        self.handover = self.columns["handover"].words
         self.installer = installing.Installer(self.maps, maps.capacity(sizes))
         self.ifindex = self.inside(lambda: {name: number for number, name in socket.if_nameindex()})
         self._out = ctypes.create_string_buffer(packets.LONGEST + _ROOM)

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import typing
 
+from lbproxy import abi
 from lbproxy.core import tables
 from tests.packets import harness, packets, parsing, rewriting
 from tests.packets.parsing import Packet
@@ -26,6 +27,7 @@ _SERVING: typing.Final = (
     tables.BackendState.TERMINATING,
     tables.BackendState.SERVING,
 )
+_HELD_EARLIER: typing.Final = abi.constant("HELD_EARLIER")
 _REDIRECT: typing.Final = 5
 _SETTLED: typing.Final = State.REPLIED | State.ASSURED
 _MTU: typing.Final = 1500
@@ -145,7 +147,8 @@ class Reference:
         """How long a flow may be idle, in ticks."""
         known = self.settings
         if proto == parsing.UDP:
-            return known.udp_stream_ticks if state & State.ASSURED else known.udp_new_ticks
+            ticks = known.udp_stream_ticks if state & State.ASSURED else known.udp_new_ticks
+            return ticks - _HELD_EARLIER if is_held(state) and ticks > _HELD_EARLIER else ticks
         if proto == parsing.SCTP:
             return known.sctp_established_ticks if state & State.ASSURED else known.sctp_new_ticks
         if is_closed(state):
@@ -158,6 +161,11 @@ class Reference:
 def is_closed(state: int) -> bool:
     """Whether a TCP connection is over."""
     return bool(state & State.RESET) or state & _BOTH_FIN == _BOTH_FIN
+
+
+def is_held(state: int) -> bool:
+    """Whether a flow is somebody else's."""
+    return state & State.HELD == State.HELD
 
 
 def partner(key: tables.FlowKey, row: tables.Flow) -> tables.FlowKey:
@@ -227,6 +235,8 @@ class _Serving:
             row = None
         if row:
             self.track(key, row, packet.flags)
+            if is_held(row.state):
+                return self.out
             if row.state & State.TUNNEL:
                 return self.tunnelled(packet, row.addr, row.dport)
             return self.translated(packet, _ends(key, row))
@@ -245,6 +255,7 @@ class _Serving:
         first = self.find(key)
         if (
             first is None
+            or first.state & State.TUNNEL
             or first.state & (State.ORIGINAL | State.MASQUERADED) == State.ORIGINAL
             or (first.state & State.ORIGINAL and not self.still_holds(packet, first))
         ):
@@ -364,7 +375,7 @@ class _Serving:
         if not state & State.ORIGINAL:
             state |= State.REPLIED
         elif state & _SETTLED == State.REPLIED and (
-            not is_tcp or flags & (packets.SYN | packets.ACK) == packets.ACK
+            flags & (packets.SYN | packets.ACK) == packets.ACK if is_tcp else not is_held(state)
         ):
             state |= State.ASSURED
             assured = True
@@ -379,7 +390,7 @@ class _Serving:
         other = self.stored(other_key)
         if other is None or partner(other_key, other) != key:
             return
-        mirrored = other.state & (State.ORIGINAL | State.MASQUERADED) | state & (_SETTLED | State.RESET)
+        mirrored = other.state & (State.ORIGINAL | State.HELD) | state & (_SETTLED | State.RESET)
         if state & State.FIN:
             mirrored |= State.PEER_FIN
         if state & State.PEER_FIN:
@@ -422,6 +433,8 @@ class _Serving:
         row = self.find(answer)
         if row is None:
             return self.error_of_nobody(packet, quoted, answer)
+        if is_held(row.state):
+            return self.out
         if packet.ipv4 and self.frame[packet.l4] == _REDIRECT:
             return self.dropped()
         if row.state & State.TUNNEL:

@@ -210,7 +210,7 @@ CASES = {
     # others
     "kube-proxy": Case(but(others={"processes": (PROXY,)}), "kube-proxy", WARNING, "pid 12", "DaemonSet"),
     "kube-proxy's rules": Case(
-        but(others={"leftovers": RULES}), "kube-proxy", WARNING, "in force: iptables-nft", "cleanup --kube"
+        but(others={"leftovers": RULES}), "kube-proxy", WARNING, "in force: iptables-nft", "migrate take-over"
     ),
     "both": Case(
         but(others={"processes": (PROXY,), "leftovers": RULES}),

@@ -455,6 +455,7 @@ def test_a_table_of_one_size_has_no_percent(pinned: Pinned, capsys: pytest.Captu
         "unassured",
         "ticks",
         "scratch",
+        "handover",
         "total",
     }
     assert shown["backends"][2:5] == ["0", "255", "0.00%"]

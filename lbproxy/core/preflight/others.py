@@ -31,14 +31,14 @@ def _kube_proxy(others: facts.Others, *, processes_seen: bool) -> findings.Findi
         return findings.warning(
             _KUBE_PROXY,
             f"runs (pid {', '.join(str(one.pid) for one in running)})" + (f": {rules}" if rules else ""),
-            "for a trial it may stay: its rules see what lbproxy leaves alone. To replace it, take its "
-            "DaemonSet off this node once lbproxy serves, then lbproxy cleanup --kube-proxy",
+            "it may stay: its rules see what lbproxy leaves alone, and what it has begun goes on. To replace "
+            "it, take its DaemonSet off this node once lbproxy serves, then lbproxy migrate take-over",
         )
     if rules:
         return findings.warning(
             _KUBE_PROXY,
             f"does not run here, but its rules are in force: {rules}",
-            "once lbproxy serves: lbproxy cleanup --kube-proxy",
+            "once lbproxy serves: lbproxy migrate take-over",
         )
     running_at_all = "does not run here" if processes_seen else "is not seen"
     if others.unseen:

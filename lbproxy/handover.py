@@ -1,0 +1,234 @@
+"""Takes a node over from a proxy that is already there, with none of its flows broken.
+
+A flow stays with whoever began it. What the kernel's tracker translates, by kube-proxy's
+rules, goes on there until it ends: such flows are held, as rows of `flows` that make the
+packet programs pass them on. Only new ones are ours.
+
+1. `begin`, before the packet path is attached: from now on the programs hold what they do not
+   know, and begin nothing.
+2. `finish`, once it is attached and every service is in the kernel: what the tracker has is
+   held too, and from then on new flows are ours. What began before is in the tracker, what
+   began in between the programs have seen.
+3. While anything is held, the rows are kept as the tracker's entries are: so the programs and
+   the tracker agree on whose a flow is, also where its packets do not come by here.
+
+Removing the last rules that use the tracker or its translation ends both, whatever flows
+there are; so as long as any is held there is a table of our own that uses them
+(`kernel/anchor.py`).
+"""
+
+import asyncio
+import collections
+import logging
+import time
+import typing
+
+from lbproxy import abi, errors, flow_table, gate
+from lbproxy.core import addresses, conntrack, flows, model, tables
+from lbproxy.kernel import anchor, maps
+from lbproxy.kernel import conntrack as tracker
+
+_log = logging.getLogger(__name__)
+
+_BATCH_ROWS: typing.Final = 4096
+# A row whose packet is still on its way has no entry yet: it goes when twice none was found.
+_SOON_S: typing.Final = 0.5
+_INTERVAL_S: typing.Final = 10.0
+_PAUSES: typing.Final = 50.0  # not for more of the time than a fiftieth
+_ROW: typing.Final = tables.row_key(0)
+_LEARN: typing.Final = tables.row_key(abi.constant("HANDOVER_LEARN"))
+_HELD_UDP: typing.Final = tables.row_key(abi.constant("HANDOVER_HELD_UDP"))
+_RETURN: typing.Final = tables.row_key(abi.constant("HANDOVER_RETURN"))
+_PACKETS: typing.Final = abi.constant("LEARN_PACKETS")
+_SOCKETS: typing.Final = abi.constant("LEARN_SOCKETS")
+_STATE_AT: typing.Final = abi.LAYOUTS["flow"].offset("state")
+
+Entries = typing.Callable[[], typing.Iterator[conntrack.Entry]]
+
+
+class HandOver:
+    """What is held, and whether it is being learned."""
+
+    def __init__(
+        self,
+        kernel: maps.Maps,
+        *,
+        writing: gate.Gate | None = None,
+        entries: Entries = tracker.translated,
+        keeper: anchor.Keeper | None = None,
+        clock: typing.Callable[[], int] = flow_table.tick,
+        changed: typing.Callable[[], None] = lambda: None,
+    ) -> None:
+        """`changed` is told, on the event loop, when flows of UDP are held or no longer are."""
+        self._kernel = kernel
+        self._writing = writing or gate.Gate()
+        self._entries = entries
+        self._keeper = keeper or anchor.Keeper()
+        self._clock = clock
+        self._changed = changed
+        self._due = asyncio.Event()
+        self._missing: set[bytes] = set()
+        self._said_udp = False
+        self._took_s = 0.0  # of processor time, for a look
+        self.counts: collections.Counter[int] = collections.Counter()  # flows held, by protocol
+
+    @property
+    def learning(self) -> bool:
+        """Whether an earlier process has begun, and not finished. Raises OSError."""
+        return any(self._kernel.row(tables.Table.HANDOVER, _LEARN) or b"")
+
+    @property
+    def returning(self) -> bool:
+        """Whether `lbproxy migrate return` has said that no flow is to be begun. Raises OSError."""
+        return any(self._kernel.row(tables.Table.HANDOVER, _RETURN) or b"")
+
+    def begin(self, *, sockets: bool) -> None:
+        """Have the programs hold what they do not know, of unconnected sockets only if `sockets`.
+
+        Raises AgentError.
+        """
+        self._put(_LEARN, _PACKETS | (_SOCKETS if sockets else 0))
+
+    def finish(self, prepare: typing.Callable[[], object] = lambda: None) -> None:
+        """Hold what the tracker has, then let the programs begin flows. Raises OSError and AgentError.
+
+        `prepare` is called in between, where flows of UDP are held.
+        """
+        began_s = time.monotonic()
+        try:
+            self.look()
+            if self.counts[model.Protocol.UDP]:
+                prepare()
+        finally:
+            self._put(_LEARN, 0)
+        # What was learned meanwhile is in the tracker by now, with all its addresses.
+        self.look()
+        took_ms = (time.monotonic() - began_s) * 1e3
+        if total := self.counts.total():
+            parts = ", ".join(f"{model.Protocol(one).name} {n}" for one, n in sorted(self.counts.items()))
+            _log.info(
+                "took over: %d flows (%s) of another proxy stay with it until they end; took=%.0fms",
+                total,
+                parts,
+                took_ms,
+            )
+        else:
+            _log.info("no flow of another proxy to be left alone; took=%.0fms", took_ms)
+
+    def started(self) -> None:
+        """Look after what is held from now on; on the event loop."""
+        self._due.set()
+
+    async def run(self) -> typing.NoReturn:
+        """Keep the rows as the tracker's entries are, while anything is held."""
+        failure = ""
+        while True:
+            await self._due.wait()
+            self._tell()
+            pause_s = _SOON_S
+            while True:
+                await asyncio.sleep(pause_s)
+                try:
+                    async with self._writing.shared():
+                        left = await asyncio.to_thread(self.look)
+                except (OSError, errors.AgentError) as error:
+                    if str(error) != failure:
+                        _log.error("cannot look after the flows of another proxy: %s", error)
+                    failure, left = str(error), 1
+                else:
+                    failure = ""
+                self._tell()
+                if not left:
+                    break
+                pause_s = max(_INTERVAL_S, _PAUSES * self._took_s)
+            self._due.clear()
+            _log.debug("no flow of another proxy is left")
+
+    def look(self) -> int:
+        """Make the rows what the tracker's entries are; returns how many rows are held.
+
+        Raises OSError and AgentError.
+        """
+        began_s = time.thread_time()
+        settings = tables.settings(self._kernel.row(tables.Table.SETTINGS, _ROW) or b"")
+        held: dict[bytes, bytes] = {}
+        for keys, packed in self._kernel.batches(tables.Table.FLOWS, _BATCH_ROWS):
+            held |= flows.held(keys, packed)
+        frontends = _Frontends(self._kernel)
+        counts: collections.Counter[int] = collections.Counter()
+        found: set[bytes] = set()
+        absent: dict[bytes, bytes] = {}
+        stale: dict[bytes, tuple[bytes, bytes]] = {}
+        now = self._clock()
+        for entry in self._entries():
+            service = frontends.service(entry)
+            if service is None:
+                continue
+            rows = conntrack.rows(entry, now, settings, service)
+            found.update(rows)
+            # One that is over is only kept from others as long as its last packets may come.
+            if not entry.over:
+                counts[entry.proto] += 1
+                absent |= {key: row for key, row in rows.items() if key not in held}
+            for key, row in rows.items():
+                if key in held and (new := conntrack.renewed(entry, held[key], row, now, settings)):
+                    stale[key] = held[key], new
+        # Before anything is held: once it is, the rules may go at any moment.
+        self._keeper.keep(needed=bool(counts))
+        self._put(_HELD_UDP, int(bool(counts[model.Protocol.UDP])))
+        # A dead row's key may be a flow's of ours by now.
+        self._kernel.exchange(tables.Table.FLOWS, stale)
+        self._kernel.put_absent(tables.Table.FLOWS, absent)
+        missing = held.keys() - found
+        self._kernel.take(tables.Table.FLOWS, missing & self._missing, _is_ours)
+        left = len(held) + len(absent) - len(missing & self._missing)
+        self._missing = missing - self._missing
+        self.counts = counts
+        self._took_s = time.thread_time() - began_s
+        return left
+
+    def _tell(self) -> None:
+        udp = bool(self.counts[model.Protocol.UDP])
+        if udp != self._said_udp:
+            self._said_udp = udp
+            self._changed()
+
+    def _put(self, row: bytes, value: int) -> None:
+        packed = value.to_bytes(8, tables.BYTE_ORDER)
+        if self._kernel.row(tables.Table.HANDOVER, row) != packed:
+            self._kernel.apply([tables.Put(tables.Table.HANDOVER, row, packed)])
+
+
+def theirs(kernel: maps.Maps, entries: Entries = tracker.translated) -> collections.Counter[int]:
+    """The flows to our frontends that the tracker translates, by protocol. Raises OSError."""
+    frontends = _Frontends(kernel)
+    found = (one.proto for one in entries() if not one.over and frontends.service(one) is not None)
+    return collections.Counter(found)
+
+
+class _Frontends:
+    """Which service an entry is of: found under its address, or under its port on one of this node."""
+
+    def __init__(self, kernel: maps.Maps) -> None:
+        self._kernel = kernel
+        self._known: dict[tuple[bytes, bytes, int], int | None] = {}
+
+    def service(self, entry: conntrack.Entry) -> int | None:
+        """The id of the service port; None where the address is none of ours."""
+        place = (entry.original.dst, entry.original.dport, entry.proto)
+        if place not in self._known:
+            self._known[place] = self._look(*place)
+        return self._known[place]
+
+    def _look(self, address: bytes, port: bytes, proto: int) -> int | None:
+        key = tables.FrontendKey(address, port, proto, tables.SCOPE_ADDRESS)
+        row = self._kernel.row(tables.Table.FRONTENDS, key.pack())
+        if row is None and self._kernel.row(tables.Table.NODE_ADDRESSES, address) is not None:
+            zero = addresses.IPV4_ZERO if address.startswith(addresses.IPV4_PREFIX) else bytes(16)
+            key = tables.FrontendKey(zero, port, proto, tables.SCOPE_NODE_PORT)
+            row = self._kernel.row(tables.Table.FRONTENDS, key.pack())
+        return None if row is None else tables.frontend(row).service
+
+
+def _is_ours(_key: bytes, row: bytes) -> bool:
+    return not conntrack.is_held(row[_STATE_AT])

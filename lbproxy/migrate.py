@@ -1,0 +1,224 @@
+"""`lbproxy migrate`: from kube-proxy to lbproxy and back, on this node, without breaking a connection.
+
+The agent does what is hard, and by itself: when it starts it leaves to kube-proxy what kube-proxy
+has begun (`handover.py`). What is left is to remove kube-proxy's rules once it is gone, and for the
+way back to stop beginning flows, and to see when the last one has ended.
+"""
+
+import argparse
+import contextlib
+import pathlib
+import sys
+from collections.abc import Iterator
+
+import msgspec
+
+from lbproxy import abi, errors, flow_table, handover, leftovers, output, render
+from lbproxy.core import conntrack, flows, model, tables
+from lbproxy.kernel import anchor, inspection, maps, surroundings
+from lbproxy.kernel import conntrack as tracker
+
+_RETURN = tables.row_key(abi.constant("HANDOVER_RETURN"))
+_LEARN = tables.row_key(abi.constant("HANDOVER_LEARN"))
+_ROW = tables.row_key(0)
+_BATCH_ROWS = 4096
+_KUBE_PROXY = "kube-proxy"
+_HOW_TO_STOP = (
+    "take its DaemonSet off this node, for instance: kubectl -n kube-system patch daemonset kube-proxy -p "
+    '\'{"spec":{"template":{"spec":{"nodeSelector":{"lbproxy.io/no":"where"}}}}}\''
+)
+
+
+class Status(msgspec.Struct, frozen=True):
+    """How far the way is. Flows are of packets; sockets go on by themselves, whoever balances."""
+
+    agent_running: bool
+    returning: bool  # no flow is begun any more
+    learning: bool  # the agent is about to take over
+    kube_proxy_running: bool
+    kube_proxy_rules: list[str]  # what of kube-proxy is in force, where tools to look are installed
+    not_looked_for: list[str]  # whose tools are not
+    kept_alive: bool  # by the table inet lbproxy-handover
+    flows_of_kube_proxy: dict[str, int]  # to addresses that lbproxy serves, by protocol
+    flows_of_lbproxy: dict[str, int]
+    sockets_of_lbproxy: int
+
+
+def main(args: argparse.Namespace) -> int:
+    """Do what `args.step` names; returns the exit status. Raises AgentError."""
+    with contextlib.closing(inspection.open_maps(args.bpffs)) as opened:
+        match args.step:
+            case "status":
+                found = read(args.bpffs, opened)
+                render.show(found, args.output, lambda: _present(found))
+                return 0
+            case "take-over":
+                return _take_over(args.bpffs, opened, dry_run=args.dry_run)
+            case "return":
+                return _return(args.bpffs, opened, dry_run=args.dry_run, force=args.force)
+    raise ValueError(args.step)
+
+
+def read(root: pathlib.Path, opened: maps.BpfMaps) -> Status:
+    """Look at everything. Raises AgentError where the kernel can not be asked."""
+    try:
+        theirs = handover.theirs(opened, tracker.translated)
+    except OSError as error:
+        raise errors.AgentError(f"cannot read the connection tracker: {error.strerror}") from error
+    settings = tables.settings(opened.row(tables.Table.SETTINGS, _ROW) or b"")
+    counts = flows.Counts()
+    deadlines = flows.Deadlines(settings, flow_table.tick())
+    for keys, rows in opened.batches(tables.Table.FLOWS, _BATCH_ROWS):
+        flows.sweep(keys, rows, deadlines, counts)
+    ours: dict[str, int] = {}
+    for kind, count in sorted(counts.flows.items()):
+        name = model.Protocol(kind.proto).name
+        ours[name] = ours.get(name, 0) + count
+    return Status(
+        inspection.agent(root).running,
+        _is_set(opened, _RETURN),
+        _is_set(opened, _LEARN),
+        bool(_kube_proxies()),
+        leftovers.present(),
+        leftovers.unseen(),
+        anchor.exists(),
+        {model.Protocol(proto).name: count for proto, count in sorted(theirs.items())},
+        ours,
+        sum(1 for _, row in opened.rows("sockets") if any(row[:8])),
+    )
+
+
+def _take_over(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool) -> int:
+    found = read(root, opened)
+    if not found.agent_running:
+        raise errors.AgentError(
+            "no lbproxy agent runs here: start one first; it leaves open connections alone"
+        )
+    if found.learning:
+        raise errors.AgentError("the agent is not ready yet: try again when /healthz says 200")
+    if running := _kube_proxies():
+        pids = ", ".join(map(str, running))
+        raise errors.AgentError(
+            f"kube-proxy runs here (pid {pids}), and would write its rules again: {_HOW_TO_STOP}"
+        )
+    kept = _said(found.flows_of_kube_proxy)
+    output.write(f"connections that kube-proxy began, and that stay as they are: {kept}")
+    if dry_run:
+        for what in found.kube_proxy_rules:
+            output.write(f"would remove: {what}")
+        if found.returning:
+            output.write("would begin new flows again")
+        return 0
+    if found.returning:
+        _set(opened, _RETURN, 0)
+        output.write("new flows are lbproxy's again")
+    if found.flows_of_kube_proxy:
+        # The agent has made it long ago, but for flows that have come in the last seconds.
+        try:
+            anchor.make()
+        except OSError as error:
+            raise errors.AgentError(f"cannot make table inet {anchor.NAME}: {error.strerror}") from error
+    done = leftovers.Cleanup()
+    done.all()
+    for what in done.removed:
+        output.write(f"removed: {what}")
+    left = leftovers.present()
+    for what in (*done.failed, *(f"{what} is still there" for what in left)):
+        print(f"lbproxy: error: {what}", file=sys.stderr)
+    if done.failed or left:
+        return 1
+    for tool in found.not_looked_for:
+        output.write(f"not looked for, since its tools are not installed here: {tool}")
+    still = _said(handover.theirs(opened, tracker.translated))
+    output.write(f"taken over. Connections that kube-proxy began and that go on: {still}")
+    return 0
+
+
+def _return(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool, force: bool) -> int:
+    found = read(root, opened)
+    if not (found.kube_proxy_running or found.kube_proxy_rules or force):
+        raise errors.AgentError(
+            "kube-proxy is not to be seen here, and nobody would serve new connections: start it first, "
+            "beside lbproxy (ports 10256 and 10249 it gets when lbproxy ends); --force where it is there"
+        )
+    ours = _said(found.flows_of_lbproxy)
+    if dry_run:
+        output.write(f"would begin no flow any more, and leave new ones to kube-proxy; going on: {ours}")
+        return 0
+    settings, now = tables.settings(opened.row(tables.Table.SETTINGS, _ROW) or b""), flow_table.tick()
+
+    def reserve() -> int:
+        batches = opened.batches(tables.Table.FLOWS, _BATCH_ROWS)
+        return tracker.reserve(one for batch in batches for one in conntrack.reserved(*batch, now, settings))
+
+    try:
+        # Before and after: else what begins meanwhile, or what kube-proxy begins at once, had none.
+        count = reserve()
+        _set(opened, _RETURN, 1)
+        count += reserve()
+    except OSError as error:
+        print(f"lbproxy: cannot keep ports from kube-proxy: {error.strerror}", file=sys.stderr)
+        _set(opened, _RETURN, 1)
+    else:
+        if count:
+            output.write(
+                f"{count} ports that flows are masqueraded with are reserved in the connection tracker"
+            )
+    output.write("new flows are kube-proxy's from now on, also after a restart of the agent")
+    output.write(f"what goes on with lbproxy: {ours}; `lbproxy migrate status` says when it has ended")
+    output.write(
+        "then stop the agent and run: lbproxy cleanup. `lbproxy migrate take-over` changes your mind"
+    )
+    return 0
+
+
+def _present(found: Status) -> Iterator[render.Table | str]:
+    if found.returning:
+        state = "returning: new flows are kube-proxy's"
+        if not found.flows_of_lbproxy:
+            state += "; none of lbproxy's is left: stop the agent, then lbproxy cleanup"
+    elif found.learning:
+        state = "the agent is about to take over"
+    elif found.kube_proxy_running or found.kube_proxy_rules:
+        state = "lbproxy serves new flows; kube-proxy's rules are to go: lbproxy migrate take-over"
+    else:
+        state = "lbproxy serves"
+    rules = ", ".join(found.kube_proxy_rules) or "none"
+    if found.not_looked_for:
+        rules += f" (not looked for: {', '.join(found.not_looked_for)})"
+    yield render.Table(
+        ("WHAT", "HOW IT IS"),
+        [
+            ("state", state),
+            ("agent", "runs" if found.agent_running else "does not run"),
+            ("kube-proxy", "runs" if found.kube_proxy_running else "does not run here, or is not seen"),
+            ("kube-proxy's rules", rules),
+            ("connections kube-proxy began", _said(found.flows_of_kube_proxy)),
+            (
+                "kept alive without its rules",
+                f"yes, by table inet {anchor.NAME}" if found.kept_alive else "no",
+            ),
+            ("flows lbproxy translates", _said(found.flows_of_lbproxy)),
+            ("sockets led to a backend", found.sockets_of_lbproxy),
+        ],
+        prose=True,
+    )
+
+
+def _said(counts: dict[str, int] | dict[int, int]) -> str:
+    named = {
+        one if isinstance(one, str) else model.Protocol(one).name: count for one, count in counts.items()
+    }
+    return ", ".join(f"{count} {name}" for name, count in named.items()) or "none"
+
+
+def _kube_proxies() -> list[int]:
+    return [one.pid for one in surroundings.neighbours() if one.command == _KUBE_PROXY]
+
+
+def _is_set(opened: maps.BpfMaps, row: bytes) -> bool:
+    return any(opened.row(tables.Table.HANDOVER, row) or b"")
+
+
+def _set(opened: maps.BpfMaps, row: bytes, value: int) -> None:
+    opened.apply([tables.Put(tables.Table.HANDOVER, row, value.to_bytes(8, tables.BYTE_ORDER))])
