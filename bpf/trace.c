@@ -122,9 +122,10 @@ static __always_inline bool is_there(const struct trace_filter *f, const __be32 
 static __always_inline bool is_wanted(const struct trace_filter *f, const __be32 addr[4],
 				      __be16 port, __u8 proto, __u32 *service)
 {
-	*service = service_of(addr, port, proto);
+	*service = LB_TRACE_NO_SERVICE;
 	if ((f->flags & LB_TRACE_TO) && !is_there(f, addr, port, proto))
 		return false;
+	*service = service_of(addr, port, proto);
 	if (f->flags & LB_TRACE_SERVICE)
 		return trace_services.lookup(service) != NULL;
 	return (f->flags & LB_TRACE_TO) || *service != LB_TRACE_NO_SERVICE;

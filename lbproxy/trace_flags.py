@@ -12,9 +12,9 @@ into at which device, and what became of it in the end. Without --from, --to or 
 connection to any service.
 
 It changes nothing and refuses nothing. Its programs are attached beside lbproxy's for as long as it
-runs, and go with it, however it ends; while nobody traces there is nothing to pay. Meanwhile a connection
-that is not followed costs a look-up or two more. It needs root (or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON),
-and Linux 6.1; packets need 6.6.
+runs, and go with it, however it ends; while nobody traces there is nothing to pay. Meanwhile each packet
+at a device of lbproxy's costs some 0.1 to 0.2 microseconds more, also one that is not followed. It needs
+root (or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON), and Linux 6.1; packets need 6.6.
 
 A line is one step: the seconds since the first, the number of the connection, where it was seen, and what:
   socket    connect(), sendmsg() and what TCP made of it, in the cgroup that lbproxy serves
