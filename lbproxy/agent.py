@@ -223,7 +223,9 @@ class _Agent:
             )
         except OSError as error:
             raise errors.AgentError(f"cannot read the datapath's tables: {error}") from error
-        flows = flow_table.FlowTable(kernel, counted=open_connections.OfLedger(control))
+        flows = flow_table.FlowTable(
+            kernel, counted=open_connections.OfLedger(control), writing=self._writing
+        )
         self._telemetry.attach(
             controller=control,
             kernel=kernel,

@@ -11,7 +11,7 @@ import logging
 import time
 import typing
 
-from lbproxy import abi, errors, open_connections
+from lbproxy import abi, errors, gate, open_connections
 from lbproxy.core import flows, tables
 from lbproxy.kernel import maps
 
@@ -49,8 +49,10 @@ class FlowTable:
         kernel: maps.Maps,
         clock: typing.Callable[[], int] = tick,
         counted: open_connections.Counted = open_connections.nobody,
+        writing: gate.Gate | None = None,
     ) -> None:
-        """`counted` are the backends whose open connections matter."""
+        """`counted` are the backends whose open connections matter; `writing` is passed for each look."""
+        self._writing = writing or gate.Gate()
         self._kernel = kernel
         self._counted = counted
         self._counted_anew = 0
@@ -64,7 +66,9 @@ class FlowTable:
         while True:
             began_s = time.monotonic()
             try:
-                expired = await asyncio.to_thread(self.look, self._most())
+                # Loads that are read from one table and put right in another would be wrong.
+                async with self._writing.shared():
+                    expired = await asyncio.to_thread(self.look, self._most())
             except (OSError, errors.AgentError) as error:
                 if str(error) != failure:
                     _log.error("cannot look after the flow table: %s", error)
