@@ -4,6 +4,7 @@ import json
 import random
 import typing
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -249,6 +250,28 @@ def test_a_verdict_costs_a_pass_of_its_service_alone() -> None:
     assert not agent.reconciler.health
     agent.reconciler.health_changed(model.ServiceName("default", "nobody"))
     assert not agent.reconciler.pending
+
+
+def test_who_is_back_starts_slowly_where_its_service_asks_for_that() -> None:
+    agent = test_reconcile.Agent()
+    service = msgspec.structs.replace(test_reconcile.service(), slow_start_s=10.0)
+    agent.take(test_reconcile.upsert(service), test_reconcile.upsert(test_reconcile.slice_of()))
+    agent.take(*test_reconcile.SYNCED)
+    agent.settle(100.0)
+    port = model.PortKey(WEB, "", model.Protocol.TCP, model.Family.IPV4)
+
+    def weights() -> list[int]:
+        rows = agent.reconciler.ledger.installed[port].backends.values()
+        return [tables.backend(row).weight for row in rows]
+
+    first = tables.backend(next(iter(agent.reconciler.ledger.installed[port].backends.values())))
+    assert weights() == [1, 1]
+    for usable in (False, True):
+        agent.reconciler.health.note(port, topology.Place(first.addr, 8080), PASSIVE, usable, "ill")
+        agent.reconciler.health_changed(WEB)
+        agent.settle(110.0)
+    ramping, other = weights()
+    assert 0 < ramping < other
 
 
 @given(strategies.clusters(), st.data())
