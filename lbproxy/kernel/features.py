@@ -24,6 +24,12 @@ FEATURES: typing.Final = (
     Feature("cgroup socket address programs", "4.17", _ADDR, None),
     Feature("cgroup socket programs", "4.10", _SOCK, None),
     Feature("bpf_get_netns_cookie for socket address programs", "5.7", _ADDR, 122),
+    Feature(
+        "bpf_sock_ops_cb_flags_set, so that failed connections are seen",
+        "4.16",
+        libbpf.PROG_TYPE_SOCK_OPS,
+        59,
+    ),
     Feature("bpf_ktime_get_coarse_ns", "5.11", _ADDR, 160),
     Feature("bpf_set_retval, so that a connect can be refused", "5.18", _ADDR, 187),
 )
