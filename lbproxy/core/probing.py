@@ -11,7 +11,7 @@ import heapq
 import itertools
 import random
 import typing
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 from lbproxy.core import addresses, model, probe, state, token_bucket, topology
 
@@ -120,13 +120,32 @@ class Probing:
         return changes
 
     def _want(self, name: model.ServiceName, wanted: dict[User, Target], now_s: float) -> list[Change]:
-        before = self._wanted.get(name, {})
-        down = self._down.get(name, {})
-        if wanted == before and down.keys() <= wanted.keys():
-            return []
+        down = self._down.setdefault(name, {})
+        self._join(name, wanted, down, now_s)
         changes = []
-        joined = [(user, target) for user, target in wanted.items() if before.get(user) != target]
-        for user, target in joined:
+        for user in [user for user in down if user not in wanted]:
+            del down[user]
+            changes.append(Change(user, usable=True, reason="no longer probed", loud=False))
+        for user, target in wanted.items():
+            known = self._states[target]
+            # Also of one that was down before: who went and came back between two looks has been forgotten.
+            if not known.up or user in down:
+                changes.append(self._verdict(user, known, loud=False))
+        if not down:
+            del self._down[name]
+        self._compact()
+        return changes
+
+    def _join(
+        self, name: model.ServiceName, wanted: dict[User, Target], down: Mapping[User, str], now_s: float
+    ) -> None:
+        """Put users to their targets, and take them from those that they had."""
+        before = self._wanted.pop(name, {})
+        if wanted:
+            self._wanted[name] = wanted
+        for user, target in wanted.items():
+            if before.get(user) == target:
+                continue
             known = self._states.get(target)
             if known is None:
                 known = self._states[target] = _State(up=user not in down, now_s=now_s)
@@ -137,21 +156,6 @@ class Probing:
         for user, target in before.items():
             if wanted.get(user) != target:
                 self._leave(user, target)
-        if wanted:
-            self._wanted[name] = wanted
-        else:
-            self._wanted.pop(name, None)
-        for user, target in joined:
-            known = self._states[target]
-            if known.up == (user in down):
-                changes.append(self._verdict(user, known, loud=False))
-        for user in [user for user in down if user not in wanted]:
-            del down[user]
-            changes.append(Change(user, usable=True, reason="no longer probed", loud=False))
-        if not down:
-            self._down.pop(name, None)
-        self._compact()
-        return changes
 
     def _leave(self, user: User, target: Target) -> None:
         known = self._states[target]
@@ -207,7 +211,11 @@ class Probing:
             return []
         known.streak, known.up, known.reason = 0, result.passed, result.reason
         loud = known.sayings.take(now_s)
-        return [self._verdict(user, known, loud=loud) for user in known.users]
+        changes = [self._verdict(user, known, loud=loud) for user in known.users]
+        for name in {user.port.service for user in known.users}:
+            if not self._down[name]:
+                del self._down[name]
+        return changes
 
     def _schedule(self, target: Target, known: _State, due_s: float) -> None:
         known.attempt = 0
@@ -230,8 +238,6 @@ class Probing:
         of_service = self._down.setdefault(user.port.service, {})
         if known.up:
             of_service.pop(user, None)
-            if not of_service:
-                del self._down[user.port.service]
         else:
             of_service[user] = known.reason
         return Change(user, known.up, known.reason, loud)

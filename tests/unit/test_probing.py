@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbproxy.core import addresses, events, model, plan, probe, probing, state, topology
+from lbproxy.core import addresses, events, health, model, plan, probe, probing, state, topology
 from tests import strategies
 from tests.unit import test_health_checks as objects
 
 WEB, IPV4, IPV6 = objects.WEB, objects.IPV4, objects.IPV6
 TCP = probe.Probe(probe.Kind.TCP, interval_s=10.0, rise=2, fall=3, jitter=0.5)
+OTHER = model.ServiceName("shop", "other")
 PASSED, FAILED = probing.Result(passed=True), probing.Result(passed=False, reason="refused")
 UDP_PORT = model.SlicePort("dns", model.Protocol.UDP, 5353)
 Values = dict[str, object]
@@ -38,7 +39,10 @@ def service(asked: probe.Probe | None = TCP, **changes: object) -> model.Service
 
 
 class Cluster:
-    """A Service `shop/web`, whose endpoints and probe change, and what a Probing makes of it."""
+    """A Service `shop/web`, whose endpoints and probe change, and what a Probing makes of it.
+
+    `shop/other` has the same endpoints, once it is annotated.
+    """
 
     def __init__(
         self, *hosts: str, seed: int = 1, asked: probe.Probe | None = TCP, **changes: object
@@ -49,30 +53,42 @@ class Cluster:
         self.told: dict[probing.User, bool] = {}
         self.changes: list[probing.Change] = []
         self.ports = (objects.HTTP, UDP_PORT)
-        self.annotate(asked, **changes)
+        self.annotate(asked, WEB, **changes)
         self.has(*hosts)
 
-    def annotate(self, asked: probe.Probe | None, **changes: object) -> None:
-        value = service(asked, **changes)
-        self.state.apply(events.Upsert(events.Kind.SERVICE, events.ObjectName(*WEB), value))
+    def annotate(self, asked: probe.Probe | None, name: model.ServiceName = WEB, **changes: object) -> None:
+        value = service(asked, name=name, **changes)
+        self.state.apply(events.Upsert(events.Kind.SERVICE, events.ObjectName(*name), value))
         self.look()
 
     def has(self, *hosts: str) -> None:
         for family in model.Family:
             those = [host for host in hosts if (":" in host) == (family is IPV6)]
-            upsert = objects.slice_of(
-                *map(objects.endpoint, those), ports=self.ports, family=family, name=f"web-{family.value}"
-            )
-            self.state.apply(upsert)
+            endpoints = tuple(map(objects.endpoint, those))
+            for owner in (WEB, OTHER):
+                name = f"{owner.name}-{family.value}"
+                value = model.EndpointSlice("shop", name, owner, family, self.ports, endpoints, 0.0)
+                slice_name = events.ObjectName("shop", name)
+                self.state.apply(events.Upsert(events.Kind.ENDPOINT_SLICE, slice_name, value))
         self.look()
 
     def look(self) -> None:
-        self.take(self.probing.look(self.state, [WEB], self.now_s))
+        self.take(self.probing.look(self.state, [WEB, OTHER], self.now_s))
 
     def take(self, changes: list[probing.Change]) -> None:
         for change in changes:
+            # As the book of health does: what it knows is no news.
+            if self.told.get(change.user, True) != change.usable:
+                self.changes.append(change)
             self.told[change.user] = change.usable
-        self.changes += changes
+
+    def wanted(self) -> dict[probing.User, probing.Target]:
+        """What is to be asked now, for whom."""
+        found: dict[probing.User, probing.Target] = {}
+        for name in (WEB, OTHER):
+            if (known := self.state.service(name)) is not None:
+                found |= probing.users(known, self.state.slices(name), objects.NODE, "")
+        return found
 
     def asks(self, most: int = 1000) -> list[probing.Attempt]:
         """Go to when the next is due, and take what is due then."""
@@ -86,10 +102,15 @@ class Cluster:
                 self.take(self.probing.finished(attempt, result, self.now_s))
 
 
-def user(host: str, port_name: str = "http", protocol: model.Protocol = model.Protocol.TCP) -> probing.User:
+def user(
+    host: str,
+    port_name: str = "http",
+    protocol: model.Protocol = model.Protocol.TCP,
+    service: model.ServiceName = WEB,
+) -> probing.User:
     address = objects.packed(host)
     number = objects.HTTP.port if port_name == "http" else UDP_PORT.port
-    key = model.PortKey(WEB, port_name, protocol, addresses.family_of(address))
+    key = model.PortKey(service, port_name, protocol, addresses.family_of(address))
     return probing.User(key, topology.Place(address, number))
 
 
@@ -145,24 +166,44 @@ def test_a_target_is_asked_once_whatever_leads_to_it() -> None:
 def test_who_comes_to_a_target_that_is_down_hears_of_it_at_once() -> None:
     cluster = Cluster("10.0.0.1")
     cluster.results(FAILED, FAILED, FAILED)
-    other = model.ServiceName("shop", "other")
-    value = service(TCP, name=other)
-    slice_ = model.EndpointSlice(
-        "shop", "other-1", other, IPV4, (objects.HTTP,), (objects.endpoint("10.0.0.1"),), 0.0
-    )
-    cluster.state.apply(events.Upsert(events.Kind.SERVICE, events.ObjectName(*other), value))
-    cluster.state.apply(
-        events.Upsert(events.Kind.ENDPOINT_SLICE, events.ObjectName("shop", "other-1"), slice_)
-    )
-    (change,) = cluster.probing.look(cluster.state, [other], cluster.now_s)
-    assert (change.user.port.service, change.usable, change.reason, change.loud) == (
-        other, False, "refused", False,
-    )  # fmt: skip
+    cluster.changes.clear()
+    cluster.annotate(TCP, OTHER)
+    (change,) = cluster.changes
+    of_other = user("10.0.0.1", service=OTHER)
+    assert change == probing.Change(of_other, usable=False, reason="refused", loud=False)
     assert cluster.probing.targets == 1
+    assert cluster.probing.down()[change.user.port] == (1, 1)
     # And the first one's end does not end it.
     cluster.annotate(None)
     assert cluster.probing.targets == 1
     assert cluster.probing.is_up(change.user) is False
+    # Nobody stays down whom nobody asks.
+    cluster.annotate(None, OTHER)
+    assert set(cluster.told.values()) == {True}
+    assert cluster.probing.targets == 0
+
+
+def test_who_comes_down_to_a_target_that_is_up_is_up() -> None:
+    cluster = Cluster("10.0.0.1")
+    other_probe = probe.Probe(probe.Kind.HTTP, "/")
+    cluster.annotate(other_probe, OTHER)
+    while not cluster.told:
+        for attempt in cluster.asks():
+            result = FAILED if attempt.target.probe == TCP else PASSED
+            cluster.take(cluster.probing.finished(attempt, result, cluster.now_s))
+    assert cluster.told == {user("10.0.0.1"): False}
+    cluster.annotate(other_probe)
+    assert cluster.told == {user("10.0.0.1"): True}
+    assert sum(down for down, _ in cluster.probing.down().values()) == 0
+
+
+def test_what_was_forgotten_meanwhile_is_said_again() -> None:
+    cluster = Cluster("10.0.0.1")
+    cluster.results(FAILED, FAILED, FAILED)
+    book = health.HealthBook()
+    for change in cluster.probing.look(cluster.state, [WEB], cluster.now_s):
+        book.note(change.user.port, change.user.place, health.Source.ACTIVE, change.usable, change.reason)
+    assert list(book.against(health.Source.ACTIVE)) == [user("10.0.0.1")]
 
 
 @pytest.mark.parametrize(
@@ -314,7 +355,7 @@ def test_a_restart_keeps_what_was_down() -> None:
     known.probing.was_down(user("10.0.0.1"), "before")
     known.probing.was_down(user("10.0.0.9"), "before")
     known.annotate(TCP)
-    assert known.told == {user("10.0.0.9"): True}
+    assert known.told == {user("10.0.0.9"): True, user("10.0.0.1"): False}
     assert known.probing.is_up(user("10.0.0.1")) is False
     assert known.probing.is_up(user("10.0.0.2")) is True
 
@@ -392,7 +433,7 @@ settings = st.builds(
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("has"), hosts),
-        st.tuples(st.just("annotate"), st.one_of(st.none(), settings)),
+        st.tuples(st.just("annotate"), st.one_of(st.none(), settings), st.sampled_from([WEB, OTHER])),
         st.tuples(st.just("take"), st.integers(1, 3)),
         st.tuples(st.just("finish"), st.integers(0, 4), st.booleans()),
         st.tuples(st.just("wait"), st.integers(0, 20)),
@@ -410,10 +451,10 @@ def test_verdicts_follow_results_in_a_row(seed: int, steps: list[tuple[object, .
     for step in steps:
         before = len(cluster.changes)
         match step:
-            case ("has", list() as wanted):
-                cluster.has(*wanted)
-            case ("annotate", asked):
-                cluster.annotate(asked)  # type: ignore[arg-type]
+            case ("has", list() as those):
+                cluster.has(*those)
+            case ("annotate", asked, name):
+                cluster.annotate(asked, name)  # type: ignore[arg-type]
             case ("take", int() as most):
                 running += cluster.probing.take(cluster.now_s, most)
             case ("wait", int() as seconds):
@@ -429,17 +470,22 @@ def test_verdicts_follow_results_in_a_row(seed: int, steps: list[tuple[object, .
                 if changes:
                     assert row[-needed:] == [passed] * needed
                     assert all(change.usable is passed for change in changes)
-        targets = set(cluster.probing._wanted.get(WEB, {}).values())
+        wanted = cluster.wanted()
+        targets = set(wanted.values())
         rows = {target: row for target, row in rows.items() if target in targets}
         # Each change is one: nobody is told what was said before.
         for change in cluster.changes[before:]:
             assert down.get(change.user, False) == change.usable
             down[change.user] = not change.usable
         # Bounded: by what there is now, not by what there was.
-        assert cluster.probing.targets == len(targets) <= 5
+        assert cluster.probing.targets == len(targets) <= 10
         assert cluster.probing.queued <= 2 * len(targets) + 65 + len(running)
+        assert {one for one, is_down in down.items() if is_down} == {
+            one for one in wanted if not cluster.probing.is_up(one)
+        }
         assert sum(of_port[0] for of_port in cluster.probing.down().values()) == sum(down.values())
     cluster.annotate(None)
+    cluster.annotate(None, OTHER)
     assert not any(down[one] and not cluster.told[one] for one in down)
     assert (cluster.probing.targets, cluster.probing.next_due_s) == (0, None)
 
