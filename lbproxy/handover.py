@@ -43,6 +43,15 @@ _PACKETS: typing.Final = abi.constant("LEARN_PACKETS")
 _SOCKETS: typing.Final = abi.constant("LEARN_SOCKETS")
 _STATE_AT: typing.Final = abi.LAYOUTS["flow"].offset("state")
 
+
+class Keeper(typing.Protocol):
+    """Who keeps the kernel translating: `anchor.Keeper`."""
+
+    def keep(self, *, needed: bool) -> None:
+        """Do so, or no longer."""
+        ...
+
+
 Entries = typing.Callable[[], typing.Iterator[conntrack.Entry]]
 
 
@@ -55,7 +64,7 @@ class HandOver:
         *,
         writing: gate.Gate | None = None,
         entries: Entries = tracker.translated,
-        keeper: anchor.Keeper | None = None,
+        keeper: Keeper | None = None,
         clock: typing.Callable[[], int] = flow_table.tick,
         changed: typing.Callable[[], None] = lambda: None,
     ) -> None:
@@ -63,7 +72,7 @@ class HandOver:
         self._kernel = kernel
         self._writing = writing or gate.Gate()
         self._entries = entries
-        self._keeper = keeper or anchor.Keeper()
+        self._keeper: Keeper = keeper or anchor.Keeper()
         self._clock = clock
         self._changed = changed
         self._due = asyncio.Event()
