@@ -215,6 +215,7 @@ class Collector:
         yield from self._probed()
         yield from self._connections()
         yield self._flows()
+        yield _family(table.HELD_FLOWS, [((), self._flow_table.counts.held)])
         yield from self._maps()
         yield from self._watches()
         rejected = self._now.rejected

@@ -310,6 +310,11 @@ FLOWS = Definition(
     "assured are those whose client has answered",
     ("protocol", "assured"),
 )
+HELD_FLOWS = Definition(
+    "lbproxy_held_flows",
+    Type.GAUGE,
+    "Flows that kube-proxy has begun and that are left to it until they end (docs/migration.md)",
+)
 
 # --- the maps ---
 
