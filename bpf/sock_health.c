@@ -23,8 +23,10 @@
 
 #define LB_RTT_SHIFT 3 /* srtt_us is in eighths of a microsecond */
 
+#if LB_BTF
 /* BCC 0.26 does not declare it. */
 static void *(*lb_skc_to_tcp_sock)(void *sk) = (void *)137;
+#endif
 
 /* What a connected TCP socket was led to, or NULL. */
 static __always_inline struct socket_record *record_of_stream(__u64 cookie)

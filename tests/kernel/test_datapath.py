@@ -315,6 +315,29 @@ def test_rows_of_an_older_layout_are_translated(made: datapath.Datapath, cgroup:
     assert made.ensure(cgroup, SIZES).how == "adopted"
 
 
+def test_an_upgrade_adds_the_hook_and_the_map_that_an_earlier_version_lacked(
+    made: datapath.Datapath, cgroup: pathlib.Path
+) -> None:
+    written = fill(made)
+    before = identity.read(made.root)
+    assert before is not None
+    for pin in (
+        made.links_dir / "sock_health",
+        made.programs_dir / "sock_health",
+        made.maps_dir / "backend_health",
+    ):
+        pin.unlink()
+    structs = {name: fields for name, fields in before.structs.items() if name != "backend_health"}
+    identity.write(
+        made.root, msgspec.structs.replace(before, fingerprint="older", abi_version=3, structs=structs)
+    )
+    assert made.ensure(cgroup, SIZES).how == "replaced"
+    assert_runs(made, cgroup)
+    rows = rows_of(made)
+    assert rows["backends"] == written["backends"]
+    assert rows["backend_health"] == {}
+
+
 def test_rows_of_another_meaning_are_copied_even_if_they_look_alike(
     made: datapath.Datapath, cgroup: pathlib.Path
 ) -> None:

@@ -65,6 +65,17 @@ def test_a_kept_copy_that_the_kernel_refuses_is_compiled_anew(
     path.unlink()
 
 
+def test_a_kernel_that_does_not_describe_itself_takes_what_it_is_given(pins: pathlib.Path) -> None:
+    """Without BTF no program may look into its structs: the one at TCP sockets then does without."""
+    (one,) = (program for program in programs.SOCKET if program.name == "sock_health")
+    paths = {name: str(pins / "maps" / name) for name in abi.MAPS}
+    features = dict.fromkeys(source.features(), 0)
+    plain = source.compose(programs.SOURCE, serving.SIZES, paths, features)
+    code = loader.compiled(plain, [one])[one.function].code
+    assert bytecode.with_sk_err(code, 0) == code
+    loader.compile_and_pin(plain, {one.name: str(pins / "programs" / "without_btf")})
+
+
 def test_every_program_of_the_source_is_listed() -> None:
     text = source.flatten(programs.SOURCE)
     functions = re.findall(r"^int (lb_\w+)\(", text, re.MULTILINE)
