@@ -1,6 +1,7 @@
 """The `lbproxy` command: read the arguments, hand over, turn expected failures into a line and a status."""
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import math
@@ -47,6 +48,7 @@ Follow a connection through the live maps, step by step.
 examples:
   lbproxy explain --to 10.96.0.10:53/UDP                        from a pod of this node
   lbproxy explain --from 198.51.100.7 --to 192.0.2.10:30080     from a client outside to a NodePort
+  lbproxy explain --from 198.51.100.7:40312 --to 192.0.2.10:30080   a connection of his that is open
 """
 
 PREFLIGHT = """\
@@ -192,8 +194,9 @@ def _parsers() -> tuple[config_flags.Parser, dict[str, config_flags.Parser]]:
         dest="source",
         type=_source,
         default="pod",
-        metavar="IP|pod|node|outside",
-        help="who connects: an address, or a pod or process of this node, or somebody outside (default pod)",
+        metavar="IP[:PORT]|pod|node|outside",
+        help="who connects: an address, or a pod or process of this node, or somebody outside (default pod); "
+        "the port tells a flow that is known already",
     )
     explain.add_argument(
         "--to",
@@ -276,6 +279,9 @@ def _add_bpffs(parser: argparse.ArgumentParser) -> None:
 def _source(text: str) -> str:
     if text in ("pod", "node", "outside"):
         return text
+    with contextlib.suppress(ValueError):
+        found = config_types.parse_destination(text)
+        return str(config.ListenAddress(str(found.address), found.port))
     try:
         return str(config_types.parse_ip(text))
     except ValueError:

@@ -6,7 +6,7 @@ import pathlib
 import time
 from collections.abc import Iterator
 
-from lbproxy import render
+from lbproxy import config_types, render
 from lbproxy.core import addresses, explanation, inventory, listing, walk
 from lbproxy.core import devices as roles
 from lbproxy.kernel import inspection, netns_addresses
@@ -24,10 +24,20 @@ def main(args: argparse.Namespace) -> int:
         others = tuple(_called(one) for one in devices if one.role is not roles.Role.UPLINK)
         hooks = walk.Hooks(identity.cgroup, broken, uplinks, others)
         target = walk.Target(*args.destination)
-        own = _namespaces(args.source)
-        found = explanation.explain(rows, hooks, args.source, target, int(time.monotonic()), own)
+        source, port = _split(args.source)
+        own = _namespaces(source)
+        found = explanation.explain(rows, hooks, source, target, int(time.monotonic()), own, port)
     render.show(found, args.output, lambda: _present(found))
     return 0
+
+
+def _split(source: str) -> tuple[str, int]:
+    """An address, or who it is, and the port; 0 where none is given."""
+    try:
+        address, port, _ = config_types.parse_destination(source)
+    except ValueError:
+        return source, 0
+    return str(address), port
 
 
 def _namespaces(source: str) -> tuple[int, ...]:

@@ -20,8 +20,8 @@ from lbproxy import config_types, errors, output, trace_flags
 from lbproxy.core import (
     addresses,
     explanation,
-    flows,
     inventory,
+    known_flow,
     listing,
     model,
     tables,
@@ -255,10 +255,13 @@ class _Book:
         if not of.is_of_lbproxy or of.protocol not in set(model.Protocol):
             return outcome
         client = walk.Client.NODE if of.owner == "on the node" else walk.Client.POD
-        source = addresses.text(of.source.address) if of.source and not of.by_socket else client.value
-        return msgspec.structs.replace(outcome, reason=self._reason(source, of, outcome.verdict))
+        if of.source and not of.by_socket:
+            source, port = addresses.text(of.source.address), of.source.port
+        else:
+            source, port = client.value, 0
+        return msgspec.structs.replace(outcome, reason=self._reason(source, port, of, outcome.verdict))
 
-    def _reason(self, source: str, of: story.Connection, verdict: str) -> str:
+    def _reason(self, source: str, port: int, of: story.Connection, verdict: str) -> str:
         target = walk.Target(
             ipaddress.ip_address(addresses.text(of.dialled.address)),
             of.dialled.port,
@@ -268,7 +271,8 @@ class _Book:
         if asked not in self._reasons:
             if len(self._reasons) >= _REASONS:
                 return ""
-            told = explanation.explain(self._rows, self._hooks, source, target, int(time.monotonic()))
+            now_s = int(time.monotonic())
+            told = explanation.explain(self._rows, self._hooks, source, target, now_s, source_port=port)
             agreed = told.verdict == verdict
             self._reasons[asked] = told.reason if agreed else f"now it would be {told.verdict}: {told.reason}"
         return self._reasons[asked]
@@ -277,21 +281,11 @@ class _Book:
         """The row of a flow where it comes in, in words; empty where it has none."""
         if of.source is None or of.by_socket:
             return ""
-        ports = (of.source.port.to_bytes(2, "big"), of.dialled.port.to_bytes(2, "big"))
-        ingress = 0
-        key = tables.FlowKey(of.source.address, of.dialled.address, *ports, of.protocol, ingress)
-        for table in (tables.Table.FLOWS, tables.Table.FLOWS_NEW):
-            row = self._rows.row(table, key.pack())
-            if row is not None:
-                return self._in_words(tables.flow(row), of.protocol)
-        return ""
-
-    def _in_words(self, row: tables.Flow, protocol: int) -> str:
-        settings = self._rows.row(tables.Table.SETTINGS, tables.row_key(0))
-        limit = flows.timeout_ticks(tables.settings(settings), protocol, row.state) if settings else 0
-        to = events.End(row.addr, int.from_bytes(row.dport, "big"))
-        names = [flag.name.lower() for flag in tables.FlowState if row.state & flag and flag.name]
-        return f"to {to}, {' '.join(names)}; kept while not idle for about {limit} s"
+        row = self._rows.row(tables.Table.SETTINGS, tables.row_key(0))
+        settings = tables.settings(row) if row else tables.NO_SETTINGS
+        ends = known_flow.Ends(*of.source, *of.dialled, of.protocol)
+        found = known_flow.find(self._rows, ends, settings, time.monotonic())
+        return known_flow.in_words(found, of.protocol, settings) if found is not None else ""
 
 
 def _where(backend: inventory.Backend) -> str:

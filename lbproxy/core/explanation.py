@@ -9,7 +9,7 @@ import typing
 import msgspec
 
 from lbproxy import abi
-from lbproxy.core import classification, inventory, left_out, model, packet_walk, tables, walk
+from lbproxy.core import classification, inventory, known_flow, left_out, model, packet_walk, tables, walk
 
 
 class Explanation(msgspec.Struct, frozen=True, rename={"source": "from", "destination": "to"}):
@@ -38,20 +38,22 @@ def explain(
     target: walk.Target,
     now_s: int,
     netns: typing.Sequence[int] = (),
+    source_port: int = 0,
 ) -> Explanation:
     """Follow a connection from `source` (a `Client` or an address) to `target`.
 
     `now_s` is the monotonic clock, which the kernel measures session affinity with. `netns` are the
     cookies of this node's network namespaces that have the address `source`, as far as they are known.
+    `source_port` tells a flow that is known already, where not 0.
     Raises ValueError where `source` is neither.
     """
     way = walk.Walk(rows, hooks, target, now_s)
     sender = classification.classify(way, source)
     try:
-        if sender.here and (target.protocol is not model.Protocol.SCTP or sender.kind is walk.Client.NODE):
+        if _dials_here(way, sender, source_port):
             reason = _through_socket(way, sender, netns)
         else:
-            reason = packet_walk.through(way, sender)
+            reason = packet_walk.through(way, sender, source_port)
     except walk.End as end:
         verdict, reason = end.verdict, end.reason
     else:
@@ -60,10 +62,25 @@ def explain(
     return Explanation(source, str(target), verdict, reason, way.service, steps, way.choices, way.left_out)
 
 
+def _dials_here(way: walk.Walk, sender: walk.Sender, source_port: int) -> bool:
+    """Whether a socket of this node is led to a backend as it connects; else its packets are looked at."""
+    if not sender.here:
+        return False
+    target = way.target
+    if target.protocol is model.Protocol.SCTP and sender.kind is not walk.Client.NODE:
+        return False
+    if not source_port or sender.address is None:
+        return True
+    # Somebody whom no hook saw, as a virtual machine, whose packets have a flow already.
+    ends = known_flow.Ends(sender.address, source_port, target.packed, target.port, target.protocol)
+    return known_flow.find(way.rows, ends, way.settings, way.now_s) is None
+
+
 def _through_socket(way: walk.Walk, sender: walk.Sender, netns: typing.Sequence[int]) -> str:
     """Take every step of a socket that connects; raises End at the one that decides against a backend."""
     _hook(way)
     frontend = way.find_frontend(sender)
+    way.handover(by_socket=True)
     sender = _as_it_counts(way, sender)
     frontend = way.for_client(frontend, sender)
     way.admit(frontend, sender)

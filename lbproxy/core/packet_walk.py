@@ -2,13 +2,19 @@
 
 import collections
 
-from lbproxy.core import addresses, classification, inventory, listing, model, tables, walk
+from lbproxy.core import addresses, classification, inventory, known_flow, listing, model, tables, walk
 
 
-def through(way: walk.Walk, sender: walk.Sender) -> str:
-    """Take every step; raises End at the one that decides against a backend."""
+def through(way: walk.Walk, sender: walk.Sender, source_port: int = 0) -> str:
+    """Take every step; raises End at the one that decides against a backend.
+
+    `source_port` tells a flow that is known already, where not 0.
+    """
     _hook(way, sender)
+    if source_port and sender.address is not None and _known(way, sender.address, source_port):
+        return "the packet goes on as the row of its flow says"
     frontend = way.find_frontend(sender)
+    way.handover(by_socket=False)
     frontend = way.for_client(frontend, sender)
     way.admit(frontend, sender)
     tcp = way.target.protocol is model.Protocol.TCP
@@ -41,6 +47,25 @@ def _hook(way: walk.Walk, sender: walk.Sender) -> None:
         walk.Verdict.UNTOUCHED,
         "no program sees this packet: see `lbproxy status`",
     )
+
+
+def _known(way: walk.Walk, source: bytes, source_port: int) -> bool:
+    """Whether the flow is known, and nothing is chosen any more. Raises End where it is another proxy's."""
+    target = way.target
+    ends = known_flow.Ends(source, source_port, target.packed, target.port, target.protocol)
+    row = known_flow.find(way.rows, ends, way.settings, way.now_s)
+    if row is None:
+        way.say("flow", "none is known of these addresses and ports: a new one")
+        return False
+    way.say("flow", known_flow.in_words(row, target.protocol, way.settings))
+    if known_flow.is_held(row):
+        reason = "it stays with the proxy that has begun it: see `lbproxy migrate status`"
+        raise walk.End(walk.Verdict.UNTOUCHED, reason)
+    backend = inventory.backend(way.rows, row.backend)
+    to = (row.addr, int.from_bytes(row.dport, "big"))
+    if backend is not None and (backend.address, backend.port) == to:
+        way.chosen = [(backend, 100.0)]
+    return True
 
 
 def _masquerade(way: walk.Walk, frontend: tables.Frontend, sender: walk.Sender) -> str:

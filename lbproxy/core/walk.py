@@ -189,6 +189,25 @@ class Walk:
         self.service = str(key) if key is not None else f"service {frontend.service}"
         return self.service
 
+    def handover(self, *, by_socket: bool) -> None:
+        """End here where what begins now is left to another proxy: lbproxy comes after it, or goes."""
+        if self._handover("HANDOVER_RETURN"):
+            answer = "the node is given back (`lbproxy migrate return`): nothing new is begun"
+            raise self.ending(
+                "handover", answer, Verdict.UNTOUCHED, "it is left to the proxy that comes next"
+            )
+        learning = self._handover("HANDOVER_LEARN")
+        if learning and not by_socket:
+            answer = "what another proxy has begun is being found out: what begins meanwhile counts to it"
+            raise self.ending(
+                "handover", answer, Verdict.UNTOUCHED, "it is left to the proxy that was here before"
+            )
+        if learning and self.target.protocol is model.Protocol.UDP:
+            self.say("handover", "what unconnected sockets begin is left to the proxy that was here before")
+
+    def _handover(self, name: str) -> bool:
+        return any(self.rows.row(tables.Table.HANDOVER, tables.row_key(abi.constant(name))) or b"")
+
     # --- who may use it, and which of its sets: client.h, socket_client.h ---
 
     def for_client(self, frontend: tables.Frontend, sender: Sender) -> tables.Frontend:

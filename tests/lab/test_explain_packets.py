@@ -114,3 +114,19 @@ def test_what_is_explained_is_what_happens(
         (ip,) = (ip for ip, name in names.items() if name == answer.server)
         assert answer.seen is not None
         assert (answer.seen[0] != source) == masqueraded(told, ip), (answer, told)
+
+
+@pytest.mark.parametrize("address", ["172.18.0.1", "203.0.113.9"])
+def test_an_open_connection_is_explained_by_its_flow(
+    lab: cluster.Lab, agent: agents.Agent, address: str
+) -> None:
+    port = NODE_PORT if address == "172.18.0.1" else 80
+    with lab.shell("outside", cgroup=False) as at, at.open(address, port) as held:
+        answer = held.ask()
+        assert answer.local is not None
+        told = explained(agent, ":".join(map(str, answer.local)), f"{address}:{port}")
+        assert [one["ip"] for one in told["backends"]] == [str(lab[answer.server].ipv4)]
+        flow = next(step["result"] for step in told["steps"] if step["step"] == "flow")
+        assert ("masqueraded" in flow) == (answer.seen != answer.local)
+    gone = explained(agent, f"{lab['outside'].ipv4}:9", f"{address}:{port}")
+    assert len(gone["backends"]) == 2

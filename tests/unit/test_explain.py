@@ -57,9 +57,10 @@ def ask(
     cluster: fake.FakeMaps = CLUSTER,
     hooks: walk.Hooks = HOOKS,
     netns: tuple[int, ...] = (),
+    port: int = 0,
 ) -> explanation.Explanation:
     target = walk.Target(*config_types.parse_destination(to))
-    return explanation.explain(cluster, hooks, source, target, NOW_S, netns)
+    return explanation.explain(cluster, hooks, source, target, NOW_S, netns, port)
 
 
 @pytest.mark.parametrize(
@@ -628,3 +629,81 @@ def test_nobody_is_left_out_where_a_client_is_remembered() -> None:
     cluster = a_cluster()
     remember(cluster, "10.244.0.2", NOW_S)
     assert ask("node", "10.96.0.4:80", cluster=cluster).left_out == ()
+
+
+# --- flows that are known, and another proxy's ---
+
+OUTSIDE, FLOW_PORT = "203.0.113.7", 40000
+TO = "198.51.100.7:80"
+
+
+def with_flow(state: tables.FlowState, *, idle_s: int = 0) -> fake.FakeMaps:
+    """A flow of a client outside to an external IP, as bpf/open.h would have written its first row."""
+    cluster = a_cluster()
+    backend = next(
+        backend
+        for one in inventory.read(cluster).ports
+        if one.key.service.name == "web" and one.key.family is model.Family.IPV4
+        for backend in one.backends
+    )
+    eighty, port = (80).to_bytes(2, "big"), FLOW_PORT.to_bytes(2, "big")
+    source, dialled = installing.address(OUTSIDE), installing.address("198.51.100.7")
+    key = tables.FlowKey(source, dialled, port, eighty, model.Protocol.TCP, 0)
+    seen = (NOW_S - idle_s) * 10**9 >> 30
+    to = (8080).to_bytes(2, "big")
+    bits = int(state | tables.FlowState.ORIGINAL)
+    row = tables.Flow(backend.address, port, to, backend.id, seen, bytes(3), bits)
+    timeouts = tables.NO_SETTINGS._replace(tcp_established_ticks=100, tcp_new_ticks=10)
+    cluster.apply(
+        [
+            tables.Put(tables.Table.FLOWS, key.pack(), row.pack()),
+            tables.Put(tables.Table.SETTINGS, tables.row_key(0), timeouts.pack()),
+        ]
+    )
+    return cluster
+
+
+def test_a_flow_that_is_known_stays_with_its_backend() -> None:
+    state = tables.FlowState.REPLIED | tables.FlowState.ASSURED | tables.FlowState.MASQUERADED
+    found = ask(OUTSIDE, TO, cluster=with_flow(state), port=FLOW_PORT)
+    assert found.verdict == "balanced"
+    assert [(one.ip, one.percent) for one in found.backends] == [("10.244.0.1", 100.0)]
+    (step,) = (step.result for step in found.steps if step.step == "flow")
+    assert step.startswith("to 10.244.0.1:8080, masqueraded, open; forgotten when it is idle for 100 s")
+    # Another port is another flow.
+    other = ask(OUTSIDE, TO, cluster=with_flow(state), port=FLOW_PORT + 1)
+    assert len(other.backends) == 3
+
+
+def test_a_flow_that_was_idle_for_too_long_is_a_new_one() -> None:
+    # A tick is a little longer than a second.
+    for idle_s, known in ((9, True), (13, False)):
+        found = ask(OUTSIDE, TO, cluster=with_flow(tables.FlowState.REPLIED, idle_s=idle_s), port=FLOW_PORT)
+        assert (len(found.backends) == 1) == known
+
+
+def test_a_flow_that_is_held_is_another_proxys() -> None:
+    found = ask(OUTSIDE, TO, cluster=with_flow(tables.FlowState.HELD), port=FLOW_PORT)
+    assert (found.verdict, found.backends) == ("untouched", ())
+    assert "proxy that has begun it" in found.reason
+    assert found.steps[-1].result.startswith("held: another proxy")
+
+
+@pytest.mark.parametrize(
+    ("row", "source", "to", "verdict"),
+    [
+        ("HANDOVER_LEARN", "outside", TO, "untouched"),
+        ("HANDOVER_LEARN", "pod", "10.96.0.1:80", "balanced"),
+        ("HANDOVER_LEARN", "pod", "10.96.0.5:53/UDP", "balanced"),
+        ("HANDOVER_RETURN", "outside", TO, "untouched"),
+        ("HANDOVER_RETURN", "pod", "10.96.0.1:80", "untouched"),
+    ],
+)
+def test_what_begins_during_a_handover(row: str, source: str, to: str, verdict: str) -> None:
+    cluster = a_cluster()
+    key = tables.row_key(abi.constant(row))
+    cluster.apply([tables.Put(tables.Table.HANDOVER, key, (1).to_bytes(8, tables.BYTE_ORDER))])
+    found = ask(source, to, cluster=cluster)
+    assert found.verdict == verdict
+    told = [step.step for step in found.steps]
+    assert ("handover" in told) == (verdict == "untouched" or to.endswith("UDP"))
