@@ -147,9 +147,14 @@ def _return(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool, force: b
         return 0
     settings, now = tables.settings(opened.row(tables.Table.SETTINGS, _ROW) or b""), flow_table.tick()
 
+    known: set[tuple[int, conntrack.Tuple]] = set()
+
     def reserve() -> int:
         batches = opened.batches(tables.Table.FLOWS, _BATCH_ROWS)
-        return tracker.reserve(one for batch in batches for one in conntrack.reserved(*batch, now, settings))
+        found = (one for batch in batches for one in conntrack.reserved(*batch, now, settings))
+        new = {(one.proto, one.ends): one for one in found if (one.proto, one.ends) not in known}
+        known.update(new)
+        return tracker.reserve(new.values())
 
     try:
         # Before and after: else what begins meanwhile, or what kube-proxy begins at once, had none.

@@ -184,3 +184,30 @@ def test_what_is_closed_stays_so_and_who_has_closed_is_not_guessed() -> None:
     shut = shut._replace(state=shut.state | FlowState.FIN | FlowState.PEER_FIN)
     assert conntrack.renewed(ends, shut.pack(), row, NOW + 60, SETTINGS) is None
     assert tables.flow_key(key).stage == 0
+
+
+def test_ports_that_are_masqueraded_with_are_reserved_while_they_are_in_use() -> None:
+    backend, node, client = pack(BACKEND), pack(NODE), pack(CLIENT)
+    port = {number: number.to_bytes(2, "big") for number in (8080, 5000, 40000)}
+    answers = tables.FlowKey(backend, node, port[8080], port[5000], 6, 0)
+    open_ = tables.Flow(
+        client, port[8080], port[40000], 0, NOW, b"\7\0\0", int(FlowState.REPLIED | FlowState.ASSURED)
+    )
+    rows = {
+        answers: open_,
+        # Too long ago, over, of the other direction, where it leaves, and another proxy's.
+        answers._replace(dport=b"\0\1"): open_._replace(seen=NOW - 100),
+        answers._replace(dport=b"\0\2"): open_._replace(state=open_.state | int(FlowState.RESET)),
+        answers._replace(dport=b"\0\3"): open_._replace(state=open_.state | int(FlowState.ORIGINAL)),
+        answers._replace(dport=b"\0\4", stage=1): open_,
+        answers._replace(dport=b"\0\5"): open_._replace(state=open_.state | int(FlowState.HELD)),
+    }
+    keys, values = b"".join(key.pack() for key in rows), b"".join(row.pack() for row in rows.values())
+    [found] = conntrack.reserved(keys, values, NOW, SETTINGS)
+    assert (found.proto, found.ends) == (6, (node, backend, port[5000], port[8080]))
+    assert 80 <= found.left_s <= 90
+    # What is entered reads as a connection whose destination nobody translates.
+    packed = conntrack.reservation(found)
+    assert conntrack.decode(packed) is None
+    assert one_way(1, NODE, BACKEND, 6, 5000, 8080) in packed
+    assert one_way(2, BACKEND, NODE, 6, 8080, 5000) in packed

@@ -51,6 +51,11 @@ CASES = [
         NODE, {2}, [], DEFAULT, "eth0=uplink eth1=inside cni0=inside veth2=inside",
     ),
     Case(
+        "but for answers where connections are tracked at its ports, and no bond's, nor an uplink's",
+        [*NODE, BR0, BOND0, PORT], {2, 7}, [], Choice(ports=True),
+        "eth0=uplink br0=uplink eth1=inside cni0=inside veth2=inside veth1=port",
+    ),
+    Case(
         "so does an address of the node",
         NODE, {2}, ["198.51.100.1"], DEFAULT, "eth0=uplink eth1=uplink cni0=inside veth2=inside",
     ),
