@@ -158,7 +158,7 @@ def _change(
         verdict = judge(before, after, drift)
     name = known.column
     if known.group is Group.VERSUS:
-        ours = name not in others
+        ours = name not in others and name != CONTROL
     elif known.group is Group.FAILURES:
         # Bare fails where machine or harness do: then nothing can be believed.
         ours = name in (LBPROXY, "bare")
@@ -170,7 +170,7 @@ def _change(
         about=str(known.group),
         what=f"{known.topic}, {known.what}",
         services=known.services,
-        contestant=f"lbproxy ÷ {name}" if known.group is Group.VERSUS else name,
+        contestant=f"lbproxy ÷ {name}" if known.group is Group.VERSUS and name != CONTROL else name,
         decides=ours,
         unit=known.unit,
         before=before.value if before else None,

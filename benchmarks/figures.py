@@ -206,6 +206,11 @@ def _outside(traffic: results.Traffic) -> collections.abc.Iterator[Figure]:
             target = targets.node_port(traffic.services) if other == "iptables" else None
             of_other = place._replace(group=Group.VERSUS, column=other)
             yield summed(of_other, seen, noise * seen.median, target=target, warning=warning)
+            limit = ratios.against(traffic.rounds, ratios.bare_of(way), against) if target else []
+            if limit:
+                # A target above it can not be met on this machine, by anybody.
+                most = stats.summary(limit)
+                yield summed(of_other._replace(column=CONTROL), most, noise * most.median)
 
 
 def _programming(each: results.Programming) -> list[Figure]:

@@ -41,6 +41,11 @@ def _by_cpu(runs: collections.abc.Mapping[str, results.Run]) -> dict[str, float]
     }
 
 
+def bare_of(way: str) -> str:
+    """Name what a way is divided by that nobody balances."""
+    return "bare/elsewhere" if way in ELSEWHERE else BARE[0]
+
+
 def against(rounds: collections.abc.Sequence[results.Round], variant: str, other: str) -> list[float]:
     """Return a variant's rate ÷ another's, a round each."""
     return [
@@ -55,7 +60,7 @@ def _against_bare(rounds: collections.abc.Iterable[dict[str, float]], variant: s
     if variant == "bare/again":
         bare = BARE[:1]
     elif variant.partition("/")[2] in ELSEWHERE:
-        bare = ("bare/elsewhere",)
+        bare = (bare_of(variant.partition("/")[2]),)
     return [
         speeds[variant] / statistics.fmean(speeds[each] for each in bare)
         for speeds in rounds

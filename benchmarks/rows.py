@@ -5,7 +5,10 @@ import collections.abc
 from benchmarks import results, tables
 from benchmarks.figure import CONTROL, LBPROXY, Figure, Group
 
-_CONTROLS = {Group.PROGRAMMING: "the API server stand-in alone"}
+_CONTROLS = {
+    Group.PROGRAMMING: "the API server stand-in alone",
+    Group.VERSUS: "the limit: no proxy at all ÷ iptables rules",
+}
 
 
 def heading(of: results.Contestant) -> str:

@@ -50,7 +50,9 @@ def remove(name: str) -> None:
     """Forget a namespace; it ends with its last process. Removing an unknown one does nothing."""
     target = path(name)
     try:
-        namespaces.call("umount2", bytes(target), _MNT_DETACH)
+        # Mounted more than once where `ip netns add` has bound the whole directory to itself meanwhile.
+        while True:
+            namespaces.call("umount2", bytes(target), _MNT_DETACH)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.EINVAL):
             raise

@@ -219,3 +219,12 @@ def test_the_leftovers_of_a_killed_lab_are_swept_and_those_of_living_ones_are_no
     assert not pathlib.Path(lab.workdir.parent, run).exists()
     polling.eventually(lambda: cluster.start_time(int(server)) != started, what="the server's end")
     assert lab.netns("n1").exists()
+
+
+def test_a_namespace_that_is_mounted_twice_goes_at_once() -> None:
+    """`ip netns add` binds the directory to itself the first time: what was there is mounted twice then."""
+    name = f"lbp-twice-{os.getpid()}"
+    netns.create(name, {})
+    subprocess.run(["mount", "--bind", netns.path(name), netns.path(name)], check=True)
+    netns.remove(name)
+    assert name not in netns.names()

@@ -95,6 +95,9 @@ def test_node_ports_are_held_against_the_others_of_the_same_rounds(found: result
     dsr = pick(found, Group.VERSUS, figures.WAYS["dsr"], 10_000, "iptables")
     assert dsr.value == pytest.approx(0.75 / 0.4, rel=0.01)
     assert dsr.verdict.startswith("missed by 0.1")
+    # No proxy at all reaches that much of it: there no target above 2.25 could be met.
+    limits = [pick(found, Group.VERSUS, figures.WAYS[way], 10_000, CONTROL).value for way in ("local", "dsr")]
+    assert limits == [pytest.approx(1.0 / 0.4, rel=0.01), pytest.approx(0.9 / 0.4, rel=0.01)]
     assert pick(found, Group.OUTSIDE, figures.WAYS["remote"]).value == pytest.approx(0.7 / 0.9, rel=0.01)
 
 
