@@ -84,6 +84,7 @@ class Controller:
         self.ready = asyncio.Event()  # the first full state is in the kernel, and served
         self.complete = asyncio.Event()  # likewise, whether served or not
         self.awaits_devices = False  # whether somebody is still to say `devices_served`
+        self.awaits_room = False  # whether tables that refuse somebody are about to grow
         self.health = healthz.ProxyHealth(settings.sync_period_s)
         self.reconciler = reconcile.Reconciler(
             settings.node_name,
@@ -251,8 +252,16 @@ class Controller:
         self.awaits_devices = False
         self._be_ready()
 
+    def stays_full(self, problem: str) -> None:
+        """Take note that tables can not be made larger, and why: the others are served. Empty: they can."""
+        if problem and problem != self.growth_problem:
+            _log.error("%s", problem)
+        self.growth_problem = problem
+        self._be_ready()
+
     def _be_ready(self) -> None:
-        if self.complete.is_set() and not self.awaits_devices:
+        refused = self.awaits_room and not self.growth_problem and self.reconciler.starved
+        if self.complete.is_set() and not self.awaits_devices and not refused:
             self.ready.set()
 
     def _apply(self, writes: typing.Sequence[tables.Write]) -> None:

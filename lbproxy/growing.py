@@ -49,7 +49,7 @@ class Growing:
         """`writing` keeps out whoever else writes to the maps; `told` is given a line about each growth."""
         limit = settings.map_growth_limit
         self._most = {name: limit * rows for name, rows in dataclasses.asdict(settings.map_rows).items()}
-        self._wanted = limit > 1
+        self._wanted = control.awaits_room = limit > 1
         self._cgroup = cgroup
         self._datapath = found
         self._kernel = kernel
@@ -67,7 +67,7 @@ class Growing:
             try:
                 await self._look()
             except (errors.AgentError, OSError) as error:
-                self._say(f"the tables can not be made larger: {error}")
+                self._control.stays_full(f"the tables can not be made larger: {error}")
                 await asyncio.sleep(_RETRY_S)
 
     async def _look(self) -> None:
@@ -83,7 +83,9 @@ class Growing:
         if decided.sizes:
             await self._grow(decided.sizes, rows)
         full = ", ".join(f"{name} ({rows[name]} rows)" for name in decided.stuck)
-        self._say(f"no room to grow, see --map-growth-limit and --map-rows: {full}" if full else "")
+        self._control.stays_full(
+            f"no room to grow, see --map-growth-limit and --map-rows: {full}" if full else ""
+        )
 
     async def _grow(self, sizes: dict[str, int], rows: dict[str, int]) -> None:
         began_s = time.monotonic()
@@ -109,8 +111,3 @@ class Growing:
 
     def _count(self) -> dict[str, int]:
         return {str(name): sum(1 for _ in self._kernel.rows(name)) for name in _COUNTED}
-
-    def _say(self, problem: str) -> None:
-        if problem and problem != self._control.growth_problem:
-            _log.error("%s", problem)
-        self._control.growth_problem = problem

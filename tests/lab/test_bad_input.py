@@ -41,7 +41,7 @@ def folder(lab: cluster.Lab) -> agents.Folder:
 def agent(lab: cluster.Lab, folder: agents.Folder, servers: None) -> collections.abc.Iterator[agents.Agent]:
     """One agent for all bad files. It must survive them without a traceback."""
     rows = ["--map-rows", "backends=16384", "--map-rows", "slots=4096", "--map-rows", "services=4096"]
-    with agents.Agent(lab, folder.source, *rows) as running:
+    with agents.Agent(lab, folder.source, *rows, "--map-growth-limit=1") as running:
         yield running
         assert running.running
         assert "Traceback" not in running.log

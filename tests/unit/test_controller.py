@@ -684,6 +684,26 @@ async def test_a_hook_that_can_not_be_put_back_is_a_reason() -> None:
 
 
 @in_virtual_time
+async def test_it_is_not_ready_while_tables_are_about_to_grow() -> None:
+    for grows in (True, False):
+        agent = Agent(room={"services": 2})
+        agent.control.awaits_room = True
+        async with agent.running():
+            agent.told(upsert(service()), upsert(slice_of()))
+            agent.told(upsert(service("other", 2)), upsert(slice_of("other", (5,))), *SYNCED)
+            await asyncio.sleep(30)
+            assert not agent.control.ready.is_set()
+            if grows:
+                agent.kernel.grow(services=8)
+                agent.control.grown()
+            else:
+                agent.control.stays_full("there is no memory")
+            await settled(agent)
+            assert agent.control.ready.is_set()
+            assert (agent.control.reasons == []) is grows
+
+
+@in_virtual_time
 async def test_larger_tables_serve_at_once_what_found_no_room() -> None:
     agent = Agent(room={"services": 2})
     async with agent.running():
