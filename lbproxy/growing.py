@@ -75,10 +75,11 @@ class Growing:
             self._counted = await asyncio.to_thread(self._count)
             self._counted_s = time.monotonic()
         reconciler = self._control.reconciler
-        refused = reconciler.starved
-        used = growth.expected(reconciler.ledger.used(), len(reconciler.ledger.installed), len(refused))
-        starved = {full.table for full in refused.values()}
         rows = {name: self._kernel.rows_of(name) for name in growth.GROWABLE}
+        # Those that a smaller table refused have their turn with the passes that are under way.
+        refused = [full for full in reconciler.starved.values() if full.rows >= rows[full.table]]
+        used = growth.expected(reconciler.ledger.used(), len(reconciler.ledger.installed), len(refused))
+        starved = {full.table for full in refused}
         decided = growth.growth(self._counted | used, rows, starved, self._most)
         if decided.sizes:
             await self._grow(decided.sizes, rows)

@@ -15,7 +15,7 @@ WEB, OTHER = 1, 2
 PODS = ("n1/p1", "n1/p2", "n1/p3")
 IPPROTO_MPTCP = 262
 # So few that ids go round.
-FEW_IDS = ("--map-rows", "backends=17")
+FEW_IDS = ("--map-rows", "backends=17", "--map-growth-limit=1")
 
 
 @pytest.fixture(scope="module")
