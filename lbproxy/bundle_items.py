@@ -32,6 +32,7 @@ from lbproxy import (
     config_load,
     errors,
     flow_table,
+    migrate,
     preflight,
     status,
     zpages,
@@ -180,6 +181,11 @@ def _flows(node: Node) -> object:
             for kind, count in sorted(counts.flows.items())
         ]
         return {"rows": counts.rows, "unassured_rows": counts.unassured, "idle_rows": expired, "flows": found}
+
+
+def _migration(node: Node) -> object:
+    with node.maps() as opened:
+        return migrate.read(node.root, opened)
 
 
 def _identity(node: Node) -> object:
@@ -400,6 +406,7 @@ ITEMS: typing.Final = (
     Item("services.json", "`lbproxy services`: what is balanced", _services, 30),
     Item("backends.json", "`lbproxy backends`: who answers, in which state", _backends, 30),
     Item("flows.json", "how many flows there are, by protocol", _flows, 30),
+    Item("migration.json", "`lbproxy migrate status`: what is kube-proxy's", _migration, 30),
     Item("identity.json", "what is pinned: version, sizes", _identity),
     Item("programs.json", "the pinned programs and their maps", _programs),
     Item("links.json", "the pinned links, and what they hold where", _links),

@@ -90,6 +90,7 @@ def test_a_bundle_tells_what_a_report_needs_and_no_secret(
     assert {one["name"] for one in json.loads(files["services.json"])} == {"shopfront"}
     assert json.loads(files["status.json"])["serving"] is True
     assert json.loads(files["about.json"])["agent"]["running"] is True
+    assert json.loads(files["migration.json"])["returning"] is False
     assert {one["pin"] for one in json.loads(files["programs.json"])} >= {"connect4", "tc_to_any"}
     assert any(one["ours"] for one in json.loads(files["attached.json"]))
     assert json.loads(files["preflight.json"])["findings"]
