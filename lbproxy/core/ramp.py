@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from lbproxy.core import model, plan, tables, topology
+from lbproxy.core import model, plan, tables, topology, weights
 
 STEPS: typing.Final = 10
 SHORTEST_S: typing.Final = 1.0
@@ -92,9 +92,15 @@ def _weighed(port: plan.PortPlan, since: Since, tick_s: float, step_s: float) ->
     # Of DSR's tables all nodes need the same, and they do not begin at the same moment.
     if any(frontend.dsr for frontend in port.frontends):
         return port
-    backends = []
+    products = []
     for backend in port.backends:
         began_s = since.get(topology.Place(backend.address, backend.port), _EVER)
         taken = STEPS if began_s == _EVER else 1 + round((tick_s - began_s) / step_s)
-        backends.append(msgspec.structs.replace(backend, weight=backend.weight * min(STEPS, taken)))
-    return msgspec.structs.replace(port, backends=tuple(backends))
+        products.append(backend.weight * min(STEPS, taken))
+    # A row has 16 bits for it, and where a zone spills over weights are large already.
+    if max(products) > weights.LARGEST_PRODUCT:
+        products = weights.reduced(products)
+    ramped = zip(port.backends, products, strict=True)
+    return msgspec.structs.replace(
+        port, backends=tuple([msgspec.structs.replace(backend, weight=weight) for backend, weight in ramped])
+    )

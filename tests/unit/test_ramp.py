@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbproxy.core import decode, events, ledger, model, plan, ramp, reconcile, tables
+from lbproxy.core import weights as weighing
 from tests import serving
 
 WEB = model.ServiceName("default", "web")
@@ -192,3 +193,16 @@ def test_a_ramp_scales_what_weights_there_are() -> None:
     ramps.apply(WEB, SLOW_S, [planned], 0.0)
     (later,) = ramps.apply(WEB, SLOW_S, [port(backend(1, 7), backend(2, 3))], 0.0)
     assert [one.weight for one in later.backends] == [70, 3]
+
+
+@given(st.lists(st.integers(1, weighing.LARGEST_PRODUCT), min_size=1, max_size=8), st.floats(0, SLOW_S))
+def test_whatever_weights_there_are_fit_into_rows(old: list[int], later_s: float) -> None:
+    """Those of a zone that spills over are as large as they get before any ramp."""
+    ramps = ramp.Ramps()
+    known = [backend(host, weight) for host, weight in enumerate(old)]
+    weights(ramps, 0.0, *known)
+    weights(ramps, 1.0, *known, backend(99, 1))
+    (planned,) = ramps.apply(WEB, SLOW_S, [port(*known, backend(99, 1))], 1.0 + later_s)
+    assert all(0 < one.weight <= weighing.LARGEST_PRODUCT for one in planned.backends)
+    cluster = max(planned.backends, key=lambda one: one.weight)
+    assert cluster.weight >= max(old) * 0.9
