@@ -268,7 +268,7 @@ def test_traffic_does_not_notice_however_tracing_ends(lab: cluster.Lab, agent: a
         ),
     ]
     try:
-        for number in range(6):
+        for number in range(4):
             with tracing(agent, "--count", "1000000", "--rate", "200") as trace:
                 trace.until("packet", 20)
                 assert attached(lab, agent) == {name: count + _added(name) for name, count in before.items()}
