@@ -31,6 +31,15 @@ def changing(**annotations: str) -> manifests.Object:
     return manifests.service("changing", CHANGING, annotations=named)
 
 
+@pytest.fixture(autouse=True)
+def _as_at_first(agent: agents.Agent, api: agents.Api) -> None:
+    """Tests come in any order, and leave what they have changed."""
+    api.put(*manifests.slices("changing", [agent.lab[pod] for pod in PODS]), changing())
+    agent.has_backends("changing", set(PODS))
+    equal = dict.fromkeys(PODS, 1)
+    polling.eventually(lambda: weights_of(agent) == equal, what="equal weights")
+
+
 def weights_of(agent: agents.Agent) -> dict[str, int]:
     return {agent.place(one.address): one.weight for one in agent.port("changing").backends}
 
@@ -132,8 +141,6 @@ def test_no_connection_fails_while_everything_is_changed_again_and_again(
         {"weights": f"{first}=900, {last}=7"},
         {},
     ]
-    api.put(*manifests.slices("changing", [agent.lab[pod] for pod in PODS]), changing())
-    agent.has_backends("changing", set(PODS))
     with contextlib.ExitStack() as stack:
         # One by the socket, and one whose packets no hook has touched.
         held = [
