@@ -128,6 +128,13 @@ def _set_up(path: datapath.Datapath, settings: config.Config, cgroup: pathlib.Pa
     outcome = path.ensure(cgroup, dataclasses.asdict(settings.map_rows))
     for note in outcome.notes:
         _log.warning("%s", note)
+    if outcome.larger:
+        # As they have grown, or a --map-rows was lowered: nothing that anybody has to see to.
+        _log.info(
+            "tables keep more rows than --map-rows asks for, as they are in use: %s; `lbproxy cleanup` gives "
+            "them up, and interrupts service",
+            ", ".join(outcome.larger),
+        )
     _log.info(
         "datapath %s fingerprint=%s cgroup=%s took=%.0fms",
         outcome.how,

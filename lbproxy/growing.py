@@ -32,6 +32,10 @@ _RETRY_S: typing.Final = 60.0
 Told = typing.Callable[[str], None]
 
 
+class HalfGrown(errors.AgentError):
+    """The programs may be at work on maps that this process does not write to."""
+
+
 class Growing:
     """Looks at how full the maps are, and makes larger ones."""
 
@@ -61,11 +65,13 @@ class Growing:
         self._counted_s = -_COUNT_S
 
     async def run(self) -> None:
-        """Look every second; returns at once where no map may grow."""
+        """Look every second; returns at once where no map may grow. Raises HalfGrown."""
         while self._wanted:
             await asyncio.sleep(_CHECK_S)
             try:
                 await self._look()
+            except HalfGrown:
+                raise  # for the next start to finish: nothing here knows any longer which maps serve
             except (errors.AgentError, OSError) as error:
                 self._control.stays_full(f"the tables can not be made larger: {error}")
                 await asyncio.sleep(_RETRY_S)
@@ -93,10 +99,13 @@ class Growing:
         made = await asyncio.to_thread(self._datapath.prepare, sizes)
         async with self._writing.alone():
             paused_s = time.monotonic()
-            # Not given up half way: whoever stops the agent waits for the thread.
-            found = await asyncio.to_thread(self._datapath.take_over, made, self._cgroup)
-            self._kernel.reopen()
-            self._control.grown()
+            try:
+                # Not given up half way: whoever stops the agent waits for the thread.
+                found = await asyncio.to_thread(self._datapath.take_over, made, self._cgroup)
+                self._kernel.reopen()
+                self._control.grown()
+            except (errors.AgentError, OSError) as error:
+                raise HalfGrown(f"larger tables are half in use: ending, to finish it: {error}") from error
             ended_s = time.monotonic()
         self._counted_s = -_COUNT_S
         what = ", ".join(f"{name} from {rows[name]} to {number} rows" for name, number in sizes.items())

@@ -57,6 +57,7 @@ class Outcome(typing.NamedTuple):
     how: str
     identity: identity.Identity
     notes: tuple[str, ...]
+    larger: tuple[str, ...] = ()  # tables that have more rows than was asked for, and how many
 
 
 class Datapath:
@@ -87,7 +88,8 @@ class Datapath:
         before = self._current()
         self._remove_others(before)
         known = before.identity() if before is not None else None
-        sizes, notes = _sizes(wanted, known)
+        sizes, larger = _sizes(wanted, known)
+        notes: tuple[str, ...] = ()
         if finished:
             notes += ("an upgrade that had been interrupted was finished",)
         fingerprint = source.fingerprint(programs.SOURCE, sizes)
@@ -112,7 +114,7 @@ class Datapath:
             self._remove_others(serving)
         self._remove_strangers(serving)
         self._fed = _ids_of_this_version(serving)
-        return Outcome(how, known, notes)
+        return Outcome(how, known, notes, larger)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -148,9 +150,7 @@ class Datapath:
             self._remove_others(made)
             self._fed = _ids_of_this_version(made)
         except OSError as error:
-            raise errors.AgentError(
-                f"larger tables are half in use: ending, to finish it: {error}"
-            ) from error
+            raise errors.AgentError(f"cannot put larger tables into use: {error}") from error
         found = made.identity()
         assert found is not None
         return found
@@ -309,22 +309,18 @@ class Datapath:
         generation.remove(self.root / (hooks.NEW + self._pointer.name))
 
 
-_NOT_SMALLER: typing.Final = (
-    "a table in use is not made smaller; run `lbproxy cleanup` first (it interrupts service) to make it so"
-)
-
-
 def _sizes(
     wanted: typing.Mapping[str, int], before: identity.Identity | None
 ) -> tuple[dict[str, int], tuple[str, ...]]:
+    """What is wanted, but that a table in use is not made smaller; and those that are larger for that."""
     sizes = {name: wanted[name] for name in abi.row_names()}
-    notes = []
+    larger = []
     for name in _NEVER_SHRINK:
         old = before.sizes.get(name, 0) if before is not None else 0
         if old > sizes[name]:
-            notes.append(f"{name} keeps its {old} rows: {_NOT_SMALLER}")
+            larger.append(f"{name} {old}")
             sizes[name] = old
-    return sizes, tuple(notes)
+    return sizes, tuple(larger)
 
 
 def _pin_again(
