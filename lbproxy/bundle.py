@@ -180,15 +180,23 @@ def _write(target: pathlib.Path, packed: bytes) -> None:
             raise errors.ConfigError("-o - writes an archive: not to a terminal")
         sys.stdout.buffer.write(packed)
         return
+    try:
+        _put(target, packed)
+    except OSError as error:
+        hint = "; -o names another place, -o - is standard output"
+        raise errors.AgentError(f"cannot write {target}: {error.strerror}{hint}") from error
+
+
+def _put(target: pathlib.Path, content: bytes) -> None:
+    """Put a file in the place of whatever is there, never through a link. Raises OSError."""
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(packed)
+            file.write(content)
         draft.replace(target)
-    except OSError as error:
+    except OSError:
         draft.unlink(missing_ok=True)
-        hint = "; -o names another place, -o - is standard output"
-        raise errors.AgentError(f"cannot write {target}: {error.strerror}{hint}") from error
+        raise
 
 
 def _keep_names(names: redaction.Pseudonyms, target: pathlib.Path) -> str:
@@ -196,8 +204,7 @@ def _keep_names(names: redaction.Pseudonyms, target: pathlib.Path) -> str:
     path = target.with_name(f"{target.name.removesuffix('.tar.gz')}.names.json")
     text = json.dumps({pseudonym: name for name, pseudonym in names.given.items()}, indent=2) + "\n"
     try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(text)
+        _put(path, text.encode())
     except OSError as error:
         return f"who is who could not be written to {path}: {error.strerror}"
     return f"{path}: who is who; keep it to yourself"

@@ -45,6 +45,8 @@ _HTTP_S: typing.Final = 3.0
 _MOST_BYTES: typing.Final = 4 << 20  # of an answer, a log or a command's output
 _LOG_LINES: typing.Final = 2000
 _KERNEL_LINES: typing.Final = 300
+_CONTAINER_LOGS: typing.Final = pathlib.Path("/var/log/containers")
+_CONTAINER: typing.Final = re.compile(r"[0-9a-f]{64}")
 _ABOUT_BPF: typing.Final = re.compile(
     r"bpf|lbproxy|tcx|\bxdp\b|verifier|nf_conntrack|neighbour|oom|out of memory|cgroup|martian|veth|stall",
     re.IGNORECASE,
@@ -295,13 +297,22 @@ def _trace(node: Node) -> str:
 
 def _log(node: Node) -> str:
     """The agent's last lines, where the node keeps them."""
-    files = sorted(
-        pathlib.Path("/var/log/containers").glob("lbproxy*.log"), key=lambda path: path.stat().st_mtime
-    )
+    # By the container that it runs in: pods of other people may have names like ours.
+    container = _container(pathlib.Path(f"/proc/{node.agent.pid}/cgroup")) if node.agent.pid else ""
+    files = list(_CONTAINER_LOGS.glob(f"*-{container}.log")) if container else []
     if files:
-        return _tail(files[-1])
+        return _tail(files[0])
     pid = ["_PID=" + str(node.agent.pid)] if node.agent.pid else ["-t", "lbproxy"]
     return _output(["journalctl", "--no-pager", "-q", "-n", str(_LOG_LINES), *pid], 10)
+
+
+def _container(cgroup: pathlib.Path) -> str:
+    """The id of the container that a process is in, by /proc/PID/cgroup; empty where it is in none."""
+    try:
+        found = _CONTAINER.findall(cgroup.read_text())
+    except OSError:
+        return ""
+    return found[-1] if found else ""
 
 
 def _tail(path: pathlib.Path) -> str:

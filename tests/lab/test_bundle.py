@@ -187,3 +187,37 @@ def test_a_bundle_that_can_not_be_written_is_an_error(
     nothing_pinned.output = str(tmp_path / "no" / "such" / "folder")
     with pytest.raises(errors.AgentError, match="cannot write"):
         bundle.main(nothing_pinned)
+
+
+def test_who_is_who_is_not_written_through_a_link_nor_for_others(
+    nothing_pinned: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """Somebody else may have put something there first, where -o is in /tmp."""
+    monkeypatch.setattr(bundle_items, "ITEMS", ())
+    nothing_pinned.redact = True
+    aim = tmp_path / "aim"
+    aim.write_text("untouched")
+    names = tmp_path / "b.names.json"
+    names.symlink_to(aim)
+    assert bundle.main(nothing_pinned) == 0
+    assert aim.read_text() == "untouched"
+    assert not names.is_symlink()
+    assert stat.S_IMODE(names.stat().st_mode) == 0o600
+
+
+def test_the_log_is_that_of_the_agents_own_container(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    ours, others = "a" * 64, "b" * 64
+    (tmp_path / f"lbproxy-x_kube-system_lbproxy-{ours}.log").write_text("ours\n")
+    (tmp_path / f"lbproxy-y_somebody_lbproxy-{others}.log").write_text("theirs\n")
+    cgroup = tmp_path / "cgroup"
+    cgroup.write_text(f"0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-{ours}.scope\n")
+    monkeypatch.setattr(bundle_items, "_CONTAINER_LOGS", tmp_path)
+    assert bundle_items._container(cgroup) == ours
+    assert bundle_items._container(tmp_path / "none") == ""
+    monkeypatch.setattr(bundle_items, "_container", lambda _path: ours)
+    node = typing.cast(
+        bundle_items.Node, argparse.Namespace(agent=argparse.Namespace(pid=1, running=True), root=tmp_path)
+    )
+    assert bundle_items._log(node) == "ours"
