@@ -21,7 +21,8 @@ def main(args: argparse.Namespace) -> int:
         netns = inventory.node_ports(rows).host_netns
         devices = [one for one in inspection.attached_devices(root, netns) if not one.problem]
         uplinks = tuple(_called(one) for one in devices if one.role is roles.Role.UPLINK)
-        others = tuple(_called(one) for one in devices if one.role is not roles.Role.UPLINK)
+        inside = (roles.Role.POD, roles.Role.INSIDE)
+        others = tuple(_called(one) for one in devices if one.role in inside)
         hooks = walk.Hooks(identity.cgroup, broken, uplinks, others)
         target = walk.Target(*args.destination)
         source, port = _split(args.source)
