@@ -5,8 +5,13 @@ it is asked once. Only backends that this node may use are asked. A new one coun
 usable until `fall` probes in a row have failed: Kubernetes has called it ready. One
 that was down stays down until `rise` in a row have passed, also where its probe is
 another now, or the agent has started anew.
+
+No Service takes all the probes that may be under way: it is given another one only while
+more are free than it has. So backends that hang keep half of them busy where they are of one
+Service, two thirds where they are of two, and whoever has none under way finds one.
 """
 
+import collections
 import heapq
 import itertools
 import random
@@ -42,6 +47,7 @@ class Attempt(typing.NamedTuple):
     serial: int
     taken_s: float
     late_s: float  # how long it has been due
+    payer: model.ServiceName  # whose share of the probes it takes
 
 
 class Result(typing.NamedTuple):
@@ -82,15 +88,25 @@ class _State:
         self.sayings = token_bucket.TokenBucket(_SAYINGS, _SAYINGS_PER_S, now_s)
 
 
-class Probing:
-    """The schedule and the verdicts. Times are seconds of one clock that never goes back."""
+_Row = tuple[float, int, Target]  # when it is due, the order it came in
 
-    def __init__(self, source: random.Random) -> None:
+
+class Probing:
+    """The schedule and the verdicts. Times are seconds of one clock that never goes back.
+
+    At most `most` probes are under way at a time.
+    """
+
+    def __init__(self, source: random.Random, most: int) -> None:
         self._random = source
+        self._most = most
+        self._under_way: collections.Counter[model.ServiceName] = collections.Counter()
         self._states: dict[Target, _State] = {}
         self._wanted: dict[model.ServiceName, dict[User, Target]] = {}
         self._down: dict[model.ServiceName, dict[User, str]] = {}
-        self._queue: list[tuple[float, int, Target]] = []
+        self._queue: list[_Row] = []
+        # Due, but their Services have their share under way: heaps, as the queue is one.
+        self._held: dict[model.ServiceName, list[_Row]] = {}
         self._serial = 0
 
     # --- what is to be probed ---
@@ -166,27 +182,65 @@ class Probing:
     # --- the schedule ---
 
     @property
+    def free(self) -> int:
+        """How many more probes may be under way."""
+        return self._most - self._under_way.total()
+
+    @property
     def next_due_s(self) -> float | None:
-        """When a probe is due next; None where nothing is probed."""
-        while self._queue and not self._is_due(self._queue[0]):
-            heapq.heappop(self._queue)
-        return self._queue[0][0] if self._queue else None
+        """When a probe is due next; None where nothing is probed, or only what is held back."""
+        return self._first(self._queue)
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether probes that were due wait for others of their Service to end."""
+        return bool(self._held)
 
     def late_s(self, now_s: float) -> float:
         """How long the probe that waits longest has been due; 0 where none is."""
-        due_s = self.next_due_s
-        return max(0.0, now_s - due_s) if due_s is not None else 0.0
+        firsts = (self._first(rows) for rows in (self._queue, *self._held.values()))
+        due_s = min((due_s for due_s in firsts if due_s is not None), default=now_s)
+        return max(0.0, now_s - due_s)
 
     def take(self, now_s: float, most: int) -> Iterator[Attempt]:
         """Take probes that are due, the longest waiting first; none of a target that is being asked."""
-        for _ in range(most):
+        self._let_go()
+        while most > 0 and (free := self.free) > 0:
             due_s = self.next_due_s
             if due_s is None or due_s > now_s:
                 return
-            target = heapq.heappop(self._queue)[2]
+            row = heapq.heappop(self._queue)
+            target = row[2]
+            known = self._states[target]
+            payer = min({user.port.service for user in known.users}, key=self._has_under_way)
+            if self._under_way[payer] >= free:
+                heapq.heappush(self._held.setdefault(payer, []), row)
+                continue
+            self._under_way[payer] += 1
             self._serial += 1
-            self._states[target].attempt = self._serial
-            yield Attempt(target, self._serial, now_s, now_s - due_s)
+            known.attempt = self._serial
+            most -= 1
+            yield Attempt(target, self._serial, now_s, now_s - due_s, payer)
+
+    def _let_go(self) -> None:
+        """Put back into the queue what Services may have under way by now."""
+        free = self.free
+        for payer, rows in list(self._held.items()):
+            for _ in range(free - self._under_way[payer]):
+                if self._first(rows) is None:
+                    break
+                heapq.heappush(self._queue, heapq.heappop(rows))
+            if not rows:
+                del self._held[payer]
+
+    def _has_under_way(self, name: model.ServiceName) -> tuple[int, model.ServiceName]:
+        return self._under_way[name], name
+
+    def _first(self, rows: list[_Row]) -> float | None:
+        """When the first of a heap is due, rid of what is stale."""
+        while rows and not self._is_due(rows[0]):
+            heapq.heappop(rows)
+        return rows[0][0] if rows else None
 
     def finished(self, attempt: Attempt, result: Result, now_s: float) -> list[Change]:
         """Take the result of a probe; returns the backends that it makes usable or unusable.
@@ -195,6 +249,9 @@ class Probing:
         comes late is not made up for.
         """
         target = attempt.target
+        self._under_way[attempt.payer] -= 1
+        if not self._under_way[attempt.payer]:
+            del self._under_way[attempt.payer]
         known = self._states.get(target)
         if known is None or known.attempt != attempt.serial:
             # Removed meanwhile, and may have come back as somebody new.
@@ -223,14 +280,16 @@ class Probing:
         self._serial += 1
         heapq.heappush(self._queue, (due_s, self._serial, target))
 
-    def _is_due(self, row: tuple[float, int, Target]) -> bool:
+    def _is_due(self, row: _Row) -> bool:
         due_s, _, target = row
         known = self._states.get(target)
         return known is not None and not known.attempt and known.due_s == due_s
 
     def _compact(self) -> None:
         """Rows of removed targets go when their time comes, or when they are most of the queue."""
-        if len(self._queue) > 2 * len(self._states) + _STALE_ROWS:
+        if self.queued > 2 * len(self._states) + _STALE_ROWS:
+            self._queue += itertools.chain.from_iterable(self._held.values())
+            self._held.clear()
             self._queue = [row for row in self._queue if self._is_due(row)]
             heapq.heapify(self._queue)
 
@@ -252,7 +311,7 @@ class Probing:
     @property
     def queued(self) -> int:
         """How many rows the schedule has, stale ones included."""
-        return len(self._queue)
+        return len(self._queue) + sum(map(len, self._held.values()))
 
     def down(self) -> dict[model.PortKey, tuple[int, int]]:
         """How many backends of each probed service port are down, and how many are probed."""

@@ -1,7 +1,8 @@
 """Makes the probes that are due, and hands on what follows: one prober for all Services of this node.
 
 So many at a time and so many a second, whatever annotations ask for: where that is
-not enough, probes come late and `late_s` says so, and nothing piles up.
+not enough, probes come late and `late_s` says so, and nothing piles up. One Service's do
+not take the place of another's: core.probing says how they share.
 """
 
 import asyncio
@@ -51,10 +52,9 @@ class Prober:
         self._said = said
         self._ask = ask
         self._clock = clock
-        self._probing = probing.Probing(source or random.Random())
+        self._probing = probing.Probing(source or random.Random(), most)
         self._note: Note = lambda _port, _place, _source, _usable, _reason: False
         self._wake = asyncio.Event()
-        self._running = 0
         self._until_s: float | None = None  # when the loop that waits is going to look again
         # When a node loses its network, thousands go down at once.
         self._lines = token_bucket.TokenBucket(LINES, LINES_PER_S, clock())
@@ -86,8 +86,7 @@ class Prober:
                 self._wake.clear()
                 self._count_unsaid()
                 started = 0
-                for attempt in self._probing.take(self._clock(), self._room):
-                    self._running += 1
+                for attempt in self._probing.take(self._clock(), _STARTS_PER_TURN):
                     started += 1
                     tasks.create_task(self._probe(attempt))
                 if started:
@@ -113,13 +112,9 @@ class Prober:
 
     # --- one after another ---
 
-    @property
-    def _room(self) -> int:
-        return min(self._most - self._running, _STARTS_PER_TURN)
-
     async def _wait(self) -> None:
         """Until something is due and there is room for it."""
-        due_s = self._probing.next_due_s if self._room > 0 else None
+        due_s = self._probing.next_due_s if self._probing.free > 0 else None
         pause_s = None if due_s is None else max(_TURN_S, due_s - self._clock())
         self._until_s = due_s
         with contextlib.suppress(TimeoutError):
@@ -127,15 +122,14 @@ class Prober:
                 await self._wake.wait()
 
     async def _probe(self, attempt: probing.Attempt) -> None:
-        try:
-            asked = await self._ask(attempt.target)
-        finally:
-            self._running -= 1
+        asked = await self._ask(attempt.target)
         self._probed(attempt.target.probe.kind, asked.result, asked.took_s)
         self._hand_on(self._probing.finished(attempt, asked.result, self._clock()))
         due_s = self._probing.next_due_s
         # Its next one may be due before all others, or wait for the room that there is now.
-        if due_s is not None and (self._until_s is None or due_s < self._until_s):
+        if self._probing.holds_back or (
+            due_s is not None and (self._until_s is None or due_s < self._until_s)
+        ):
             self._wake.set()
 
     def _hand_on(self, changes: Iterable[probing.Change]) -> None:

@@ -45,10 +45,15 @@ class Cluster:
     """
 
     def __init__(
-        self, *hosts: str, seed: int = 1, asked: probe.Probe | None = TCP, **changes: object
+        self,
+        *hosts: str,
+        seed: int = 1,
+        asked: probe.Probe | None = TCP,
+        most: int = 1 << 16,
+        **changes: object,
     ) -> None:
         self.state = state.ClusterState(objects.NODE)
-        self.probing = probing.Probing(random.Random(seed))
+        self.probing = probing.Probing(random.Random(seed), most)
         self.now_s = 100.0
         self.told: dict[probing.User, bool] = {}
         self.changes: list[probing.Change] = []
@@ -389,6 +394,36 @@ def test_a_target_is_asked_by_one_at_a_time() -> None:
     assert cluster.asks() == []
 
 
+def test_a_service_leaves_free_what_it_has_under_way() -> None:
+    cluster = Cluster(*(f"10.0.0.{n}" for n in range(1, 65)), most=16)
+    cluster.now_s += 100
+    hanging = cluster.asks()
+    assert len(hanging) == 8
+    assert cluster.asks() == []
+    # Nothing to wake up for until one ends; and they are late all the same.
+    assert (cluster.probing.next_due_s, cluster.probing.holds_back) == (None, True)
+    assert cluster.probing.late_s(cluster.now_s) >= 90
+    cluster.annotate(msgspec.structs.replace(TCP, port=9000), OTHER)
+    cluster.now_s += 100
+    assert [attempt.payer for attempt in cluster.asks()] == [OTHER] * 4
+    cluster.probing.finished(hanging[0], PASSED, cluster.now_s)
+    assert [attempt.payer for attempt in cluster.asks()] == [OTHER]
+    # What is held back is forgotten with its Service.
+    cluster.annotate(None)
+    cluster.annotate(None, OTHER)
+    cluster.has()
+    assert cluster.asks() == []
+    assert not cluster.probing.holds_back
+
+
+def test_a_target_of_two_services_is_charged_to_the_one_with_less_under_way() -> None:
+    cluster = Cluster(*(f"10.0.0.{n}" for n in range(1, 5)))
+    cluster.annotate(TCP, OTHER)
+    cluster.now_s += 100
+    charged = [attempt.payer for attempt in cluster.asks()]
+    assert sorted(charged) == [OTHER, OTHER, WEB, WEB]
+
+
 def test_probes_are_late_by_what_they_waited() -> None:
     cluster = Cluster("10.0.0.1", "10.0.0.2")
     due_s = cluster.probing.next_due_s
@@ -442,9 +477,9 @@ steps = st.lists(
 )
 
 
-@given(st.integers(0, 3), steps)
-def test_verdicts_follow_results_in_a_row(seed: int, steps: list[tuple[object, ...]]) -> None:
-    cluster = Cluster(seed=seed)
+@given(st.integers(0, 3), st.integers(1, 12), steps)
+def test_verdicts_follow_results_in_a_row(seed: int, most: int, steps: list[tuple[object, ...]]) -> None:
+    cluster = Cluster(seed=seed, most=most)
     running: list[probing.Attempt] = []
     down: dict[probing.User, bool] = {}
     rows: dict[probing.Target, list[bool]] = {}  # results in a row, of those that live
@@ -455,8 +490,13 @@ def test_verdicts_follow_results_in_a_row(seed: int, steps: list[tuple[object, .
                 cluster.has(*those)
             case ("annotate", asked, name):
                 cluster.annotate(asked, name)  # type: ignore[arg-type]
-            case ("take", int() as most):
-                running += cluster.probing.take(cluster.now_s, most)
+            case ("take", int() as begin):
+                free = cluster.probing.free
+                taken = list(cluster.probing.take(cluster.now_s, begin))
+                running += taken
+                # Whoever waits has more under way than are free, or there is no room.
+                if free and len(taken) < begin and cluster.probing.late_s(cluster.now_s):
+                    assert cluster.probing.holds_back
             case ("wait", int() as seconds):
                 cluster.now_s += seconds
             case ("finish", int() as which, bool() as passed) if which < len(running):
@@ -484,6 +524,7 @@ def test_verdicts_follow_results_in_a_row(seed: int, steps: list[tuple[object, .
             one for one in wanted if not cluster.probing.is_up(one)
         }
         assert sum(of_port[0] for of_port in cluster.probing.down().values()) == sum(down.values())
+        assert cluster.probing.free == most - len(running) >= 0
     cluster.annotate(None)
     cluster.annotate(None, OTHER)
     assert not any(down[one] and not cluster.told[one] for one in down)
