@@ -49,6 +49,7 @@ _log = logging.getLogger(__name__)
 
 _HOOK_CHECK_S: typing.Final = 30.0
 _CONFIG_CHECK_S: typing.Final = 1.0
+_RETRY_S: typing.Final = 5.0
 _GC_ALLOCATIONS: typing.Final = 100_000
 _M_MMAP_THRESHOLD: typing.Final = -3  # of malloc.h
 _M_ARENA_MAX: typing.Final = -8
@@ -343,12 +344,19 @@ class _Agent:
         """Begin flows once those of another proxy are known, which `spaces` may be needed for."""
         await packets.settled.wait()
         await control.complete.wait()
-        if spaces is not None:
+        while spaces is not None:
             try:
                 async with self._writing.shared():
                     await asyncio.to_thread(hand_over.finish, lambda: spaces.look(heard=False))
             except (OSError, errors.AgentError) as error:
-                _log.error("cannot tell which flows another proxy has begun: %s", error)
+                problem = f"new flows from outside stay with the other proxy: {error}"
+                if problem != control.handover_problem:
+                    _log.error("%s; not ready until that is known, tried again every %g s", problem, _RETRY_S)
+                control.handover_problem = problem
+                await asyncio.sleep(_RETRY_S)
+            else:
+                control.handover_problem = ""
+                break
         control.devices_served()
         hand_over.started()
         await hand_over.run()

@@ -75,6 +75,7 @@ class Controller:
         self._shortfalls = shortfalls.Shortfalls()
         self.growth_problem = ""  # why tables that are filling up do not grow
         self.datapath_problem = ""  # a hook that is gone and can not be put back
+        self.handover_problem = ""  # why no flow is begun yet beside another proxy's
         self.device_problems: typing.Sequence[str] = ()  # what keeps the packet path from devices
         self._node_due_s: float | None = None
         self._astray = False  # the ledger may no longer be what the kernel holds
@@ -321,7 +322,8 @@ class Controller:
     def reasons(self) -> list[str]:
         """What is not as it should be, one line each."""
         reasons = [*self._shortfalls.reasons(self.reconciler), *self._node.reasons]
-        reasons += [one for one in (self.growth_problem, self.datapath_problem) if one]
+        problems = (self.growth_problem, self.datapath_problem, self.handover_problem)
+        reasons += [one for one in problems if one]
         reasons += self.device_problems
         if self.reconciler.awaits_node:
             reasons.append(self._node_unread)

@@ -99,19 +99,22 @@ class HandOver:
         self._put(_LEARN, _PACKETS | (_SOCKETS if sockets else 0))
 
     def finish(self, prepare: typing.Callable[[], object] = lambda: None) -> None:
-        """Hold what the tracker has, then let the programs begin flows. Raises OSError and AgentError.
+        """Hold what the tracker has, then let the programs begin flows.
 
-        `prepare` is called in between, where flows of UDP are held.
+        `prepare` is called in between, where flows of UDP are held. Raises OSError and AgentError
+        before they do: to be tried again. To begin flows without knowing whose those are that
+        come by would break every one of them.
         """
         began_s = time.monotonic()
+        self.look()
+        if self.counts[model.Protocol.UDP]:
+            prepare()
+        self._put(_LEARN, 0)
+        # What was learned meanwhile is in the tracker by now, with all its addresses.
         try:
             self.look()
-            if self.counts[model.Protocol.UDP]:
-                prepare()
-        finally:
-            self._put(_LEARN, 0)
-        # What was learned meanwhile is in the tracker by now, with all its addresses.
-        self.look()
+        except (OSError, errors.AgentError) as error:
+            _log.warning("cannot look once more at the flows of another proxy: %s", error)
         took_ms = (time.monotonic() - began_s) * 1e3
         if total := self.counts.total():
             parts = ", ".join(f"{model.Protocol(one).name} {n}" for one, n in sorted(self.counts.items()))
@@ -182,6 +185,12 @@ class HandOver:
             for key, row in rows.items():
                 if key in held and (new := conntrack.renewed(entry, held[key], row, now, settings)):
                     stale[key] = held[key], new
+        room = self._kernel.rows_of(tables.Table.FLOWS)
+        if len(held) + len(absent) > room:
+            raise errors.AgentError(
+                f"another proxy has {counts.total()} flows, which take {len(held) + len(absent)} rows of "
+                f"{tables.Table.FLOWS}, and it has {room}: raise it with --map-rows {tables.Table.FLOWS}=N"
+            )
         # Before anything is held: once it is, the rules may go at any moment.
         self._keeper.keep(needed=bool(counts))
         self._put(_HELD_UDP, int(bool(counts[model.Protocol.UDP])))

@@ -5,7 +5,7 @@ import collections.abc
 
 import pytest
 
-from lbproxy import abi, handover
+from lbproxy import abi, errors, handover
 from lbproxy.core import addresses, conntrack, tables
 from lbproxy.kernel import fake
 from tests import installing
@@ -136,15 +136,34 @@ def test_nothing_to_hold_is_over_at_once(node: Node) -> None:
     assert node.keeper.there == [False, False]
 
 
-def test_what_can_not_be_read_ends_learning_too(node: Node) -> None:
-    def fail() -> collections.abc.Iterator[conntrack.Entry]:
-        raise OSError(1, "Operation not permitted")
+def test_no_flow_is_begun_before_the_tracker_was_read(node: Node) -> None:
+    """Else whatever it translates would be reset, packet by packet."""
+    fails = True
 
-    made = handover.HandOver(node.maps, entries=fail, keeper=node.keeper)
+    def entries() -> collections.abc.Iterator[conntrack.Entry]:
+        if fails:
+            raise OSError(105, "No buffer space available")
+        return iter([entry()])
+
+    made = handover.HandOver(node.maps, entries=entries, keeper=node.keeper, clock=lambda: NOW)
     made.begin(sockets=True)
-    with pytest.raises(OSError, match="not permitted"):
+    with pytest.raises(OSError, match="No buffer space"):
         made.finish()
+    assert node.row(LEARN) != 0
+    fails = False
+    made.finish()
     assert node.row(LEARN) == 0
+    assert made.counts == {6: 1}
+
+
+def test_more_flows_than_there_is_room_for_begin_nothing_either(node: Node) -> None:
+    room = installing.SIZES["flows"]
+    node.entries = [entry(client=port) for port in range(1024, 1024 + room)]
+    node.made.begin(sockets=True)
+    with pytest.raises(errors.AgentError, match=f"another proxy has {room} flows, .* --map-rows flows=N"):
+        node.made.finish()
+    assert node.row(LEARN) != 0
+    assert node.flows() == {}
 
 
 def test_a_flow_of_ours_is_not_taken_away(node: Node) -> None:
