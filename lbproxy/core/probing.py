@@ -53,8 +53,8 @@ class Attempt(typing.NamedTuple):
 class Result(typing.NamedTuple):
     """How a probe went; `reason` is why it failed, in a few words.
 
-    `blameless` says that it was never made, for want of something on this node:
-    that counts for nothing.
+    `blameless` says that it was never made, for want of something on this node, or that
+    this node was too busy to see the answer: that counts for nothing.
     """
 
     passed: bool

@@ -6,7 +6,6 @@ import errno
 import os
 import socket
 import ssl
-import time
 import typing
 
 from lbproxy.core import addresses, grpc_health, http_probe, probe, probing
@@ -15,6 +14,9 @@ from lbproxy.probes import streams
 _DRAINED_BYTES: typing.Final = 65536
 _DRAIN_S: typing.Final = 0.1
 _DATAGRAM_BYTES: typing.Final = 2048
+# The loop was busy where it finds a timeout later than this, and than this share of the timeout.
+_LATE_S: typing.Final = 0.05
+_LATE: typing.Final = 0.1
 # What says nothing of the backend: this node is out of something, or may not ask.
 _OUR_OWN: typing.Final = frozenset(
     getattr(errno, name)
@@ -30,28 +32,55 @@ class Asked(typing.NamedTuple):
 
 
 class _Limit:
-    """The time that an answer may take. What follows the answer has a limit of its own."""
+    """The time that an answer may take. What follows the answer has a limit of its own.
+
+    Where the loop was busy with something else when the time was up, the answer may have
+    come and not been read: it may take as long again, once. Where the loop is late again,
+    it is too slow to judge by (`stalled`).
+    """
 
     def __init__(self, timeout_s: float) -> None:
-        self.timeout = asyncio.timeout(timeout_s)
-        self._started_s = time.monotonic()
+        self.timeout = asyncio.timeout(None)
+        self.stalled = False
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._started_s = self._loop.time()
         self._took_s: float | None = None
+        self._again = False
+        self._due_s = self._started_s + timeout_s
+        self._timer = self._loop.call_at(self._due_s, self._is_due)
 
     def answered(self) -> None:
-        """Say that the answer is there."""
-        self._took_s = self.took_s
-        self.timeout.reschedule(None)
+        """Say that the answer is there, or that none is waited for any more."""
+        self._timer.cancel()
+        if self._took_s is None:
+            self._took_s = self.took_s
 
     @property
     def took_s(self) -> float:
         """How long the answer took, or has taken until now."""
-        return time.monotonic() - self._started_s if self._took_s is None else self._took_s
+        return self._loop.time() - self._started_s if self._took_s is None else self._took_s
+
+    def _is_due(self) -> None:
+        now_s = self._loop.time()
+        late = now_s - self._due_s > max(_LATE_S, _LATE * self._timeout_s)
+        if late and not self._again:
+            self._again = True
+            self._due_s = now_s + self._timeout_s
+            self._timer = self._loop.call_at(self._due_s, self._is_due)
+            return
+        self.stalled = late
+        self.timeout.reschedule(now_s)
 
 
 async def ask(target: probing.Target) -> Asked:
     """Make one probe, within its own timeout."""
     limit = _Limit(target.probe.timeout_s)
-    return Asked(await _result(target, limit), limit.took_s)
+    try:
+        result = await _result(target, limit)
+    finally:
+        limit.answered()
+    return Asked(result, limit.took_s)
 
 
 async def _result(target: probing.Target, limit: _Limit) -> probing.Result:
@@ -59,7 +88,8 @@ async def _result(target: probing.Target, limit: _Limit) -> probing.Result:
         async with limit.timeout:
             reason = await _ASKERS[target.probe.kind](target, limit)
     except TimeoutError:
-        return probing.Result(passed=False, reason=f"no answer in {target.probe.timeout_s:g} s")
+        reason = f"no answer in {target.probe.timeout_s:g} s"
+        return probing.Result(passed=False, reason=reason, blameless=limit.stalled)
     except ssl.SSLError as error:
         return probing.Result(passed=False, reason=f"TLS: {error.reason or error}")
     except OSError as error:
