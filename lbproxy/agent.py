@@ -374,8 +374,9 @@ class _Agent:
 
     def _passed(self, control: controller.Controller, names: list[model.ServiceName]) -> None:
         state = control.reconciler.state
-        self._health_checks.passed(state, names, control.node_facts, control.health)
-        self._prober.passed(state, names)
+        facts = control.node_facts
+        self._health_checks.passed(state, names, facts, control.health)
+        self._prober.passed(state, names, frozenset(facts.local) if facts is not None else frozenset())
         self._ejecting.passed(control.reconciler, names)
 
     def _health_check_failed(self, service: model.ServiceName, port: int, why: str) -> None:

@@ -16,9 +16,9 @@ import heapq
 import itertools
 import random
 import typing
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Set
 
-from lbproxy.core import addresses, model, probe, state, token_bucket, topology
+from lbproxy.core import addresses, model, probe, reach, state, token_bucket, topology
 
 _SAYINGS: typing.Final = 4  # changes of a target that are said at once
 _SAYINGS_PER_S: typing.Final = 1 / 300  # and after these
@@ -108,6 +108,7 @@ class Probing:
         # Due, but their Services have their share under way: heaps, as the queue is one.
         self._held: dict[model.ServiceName, list[_Row]] = {}
         self._serial = 0
+        self._own: Set[bytes] = frozenset()  # this node's addresses
 
     # --- what is to be probed ---
 
@@ -116,10 +117,20 @@ class Probing:
         self._down.setdefault(user.port.service, {})[user] = reason
 
     def look(
-        self, cluster: state.ClusterState, names: Iterable[model.ServiceName], now_s: float
+        self,
+        cluster: state.ClusterState,
+        names: Iterable[model.ServiceName],
+        now_s: float,
+        own: Set[bytes] = frozenset(),
     ) -> list[Change]:
-        """Look again at what these Services want probed; returns what follows at once."""
+        """Look again at what these Services want probed; returns what follows at once.
+
+        Where this node has other addresses of its `own` than before, at all of them.
+        """
         changes: list[Change] = []
+        if own != self._own:
+            self._own = frozenset(own)
+            names = {*names, *(service.name for service in cluster.services() if service.probe)}
         for name in names:
             service = cluster.service(name)
             if (
@@ -131,7 +142,7 @@ class Probing:
             wanted: dict[User, Target] = {}
             if service is not None:
                 down = self._down.get(name, {})
-                wanted = users(service, cluster.slices(name), cluster.node_name, cluster.zone, down)
+                wanted = users(service, cluster.slices(name), cluster.node_name, cluster.zone, down, own)
             changes += self._want(name, wanted, now_s)
         return changes
 
@@ -335,11 +346,13 @@ def users(
     node_name: str,
     zone: str,
     down: Container[User] = (),
+    own: Container[bytes] = (),
 ) -> dict[User, Target]:
     """Say what is to be asked for each backend of a Service that this node may use.
 
     Where hints choose some and all of these are down, all the others are used and so
-    asked, until one of the chosen is up again.
+    asked, until one of the chosen is up again. Never what reach forbids; `own` are the
+    addresses of this node.
     """
     if service.probe is None:
         return {}
@@ -361,22 +374,11 @@ def users(
             if all(User(key, place) in down for place in chosen):
                 sets = topology.usable(endpoints, node_name, zone, hinted=False).sets
             for place, bits in zip(places, sets, strict=True):
-                if bits & drawn and may_be_probed(place.address):
+                here = bool(node_name) and merged[place].node_name == node_name
+                if bits & drawn and reach.may_be_probed(place.address, own, here=here):
                     asked_at = service.probe.port or place.port
                     found[User(key, place)] = Target(place.address, asked_at, service.probe)
     return found
-
-
-def may_be_probed(address: bytes) -> bool:
-    """Whether an address can be that of a backend: Kubernetes allows none of these, manifests may have them.
-
-    Else an annotation could make the agent talk to what listens on this node alone.
-    """
-    if addresses.family_of(address) is model.Family.IPV4:
-        first, second = address[12:14]
-        return first not in (0, 127) and not 224 <= first < 240 and (first, second) != (169, 254)
-    link_local = address[0] == 0xFE and address[1] & 0xC0 == 0x80
-    return address[0] != 0xFF and not link_local and any(address[:15])
 
 
 def _drawn_from(service: model.Service, port: model.ServicePort, family: model.Family) -> int:

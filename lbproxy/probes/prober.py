@@ -11,7 +11,7 @@ import logging
 import random
 import time
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 
 from lbproxy.core import addresses, health, model, probe, probing, state, token_bucket, topology
 from lbproxy.probes import asking
@@ -72,11 +72,16 @@ class Prober:
             note(port, place, health.Source.ACTIVE, False, _EARLIER)
             self._probing.was_down(probing.User(port, place), _EARLIER)
 
-    def passed(self, cluster: state.ClusterState, names: Iterable[model.ServiceName]) -> None:
-        """Take what a pass has put in force."""
+    def passed(
+        self,
+        cluster: state.ClusterState,
+        names: Iterable[model.ServiceName],
+        own: Set[bytes] = frozenset(),
+    ) -> None:
+        """Take what a pass has put in force, and this node's own addresses."""
         if not self._most:
             return
-        self._hand_on(self._probing.look(cluster, names, self._clock()))
+        self._hand_on(self._probing.look(cluster, names, self._clock(), own))
         self._wake.set()
 
     async def run(self) -> typing.NoReturn:

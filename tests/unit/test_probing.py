@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbproxy.core import addresses, events, health, model, plan, probe, probing, state, topology
+from lbproxy.core import addresses, events, health, model, plan, probe, probing, reach, state, topology
 from tests import strategies
 from tests.unit import test_health_checks as objects
 
@@ -286,17 +286,48 @@ def test_what_is_asked_is_what_the_plan_draws_from(
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1", "0.0.0.1", "169.254.169.254", "224.0.0.1", "::1", "::", "fe80::1", "ff02::1"]
+    "host",
+    [
+        *["127.0.0.1", "0.0.0.1", "169.254.169.254", "224.0.0.1", "::1", "::", "fe80::1", "ff02::1"],
+        *["192.0.0.192", "100.100.100.200", "168.63.129.16", "fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254"],
+        *["64:ff9b::169.254.169.254", "64:ff9b::127.0.0.1"],
+    ],
 )
 def test_what_listens_on_the_node_alone_is_never_asked(host: str) -> None:
-    assert not probing.may_be_probed(objects.packed(host))
+    assert not reach.may_be_probed(objects.packed(host))
     ips = (objects.packed("10.96.0.1"), objects.packed("fd00::1"))
     assert Cluster(host, cluster_ips=ips).probing.targets == 0
 
 
-@pytest.mark.parametrize("host", ["10.0.0.1", "240.0.0.1", "192.168.1.1", "2001:db8::1", "fd00::1"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *["10.0.0.1", "240.0.0.1", "192.168.1.1", "2001:db8::1", "fd00::1"],
+        *["168.63.129.17", "100.100.100.199", "192.0.2.1", "fd00:ec3::254", "64:ff9b::10.0.0.1", "::10"],
+    ],
+)
 def test_other_addresses_may_be_asked(host: str) -> None:
-    assert probing.may_be_probed(objects.packed(host))
+    assert reach.may_be_probed(objects.packed(host))
+
+
+def test_a_nodes_own_addresses_are_asked_for_its_own_pods_alone() -> None:
+    cluster = Cluster()
+    here, elsewhere, nowhere = (
+        objects.endpoint(f"10.0.0.{n}", node) for n, node in enumerate((objects.NODE, "node-b", ""), 1)
+    )
+    cluster.state.apply(objects.slice_of(here, elsewhere, nowhere))
+    own = frozenset(map(objects.packed, ("10.0.0.1", "10.0.0.2", "10.0.0.3")))
+
+    def probed(names: list[model.ServiceName], own: frozenset[bytes]) -> list[bool]:
+        cluster.take(cluster.probing.look(cluster.state, names, cluster.now_s, own))
+        return [cluster.probing.is_up(user(f"10.0.0.{n}")) is not None for n in (1, 2, 3)]
+
+    assert probed([WEB], own) == [True, False, False]
+    # Addresses come and go, without a word of the Service.
+    assert probed([], frozenset()) == [True, True, True]
+    assert probed([], own) == [True, False, False]
+    cluster.state.node_name = ""
+    assert probed([WEB], own) == [False, False, False]
 
 
 def test_where_all_hinted_backends_are_down_the_others_are_asked_too() -> None:
