@@ -13,7 +13,9 @@ from lbproxy.core import addresses, health, listing, model, outcomes, outliers, 
 
 LOOK_S: typing.Final = 1.0
 
-_MANY: typing.Final = 64  # backends that are cheaper to read all at once
+# A row by its key costs some four times what it costs among all of them.
+_CHEAPER_ALL: typing.Final = 4
+_AN_EARLIER_AGENT: typing.Final = "an earlier agent ejected it"
 _log = logging.getLogger(__name__)
 
 Note = Callable[[model.PortKey, topology.Place, health.Source, bool, str], bool]
@@ -31,13 +33,22 @@ class Rows(typing.Protocol):
         """One row, or None. Raises OSError."""
         ...
 
+    def rows_of(self, table: str) -> int:
+        """How many rows a table has room for."""
+        ...
+
+
+class _Ready(typing.NamedTuple):
+    id: int
+    down: bool  # probes speak against it
+
 
 class _Watched:
-    """A service port that is looked at: its ready backends' ids, and what is known of them."""
+    """A service port that is looked at: its ready backends, and what is known of them."""
 
     def __init__(self, judge: outliers.Outliers) -> None:
         self.judge = judge
-        self.ids: dict[topology.Place, int] = {}
+        self.ready: dict[topology.Place, _Ready] = {}
 
 
 class Ejecting:
@@ -62,7 +73,7 @@ class Ejecting:
         """
         self._note = note
         for port, place in list(ejected):
-            note(port, place, health.Source.PASSIVE, False, "an earlier agent ejected it")
+            note(port, place, health.Source.PASSIVE, False, _AN_EARLIER_AGENT)
             self._earlier.setdefault(port, set()).add(place)
 
     def passed(self, reconciler: reconcile.Reconciler, names: Iterable[model.ServiceName]) -> None:
@@ -83,9 +94,14 @@ class Ejecting:
                 assert how is not None
                 watched = self._watched.setdefault(key, _Watched(outliers.Outliers(how)))
                 watched.judge.how = how
-                watched.ids = _ready(reconciler, key)
+                watched.ready = _ready(reconciler, key)
                 for place in self._earlier.pop(key, ()):
-                    watched.judge.was_ejected(place, self._clock())
+                    watched.judge.was_ejected(place, self._clock(), _AN_EARLIER_AGENT)
+                # Who went and came back between two looks has been forgotten by the book of health, not by
+                # the judge.
+                for place in watched.judge.ejected:
+                    if place in watched.ready:
+                        self._note(key, place, health.Source.PASSIVE, False, watched.judge.why(place))
             if ports:
                 self._of[name] = ports
 
@@ -94,26 +110,25 @@ class Ejecting:
         while True:
             await asyncio.sleep(LOOK_S)
             try:
-                self.look(kernel)
+                await self.look(kernel)
             except OSError as error:
                 _log.warning("cannot read how connections fare: %s", error)
 
-    def look(self, kernel: Rows) -> None:
+    async def look(self, kernel: Rows) -> None:
         """Judge once. Raises OSError."""
         if not self._watched:
             return
-        many = sum(len(watched.ids) for watched in self._watched.values()) > _MANY
-        known = outcomes.every(kernel) if many else None
+        ids = [one.id for watched in self._watched.values() for one in watched.ready.values()]
+        # Not on the loop: of 10,000 backends that takes tens of milliseconds.
+        known = await asyncio.to_thread(_read, kernel, ids)
         now_s = self._clock()
         for key, watched in self._watched.items():
+            # Of one that came meanwhile nothing is known: its counts so far are no failures of this second.
             samples = {
-                place: outliers.Sample(
-                    number,
-                    outcomes.of_backend(kernel, number)
-                    if known is None
-                    else known.get(number, outcomes.Outcomes()),
-                )
-                for place, number in watched.ids.items()
+                place: outliers.Sample(one.id, known[one.id], one.down)
+                if one.id in known
+                else outliers.Sample(one.id, outcomes.of_backend(kernel, one.id), one.down)
+                for place, one in watched.ready.items()
             }
             for change in watched.judge.look(samples, now_s):
                 self._make(key, change, now_s)
@@ -137,14 +152,24 @@ def describe(key: model.PortKey, change: outliers.Change, now_s: float) -> str:
     return f"backend {where} of {key} is back: {change.reason}"
 
 
-def _ready(reconciler: reconcile.Reconciler, key: model.PortKey) -> dict[topology.Place, int]:
+def _read(kernel: Rows, ids: list[int]) -> dict[int, outcomes.Outcomes]:
+    """What is known of these backends by now."""
+    if len(ids) * _CHEAPER_ALL < kernel.rows_of(tables.Table.BACKEND_HEALTH):
+        return {number: outcomes.of_backend(kernel, number) for number in ids}
+    every = outcomes.every(kernel)
+    return {number: every.get(number, outcomes.Outcomes()) for number in ids}
+
+
+def _ready(reconciler: reconcile.Reconciler, key: model.PortKey) -> dict[topology.Place, _Ready]:
     """The ready backends of a TCP port, as the kernel has them: only those have outcomes."""
     held = reconciler.ledger.installed.get(key)
     if held is None or key.protocol is not model.Protocol.TCP:
         return {}
     rows = ((number, tables.backend(row)) for number, row in held.backends.items())
     return {
-        topology.Place(row.addr, int.from_bytes(row.port, "big")): number
+        topology.Place(row.addr, int.from_bytes(row.port, "big")): _Ready(
+            number, bool(row.health & tables.Health.PROBE_FAILED)
+        )
         for number, row in rows
         if row.state == tables.BackendState.ACTIVE
     }

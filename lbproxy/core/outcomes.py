@@ -42,6 +42,11 @@ class Outcomes(typing.NamedTuple):
         """What a handshake took on average, in seconds; 0 where there was none."""
         return self.handshake_us / self.established * _US if self.established else 0.0
 
+    def is_before(self, later: "Outcomes") -> bool:
+        """Whether some count is below what it was: no count gains half of what wraps between two looks."""
+        counts = zip(self[1:6], later[1:6], strict=True)
+        return any((now - then) % _WRAP >= _WRAP // 2 for now, then in counts)
+
     def since(self, earlier: "Outcomes") -> "Outcomes":
         """What has been counted since; counts in the kernel wrap."""
         counts = [(now - then) % _WRAP for now, then in zip(self[1:6], earlier[1:6], strict=True)]

@@ -37,3 +37,8 @@ def test_rows_are_read_by_backend() -> None:
     assert outcomes.of_backend(maps, 9) == fared
     assert outcomes.of_backend(maps, 8) == outcomes.Outcomes()
     assert outcomes.every(maps) == {9: fared}
+
+
+def test_counts_that_went_back_are_told_from_those_that_wrapped() -> None:
+    assert made(0, 5, 5, 5, 5, 5, 0).is_before(made(0, 5, 5, 6, 5, 5, 0))
+    assert not made(0, 5, 5, 5, 5, 5, 0).is_before(made(9, 5, 5, 4, 2**32 - 1, 5, 9))

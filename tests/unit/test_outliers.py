@@ -1,7 +1,10 @@
 """Who is ejected, for how long, and who never is."""
 
 import contextlib
+import math
 import pathlib
+import random
+import time
 import typing
 
 import pytest
@@ -28,11 +31,16 @@ class World:
         self.totals = {place(host): [0, 0] for host in range(1, count + 1)}
         self.ids = {where: number for number, where in enumerate(self.totals, 1)}
         self.changes: list[outliers.Change] = []
+        self.down: set[int] = set()  # by probes
         self.look()
 
     def look(self) -> None:
         samples = {
-            where: outliers.Sample(self.ids[where], outcomes.Outcomes(established=good, refused=bad))
+            where: outliers.Sample(
+                self.ids[where],
+                outcomes.Outcomes(established=good, refused=bad),
+                self.ids[where] in self.down,
+            )
             for where, (good, bad) in self.totals.items()
         }
         found = self.judge.look(samples, self.now_s)
@@ -99,9 +107,10 @@ def test_on_trial_one_failure_is_enough() -> None:
         ([BAD, BAD], []),
         ([GOOD, BAD], [2]),
         ([BAD], []),
-        ([GOOD, BAD, BAD], [3]),
+        ([GOOD, BAD, BAD], []),  # by chance, where half of the others' fail
+        ([(20, 0), (0, 20), (0, 20)], [3]),
         ([GOOD, GOOD, BAD, BAD], [3, 4]),
-        ([GOOD, BAD, BAD, BAD], [3, 4]),
+        ([(30, 0), (0, 30), (0, 30), (0, 30)], [3, 4]),
         ([BAD, BAD, BAD, BAD], []),
         ([GOOD, (96, 4)], []),  # too few
         ([GOOD, (95, 5)], []),  # too small a share
@@ -163,6 +172,110 @@ def test_one_that_an_earlier_agent_ejected_is_out_for_the_first_time() -> None:
     samples = {place(host): outliers.Sample(host, outcomes.Outcomes()) for host in (1, 2)}
     assert judge.look(samples, 129.0) == []
     assert judge.look(samples, 130.0) == [outliers.Change(place(1), False, "its time is over")]
+
+
+@pytest.mark.parametrize(("count", "rate", "share"), [(10, 10, 0.2), (20, 3, 0.2), (3, 5, 0.1)])
+def test_where_all_fail_alike_by_chance_hardly_anybody_is_out(count: int, rate: int, share: float) -> None:
+    """A minute of each of ten worlds; compared by their shares alone some 70 would be out."""
+    ejections = 0
+    for seed in range(10):
+        chances = random.Random(seed)
+        world = World(count)
+        for _ in range(60):
+            fared = []
+            for _ in range(count):
+                failed = sum(chances.random() < share for _ in range(rate))
+                fared.append((rate - failed, failed))
+            world.second(*fared)
+        ejections += sum(change.ejected for change in world.changes)
+    assert ejections <= 5
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.35])
+def test_who_fails_for_good_among_others_that_sometimes_do_is_out_soon(share: float) -> None:
+    chances = random.Random(7)
+    world = World(10)
+    for _ in range(5):
+        failed = [sum(chances.random() < share for _ in range(10)) for _ in range(9)]
+        world.second(*((10 - bad, bad) for bad in failed), BAD)
+    assert world.out == [10]
+
+
+@given(st.integers(1, 40), st.data(), st.sampled_from([0.01, 0.2, 0.5, 0.9, 0.999]))
+def test_the_chance_is_a_binomial_one(attempts: int, data: st.DataObject, usual: float) -> None:
+    failures = data.draw(st.integers(0, attempts))
+    found = outliers.chance(attempts, failures, usual)
+    exact = sum(
+        math.comb(attempts, k) * usual**k * (1 - usual) ** (attempts - k)
+        for k in range(failures, attempts + 1)
+    )
+    assert found == (1.0 if failures <= attempts * usual else pytest.approx(exact, rel=0.05))
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.floats(0, 1))
+def test_the_chance_of_anything_is_one(attempts: int, failures: int, usual: float) -> None:
+    assert 0 <= outliers.chance(attempts, failures, usual) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("failing", [400, 1000])
+def test_many_that_fail_at_once_take_no_time(failing: int) -> None:
+    """Ten seconds of CPU time, once; it is some ten milliseconds."""
+    count = 1000
+    judge = outliers.Outliers(HOW)
+    places = [topology.Place(installing.address(f"10.{n >> 8}.{n & 255}.1"), 80) for n in range(count)]
+
+    def look(second: int) -> list[outliers.Change]:
+        fared = [(0, 20 * second) if n < failing else (20 * second, 0) for n in range(count)]
+        samples = {
+            where: outliers.Sample(n, outcomes.Outcomes(established=good, refused=bad))
+            for n, (where, (good, bad)) in enumerate(zip(places, fared, strict=True))
+        }
+        return judge.look(samples, float(second))
+
+    look(1)
+    began_s = time.process_time()
+    changes = look(2)
+    assert time.process_time() - began_s < 1
+    assert len(changes) == (failing if failing < count // 2 else 0)
+
+
+def test_who_is_down_by_probes_is_out_already() -> None:
+    world = World(2)
+    world.down = {1}
+    world.second(IDLE, (28, 12), seconds=5)
+    assert world.out == []
+    world.down = set()
+    world.second(GOOD, (28, 12))
+    assert world.out == [2]
+    # Now the other one is found down: nobody better is left.
+    world.down = {1}
+    world.second(IDLE, IDLE)
+    assert world.out == []
+    assert world.changes[-1].reason == "no other is left"
+
+
+def test_who_is_down_by_probes_is_no_outlier_and_no_other() -> None:
+    world = World(4)
+    world.down = {1, 2}
+    world.second(BAD, GOOD, GOOD, BAD)
+    assert world.out == []  # half of them are out
+    world = World(6)
+    world.down = {1, 2}
+    world.second(BAD, BAD, GOOD, GOOD, GOOD, BAD)
+    assert world.out == [6]
+
+
+def test_counts_that_go_back_begin_anew() -> None:
+    """A table that grows is copied while others still write to it, and read here a moment later."""
+    world = World(2)
+    world.second(GOOD, (90, 3))
+    world.totals[place(2)] = [85, 2]
+    world.second(GOOD, IDLE)
+    assert world.out == []
+    world.second(GOOD, (6, 4))
+    assert world.out == []
+    world.second(GOOD, BAD)
+    assert world.out == [2]
 
 
 _FARED = st.tuples(st.integers(0, 20), st.integers(0, 20))
