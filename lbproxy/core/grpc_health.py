@@ -12,6 +12,8 @@ import typing
 from lbproxy.core import header_block
 
 LONGEST_BYTES: typing.Final = 65536  # of everything that a server sends
+MOST_FRAMES: typing.Final = 1000
+MOST_BLOCKS: typing.Final = 4  # of headers: two of an answer, and what may come before it
 
 _PATH: typing.Final = b"/grpc.health.v1.Health/Check"
 _PREFACE: typing.Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -19,6 +21,7 @@ _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _CONTINUATION = 0, 1, 3
 _END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 # A header table of 0 bytes, no pushes.
 _OUR_SETTINGS: typing.Final = b"\0\1\0\0\0\0" + b"\0\2\0\0\0\0"
+_WANTED: typing.Final = frozenset([b":status", b"grpc-status"])
 _FRAME_HEAD: typing.Final = 9
 _LONGEST_FRAME: typing.Final = 16384
 _SERVING: typing.Final = 1
@@ -62,7 +65,7 @@ class Exchange:
         )
         self.answer: str | None = None  # empty: it is serving; else why not
         self._buffer = bytearray()
-        self._received = 0
+        self._received = self._frames_seen = self._blocks = 0
         self._block: bytearray | None = None  # of headers that go on in the next frame
         self._ends = False  # whether those headers are the last
         self._headers: dict[bytes, bytes] = {}
@@ -98,6 +101,9 @@ class Exchange:
                 return
             payload = bytes(self._buffer[_FRAME_HEAD : _FRAME_HEAD + length])
             del self._buffer[: _FRAME_HEAD + length]
+            self._frames_seen += 1
+            if self._frames_seen > MOST_FRAMES:
+                raise _Broken("said more than an answer is long")
             yield self._take(kind, flags, stream, payload)
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -130,7 +136,10 @@ class Exchange:
 
     def _end_of_headers_if(self, end: int) -> None:
         if end and self._block is not None:
-            self._headers.update(header_block.decode(bytes(self._block)))
+            self._blocks += 1
+            if self._blocks > MOST_BLOCKS:
+                raise _Broken("said more than an answer is long")
+            self._headers.update(header_block.decode(bytes(self._block), _WANTED))
             self._block = None
             self._end_if(self._ends)
 

@@ -1,15 +1,19 @@
 """Header blocks of HTTP/2 (RFC 7541), as far as a client needs them that allows no dynamic table.
 
 A client that has announced a table size of 0 is sent nothing but literals and names
-of the static table: so one block can be read without those before it.
+of the static table: so one block can be read without those before it. Compressed text
+costs a microsecond a byte to expand, so nothing is that nobody wants.
 """
 
+import functools
 import typing
 from collections.abc import Iterable
 
 Header = tuple[bytes, bytes]
 
-LONGEST_BYTES: typing.Final = 16384  # of all names and values of a block
+LONGEST_BYTES: typing.Final = 16384  # of all names and values of a block, as RFC 9113, 6.5.2 counts
+LONGEST_COMPRESSED_BYTES: typing.Final = 640  # of values of a block that are expanded
+_OF_EACH: typing.Final = 32  # bytes that each header counts for besides
 
 _STATIC: typing.Final = tuple(
     tuple(line.partition(b" ")[::2])
@@ -96,32 +100,55 @@ def encode(headers: Iterable[Header]) -> bytes:
     return b"".join(b"\x10" + _string(name) + _string(value) for name, value in headers)
 
 
-def decode(block: bytes) -> list[Header]:
-    """Read a block. Raises BlockError."""
+def decode(block: bytes, wanted: frozenset[bytes]) -> list[Header]:
+    """Read the headers of these names. Raises BlockError; what is in others is not looked at."""
+    forms = _forms(wanted)
     headers: list[Header] = []
-    at = total = 0
+    at = total = expanded = 0
     while at < len(block):
         first = block[at]
-        if first & 0x80:
-            index, at = _integer(block, at, 7)
-            name, value = _static(index)
-        elif first & 0xE0 == 0x20:
+        total = _bounded(total + _OF_EACH)
+        if first & 0xE0 == 0x20:
             size, at = _integer(block, at, 5)
             if size:
                 raise BlockError("a dynamic table, which was not allowed")
             continue
+        compressed = False
+        name: bytes | None
+        if first & 0x80:
+            index, at = _integer(block, at, 7)
+            name, value = _static(index)
         else:
             index, at = _integer(block, at, 6 if first & 0x40 else 4)
             if index:
                 name = _static(index)[0]
             else:
-                name, at = _text(block, at)
-            value, at = _text(block, at)
-        total += len(name) + len(value)
-        if total > LONGEST_BYTES:
-            raise BlockError("too many headers")
+                text, is_short, at = _text(block, at)
+                total += len(text)
+                name = forms.get((text, is_short))
+            value, compressed, at = _text(block, at)
+        total = _bounded(total + len(value))
+        if name is None or name not in wanted:
+            continue
+        if compressed:
+            expanded += len(value)
+            if expanded > LONGEST_COMPRESSED_BYTES:
+                raise BlockError("a value that is too long")
+            value = _expand(value)
         headers.append((name, value))
     return headers
+
+
+def _bounded(total: int) -> int:
+    if total > LONGEST_BYTES:
+        raise BlockError("too many headers")
+    return total
+
+
+@functools.lru_cache(maxsize=8)
+def _forms(names: frozenset[bytes]) -> dict[tuple[bytes, bool], bytes]:
+    """The two ways that each name may be written; compressed, there is but one."""
+    return {form: name for name in names for form in ((name, False), (_compress(name), True))}
 
 
 def _static(index: int) -> Header:
@@ -159,15 +186,16 @@ def _integer(block: bytes, at: int, bits: int) -> tuple[int, int]:
     raise BlockError("a number that does not end")
 
 
-def _text(block: bytes, at: int) -> tuple[bytes, int]:
+def _text(block: bytes, at: int) -> tuple[bytes, bool, int]:
+    """Text as it stands, whether it is compressed, and where it ends."""
     if at == len(block):
         raise BlockError("a header that does not end")
-    compressed = block[at] & 0x80
+    compressed = bool(block[at] & 0x80)
     length, at = _integer(block, at, 7)
     text = block[at : at + length]
     if len(text) < length:
         raise BlockError("a header that does not end")
-    return (_expand(text) if compressed else text), at + length
+    return text, compressed, at + length
 
 
 def _codes() -> dict[tuple[int, int], int]:
@@ -183,6 +211,14 @@ def _codes() -> dict[tuple[int, int], int]:
 
 
 _CODES: typing.Final = _codes()
+_CODE_OF: typing.Final = {symbol: (code, length) for (length, code), symbol in _CODES.items()}
+
+
+def _compress(text: bytes) -> bytes:
+    """Compress by Huffman's code; the last byte is filled up with ones."""
+    bits = "".join(f"{code:0{length}b}" for code, length in map(_CODE_OF.__getitem__, text))
+    bits += "1" * (-len(bits) % 8)
+    return int(bits or "0", 2).to_bytes(len(bits) // 8, "big")
 
 
 def _expand(text: bytes) -> bytes:

@@ -159,7 +159,8 @@ def test_a_backend_whose_probes_fail_is_out_until_they_pass(
     # One target for each address and port, however many service ports lead there.
     assert values(metrics, "lbproxy_probe_targets") == [len(PROBES) * len(PODS) * 2]
     events = [one for one in test_life.events(api) if one["reason"] == "BackendUnhealthy"]
-    assert {one["regarding"]["name"] for one in events} == set(PROBES)
+    # Those of other tests may be among them.
+    assert {one["regarding"]["name"] for one in events} >= set(PROBES)
     health.says("up", "n1/p2")
     everyone_has(agent, *PODS)
     all_serve(lab, *PODS)

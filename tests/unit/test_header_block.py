@@ -66,7 +66,11 @@ STATUS_200 = (b":status", b"200")
     ],
 )
 def test_what_others_write_is_read(block: str, expected: list[header_block.Header]) -> None:
-    assert header_block.decode(bytes.fromhex(block)) == expected
+    wanted = frozenset(name for name, _ in expected)
+    assert header_block.decode(bytes.fromhex(block), wanted) == expected
+    for name in wanted:
+        one = [(known, value) for known, value in expected if known == name]
+        assert header_block.decode(bytes.fromhex(block), frozenset([name])) == one
 
 
 @pytest.mark.parametrize(
@@ -78,19 +82,45 @@ def test_what_others_write_is_read(block: str, expected: list[header_block.Heade
         ("00", "a header that does not end"),
         ("000361", "a header that does not end"),
         ("ffffffffffffffff", "a number that does not end"),
-        ("008100", "text that stops in the middle of a character"),
-        ("0081fe", "text that stops in the middle of a character"),
-        ("0084ffffffff", "text that ends before its end"),
+        ("0001788100", "text that stops in the middle of a character"),
+        ("00017881fe", "text that stops in the middle of a character"),
+        ("00017884ffffffff", "text that ends before its end"),
     ],
 )
 def test_what_is_no_block_is_refused(block: str, reason: str) -> None:
     with pytest.raises(header_block.BlockError, match=reason):
-        header_block.decode(bytes.fromhex(block))
+        header_block.decode(bytes.fromhex(block), frozenset([b"x"]))
+
+
+OTHERS = frozenset([b"y"])
 
 
 def test_headers_are_bounded() -> None:
     with pytest.raises(header_block.BlockError, match="too many"):
-        header_block.decode(header_block.encode([(b"x", b"y" * 100)] * 200))
+        header_block.decode(header_block.encode([(b"x", b"y" * 100)] * 200), OTHERS)
+    for empty in (b"\x88", b"\x20", b"\0\0\0"):
+        with pytest.raises(header_block.BlockError, match="too many"):
+            header_block.decode(empty * 513, OTHERS)
+
+
+def test_nothing_is_expanded_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    expanded: list[bytes] = []
+
+    def expand(text: bytes) -> bytes:
+        expanded.append(text)
+        return text
+
+    monkeypatch.setattr(header_block, "_expand", expand)
+    name, value = b"\x87" + b"\xfe" * 7, b"\x88" + b"\xfd" * 8
+    block = (b"\0" + name + value) * 100 + b"\0\1x" + value
+    header_block.decode(block, OTHERS)
+    assert expanded == []
+    header_block.decode(block, frozenset([b"x"]))
+    assert expanded == [b"\xfd" * 8]
+    # And of what is wanted no more than a status could need.
+    with pytest.raises(header_block.BlockError, match="a value that is too long"):
+        header_block.decode((b"\0\1x" + value) * 200, frozenset([b"x"]))
+    assert sum(map(len, expanded)) <= header_block.LONGEST_COMPRESSED_BYTES + 8
 
 
 headers = st.lists(st.tuples(st.binary(max_size=40), st.binary(max_size=300)), max_size=6)
@@ -98,13 +128,19 @@ headers = st.lists(st.tuples(st.binary(max_size=40), st.binary(max_size=300)), m
 
 @given(headers)
 def test_what_is_written_is_read(written: list[header_block.Header]) -> None:
-    assert header_block.decode(header_block.encode(written)) == written
+    wanted = frozenset(name for name, _ in written)
+    assert header_block.decode(header_block.encode(written), wanted) == written
+
+
+@given(st.binary(max_size=40))
+def test_what_is_compressed_is_expanded(text: bytes) -> None:
+    assert header_block._expand(header_block._compress(text)) == text
 
 
 @given(st.binary(max_size=80))
 def test_any_bytes_are_a_block_or_refused(block: bytes) -> None:
     try:
-        found = header_block.decode(block)
+        found = header_block.decode(block, frozenset([b"", b"x", b":status"]))
     except header_block.BlockError:
         return
     assert sum(len(name) + len(value) for name, value in found) <= header_block.LONGEST_BYTES
