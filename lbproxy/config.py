@@ -71,7 +71,7 @@ class MapRows:
     """How many rows each BPF map has room for."""
 
     frontends: int = 131_072
-    slots: int = 131_072  # blocks of 16 slots
+    slots: int = 65_536  # blocks of 16 slots
     backends: int = 131_072
     services: int = 131_072
     localities: int = 16_384
