@@ -168,7 +168,8 @@ STARVED = Definition(
 ALL_UNHEALTHY = Definition(
     "lbproxy_all_unhealthy_service_ports",
     Type.GAUGE,
-    "Service ports all of whose backends are unhealthy, of a traffic policy's choice at least: all are used",
+    "Service ports all of whose backends are unhealthy (or more than panic= allows), of a traffic policy's "
+    "choice at least: all are used",
 )
 
 # --- probes of backends ---

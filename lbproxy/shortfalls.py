@@ -43,21 +43,24 @@ class Shortfalls:
         before, self._spared = self._spared, dict(reconciler.spared)
         for key, bits in self._spared.items():
             if before.get(key) != bits:
-                _log.warning("%s", _spared(key, bits))
+                _log.warning("%s", _spared(reconciler, key, bits))
         for key in before.keys() - self._spared.keys():
-            _log.info("%s has healthy backends again: only those are used", key)
+            _log.info("%s has enough healthy backends again: only those are used", key)
 
     def reasons(self, reconciler: reconcile.Reconciler) -> list[str]:
         """What there is now, one line each."""
         starved = [f"{key}: {full}" for key, full in reconciler.starved.items()]
         contested = [_contest(key, ports) for key, ports in self._contested.items()]
-        spared = [_spared(key, bits) for key, bits in self._spared.items()]
+        spared = [_spared(reconciler, key, bits) for key, bits in self._spared.items()]
         return starved[:_REASONS] + contested[:_REASONS] + spared[:_REASONS]
 
 
-def _spared(key: model.PortKey, bits: int) -> str:
+def _spared(reconciler: reconcile.Reconciler, key: model.PortKey, bits: int) -> str:
     sets = " and ".join(listing.set_names(bits))
-    return f"{key}: every backend it may use under policy {sets} is unhealthy: all of them are used"
+    service = reconciler.state.service(key.service)
+    panics = service is not None and service.probe is not None and service.probe.panic
+    ill = "is unhealthy, or more of them than panic= allows" if panics else "is unhealthy"
+    return f"{key}: every backend it may use under policy {sets} {ill}: all of them are used"
 
 
 def _contest(key: bytes, ports: typing.Collection[model.PortKey]) -> str:

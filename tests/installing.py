@@ -3,6 +3,7 @@
 import typing
 
 from lbproxy.core import addresses, health, ledger, model, node_rows, plan
+from lbproxy.core import probe as probe_
 from lbproxy.kernel import maps
 
 NODE = "node-1"
@@ -70,6 +71,7 @@ class Installer:
         source_ranges: typing.Sequence[str] = (),
         mode: model.PacketMode | None = None,
         weights: model.Weights | None = None,
+        probe: probe_.Probe | None = None,
     ) -> None:
         """Write a Service of one port, with a slice for each family of its endpoints."""
         full = model.ServiceName(*name.split("/"))
@@ -90,6 +92,7 @@ class Installer:
             ),
             mode=mode,
             weights=weights,
+            probe=probe,
         )
         slices = [
             model.EndpointSlice(

@@ -4,7 +4,8 @@ Two sources speak against a backend of a service port: probes of this node, and 
 kernel saw of its connections. One that any of them speaks against gets no new flow while
 another one of its set has none against it; it keeps the flows that it has, for its state is
 still what the API says. Health never empties a set: where all of it are unhealthy all are
-used, as nobody can tell then whether it is them or this node that is ill.
+used, as nobody can tell then whether it is them or this node that is ill. A Service may say
+(`panic`) that this is so where fewer than a share of them are healthy.
 """
 
 import enum
@@ -30,11 +31,12 @@ class Verdict(typing.NamedTuple):
 
 
 NOTHING_KNOWN: typing.Final[Mapping[topology.Place, Verdict]] = {}
+_ROUNDING: typing.Final = 1e-6
 _SETS: typing.Final = (topology.CLUSTER, topology.LOCAL)
 
 
 class Exclusion(typing.NamedTuple):
-    """For each endpoint, in order, the sets it is left in; `spared` are sets whose every member is down."""
+    """For each endpoint, in order, the sets it is left in; `spared` are sets too ill to leave anybody out."""
 
     sets: tuple[int, ...]
     spared: int
@@ -106,15 +108,20 @@ class HealthBook:
             self._of.pop(port.service, None)
 
 
-def exclude(sets: Sequence[int], down: Sequence[bool]) -> Exclusion:
-    """Take unhealthy endpoints out of the sets they are in, of each set but never all."""
+def exclude(sets: Sequence[int], down: Sequence[bool], panic: float = 0.0) -> Exclusion:
+    """Take unhealthy endpoints out of the sets they are in, of each set but never all.
+
+    And none of a set of which a smaller share than `panic` is healthy: the others could
+    not bear what all of them are sent, or it is this node that is ill.
+    """
     left = list(sets)
     spared = 0
     for bit in _SETS:
         ill = [index for index, bits in enumerate(sets) if bits & bit and down[index]]
         if not ill:
             continue
-        if len(ill) == sum(1 for bits in sets if bits & bit):
+        known = sum(1 for bits in sets if bits & bit)
+        if len(ill) == known or known - len(ill) < panic * known - _ROUNDING:
             spared |= bit
             continue
         for index in ill:

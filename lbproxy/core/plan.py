@@ -58,7 +58,8 @@ class PortPlan(msgspec.Struct, frozen=True, gc=False):
     """One service port of one family. All known endpoints are listed, by address and port.
 
     `source_ranges` are empty where no frontend is restricted. `spared` are the BackendSet
-    bits of those of its sets whose every backend is unhealthy: all of them are used.
+    bits of those of its sets whose every backend is unhealthy, or more of them than the
+    Service's `panic` allows: all of them are used.
     """
 
     key: model.PortKey
@@ -128,7 +129,8 @@ def plan_service(
             against, spared = [0] * len(places), 0
             if known:
                 against = [known[place].sources if place in known else 0 for place in places]
-                usable, spared = _healthy(usable, endpoints, against, node_name, zone)
+                panic = service.probe.panic if service.probe is not None else 0.0
+                usable, spared = _healthy(usable, endpoints, against, node_name, zone, panic)
             frontends = _frontends(service, port, cluster_ip, usable, restricted=bool(ranges), dsr=dsr)
             shares = weights.shares(service.weights, endpoints, usable.sets)
             if spills:
@@ -260,18 +262,24 @@ def _healthy(
     against: Sequence[int],
     node_name: str,
     zone: str,
+    panic: float,
 ) -> tuple[topology.Usable, int]:
-    """Leave unhealthy endpoints out of the sets, and say which sets have no healthy one: they keep all.
+    """Leave unhealthy endpoints out of the sets, and say which sets are too ill for that: they keep all.
 
     Hints are a preference: where they lead to unhealthy endpoints only, the Cluster set
-    is chosen without them if it has a healthy one then.
+    is chosen without them if it has a healthy one then. What is chosen may be too ill to
+    go by, as `panic` says: that is no reason to choose again, for nobody else is probed.
     """
     down = list(map(bool, against))
-    chosen = health.exclude(usable.sets, down)
+    sets = usable.sets
+    chosen = health.exclude(sets, down)
     if chosen.spared & topology.CLUSTER:
-        wider = health.exclude(topology.usable(endpoints, node_name, zone, hinted=False).sets, down)
+        all_sets = topology.usable(endpoints, node_name, zone, hinted=False).sets
+        wider = health.exclude(all_sets, down)
         if not wider.spared & topology.CLUSTER:
-            chosen = wider
+            sets, chosen = all_sets, wider
+    if panic:
+        chosen = health.exclude(sets, down, panic)
     return usable._replace(sets=chosen.sets), chosen.spared
 
 

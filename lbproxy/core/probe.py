@@ -45,6 +45,7 @@ class Probe(msgspec.Struct, frozen=True, gc=False):
     fall: int = 3  # and that make it unusable
     jitter: float = 0.2  # how much later than the interval a probe may be, as a share of it
     port: int = 0  # 0: the backend's own
+    panic: float = 0.0  # a smaller share of healthy backends than this is not believed
 
 
 class ProbeError(ValueError):
@@ -163,11 +164,14 @@ def _count(field: str, least: int, most: int) -> Callable[[str], dict[str, typin
     return read
 
 
-def _percentage(text: str) -> dict[str, typing.Any]:
-    digits = text.removesuffix("%")
-    if digits == text or not _DIGITS.fullmatch(digits) or int(digits) > 100:
-        raise ValueError("not a share such as 20%")
-    return {"jitter": int(digits) / 100}
+def _percentage(field: str) -> Callable[[str], dict[str, typing.Any]]:
+    def read(text: str) -> dict[str, typing.Any]:
+        digits = text.removesuffix("%")
+        if digits == text or not _DIGITS.fullmatch(digits) or int(digits) > 100:
+            raise ValueError("not a share such as 20%")
+        return {field: int(digits) / 100}
+
+    return read
 
 
 def _host(field: str, pattern: re.Pattern[str]) -> Callable[[str], dict[str, typing.Any]]:
@@ -226,11 +230,17 @@ SETTINGS: typing.Final[Mapping[str, Setting]] = {
     "jitter": Setting(
         _ALL,
         "20%",
-        _percentage,
+        _percentage("jitter"),
         "each pause is longer by up to this share, drawn anew: nodes do not ask in step",
     ),
     "port": Setting(
         _ALL, "the backend's", _count("port", 1, 65535), "ask at this port of the backend's address"
+    ),
+    "panic": Setting(
+        _ALL,
+        "0%",
+        _percentage("panic"),
+        "where a smaller share than this is healthy, all are used: no verdict is believed then",
     ),
     "host": Setting(
         (*_WEB, Kind.GRPC),

@@ -18,6 +18,8 @@ import random
 import typing
 from collections.abc import Container, Iterable, Iterator, Mapping, Set
 
+import msgspec
+
 from lbproxy.core import addresses, model, probe, reach, state, token_bucket, topology
 
 _SAYINGS: typing.Final = 4  # changes of a target that are said at once
@@ -357,6 +359,8 @@ def users(
     if service.probe is None:
         return {}
     found: dict[User, Target] = {}
+    # What results lead to does not make another probe.
+    asked = msgspec.structs.replace(service.probe, panic=0.0)
     ordered = sorted(slices, key=lambda slice_: (slice_.namespace, slice_.name))
     for family in map(addresses.family_of, service.cluster_ips):
         for port in service.ports:
@@ -377,7 +381,7 @@ def users(
                 here = bool(node_name) and merged[place].node_name == node_name
                 if bits & drawn and reach.may_be_probed(place.address, own, here=here):
                     asked_at = service.probe.port or place.port
-                    found[User(key, place)] = Target(place.address, asked_at, service.probe)
+                    found[User(key, place)] = Target(place.address, asked_at, asked)
     return found
 
 

@@ -271,12 +271,18 @@ class Walk:
             raise self.ending("backends", text, Verdict.DROPPED, reason)
         raise self.ending("backends", text, Verdict.REFUSED, refused)
 
-    def _health(self, frontend: tables.Frontend, known: typing.Iterable[inventory.Backend]) -> None:
+    def _health(self, frontend: tables.Frontend, known: typing.Collection[inventory.Backend]) -> None:
         ill = [one for one in known if one.health and one.state is not tables.BackendState.DRAINING]
         if not ill:
             return
         if any(one.sets & frontend.sets for one in ill):
-            self.say("health", "every backend of this choice is unhealthy: all of them are used")
+            healthy = any(one.sets & frontend.sets and not one.health for one in known)
+            which = (
+                "more of this choice are unhealthy than panic= allows"
+                if healthy
+                else ("every backend of this choice is unhealthy")
+            )
+            self.say("health", f"{which}: all of them are used")
             return
         named = [listing.place(addresses.text(one.address), one.port) for one in ill]
         why = [",".join(listing.health_names(one.health)) for one in ill]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbproxy.core import health, inventory, listing, model, plan, restoring, tables, topology
+from lbproxy.core import health, inventory, listing, model, plan, probe, restoring, tables, topology
 from lbproxy.kernel import inspection
 from tests import installing, serving, strategies
 from tests.unit import test_explain, test_reconcile, test_show
@@ -92,19 +92,67 @@ def test_what_is_gone_is_forgotten() -> None:
 _ENDPOINTS = st.lists(st.tuples(st.sampled_from([0, 1, 2, 3]), st.booleans()), max_size=8)
 
 
-@given(_ENDPOINTS)
-def test_no_set_is_emptied_and_healthy_endpoints_keep_theirs(drawn: list[tuple[int, bool]]) -> None:
+@given(_ENDPOINTS, st.integers(0, 100))
+def test_no_set_is_emptied_and_healthy_endpoints_keep_theirs(
+    drawn: list[tuple[int, bool]], percent: int
+) -> None:
     sets, down = [bits for bits, _ in drawn], [ill for _, ill in drawn]
-    left = health.exclude(sets, down)
+    left = health.exclude(sets, down, percent / 100)
     for bit in (topology.CLUSTER, topology.LOCAL):
         before = {n for n, bits in enumerate(sets) if bits & bit}
         after = {n for n, bits in enumerate(left.sets) if bits & bit}
         well = {n for n in before if not down[n]}
-        assert after == (well or before)
-        assert bool(left.spared & bit) == (bool(before) and not well)
+        panics = well != before and (not well or 100 * len(well) < percent * len(before))
+        assert after == (before if panics else well)
+        assert bool(left.spared & bit) == panics
 
 
 # --- plans ---
+
+
+@pytest.mark.parametrize(
+    ("panic", "ill", "used"),
+    [
+        (0.0, [1, 2, 3], [4]),
+        (0.5, [1], [2, 3, 4]),
+        (0.5, [1, 2], [3, 4]),
+        (0.5, [1, 2, 3], [1, 2, 3, 4]),
+        (1.0, [1], [1, 2, 3, 4]),
+        (0.25, [1, 2, 3], [4]),
+    ],
+)
+def test_below_its_panic_share_a_service_uses_all(panic: float, ill: list[int], used: list[int]) -> None:
+    kernel = test_show.Pinned()
+    for host in ill:
+        kernel.installer.health.note(PORT, place(host), ACTIVE, False, "refused")
+    asked = probe.Probe(probe.Kind.TCP, panic=panic)
+    ends = [installing.endpoint(f"10.244.0.{host}") for host in (1, 2, 3, 4)]
+    kernel.installer.node("192.0.2.10", host_netns=1)
+    kernel.installer.service("default/web", ["10.96.0.1"], ends, probe=asked)
+    found = test_explain.ask("pod", "10.96.0.1:80", cluster=kernel)
+    assert [one.ip for one in found.backends] == [f"10.244.0.{host}" for host in used]
+    (said,) = (step.result for step in found.steps if step.step == "health")
+    panics = "more of this choice are unhealthy than panic= allows: all of them are used"
+    assert (said == panics) == (len(used) == 4)
+
+
+def test_panic_does_not_look_where_hints_do_not_lead() -> None:
+    ends = [installing.endpoint(f"10.244.0.{n}", zone_hints=(installing.ZONE,)) for n in (1, 2, 3)]
+    ends += [installing.endpoint(f"10.244.0.{n}", zone_hints=("zone-b",)) for n in (4, 5)]
+
+    def used(*ill: int) -> list[int]:
+        pinned = test_show.Pinned()
+        for host in ill:
+            pinned.installer.health.note(PORT, place(host), ACTIVE, False, "refused")
+        asked = probe.Probe(probe.Kind.TCP, panic=0.5)
+        pinned.installer.service("default/web", ["10.96.0.1"], ends, probe=asked)
+        (port,) = inventory.read(pinned).ports
+        return sorted(one.address[-1] for one in port.backends if one.sets & topology.CLUSTER)
+
+    assert used(1) == [2, 3]
+    assert used(1, 2) == [1, 2, 3]
+    # Where hints lead to nobody healthy there is but one set, and two of five are too few for it.
+    assert used(1, 2, 3) == [1, 2, 3, 4, 5]
 
 
 @given(st.data())

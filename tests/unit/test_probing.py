@@ -188,6 +188,16 @@ def test_who_comes_to_a_target_that_is_down_hears_of_it_at_once() -> None:
     assert cluster.probing.targets == 0
 
 
+def test_panic_does_not_make_another_probe() -> None:
+    cluster = Cluster("10.0.0.1")
+    cluster.results(FAILED, FAILED)
+    cluster.annotate(msgspec.structs.replace(TCP, panic=0.5), OTHER)
+    cluster.annotate(msgspec.structs.replace(TCP, panic=0.2))
+    assert cluster.probing.targets == 1
+    cluster.results(FAILED)
+    assert cluster.told == {user("10.0.0.1"): False, user("10.0.0.1", service=OTHER): False}
+
+
 def test_who_comes_down_to_a_target_that_is_up_is_up() -> None:
     cluster = Cluster("10.0.0.1")
     other_probe = probe.Probe(probe.Kind.HTTP, "/")
