@@ -2,6 +2,7 @@
 
 import collections.abc
 import contextlib
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -26,7 +27,7 @@ PROBES = {
     "udp": ("udp:ping", probed.UDP),
 }
 NUMBERS = {name: number for number, name in enumerate(PROBES, 1)}
-MORTAL = 20
+MORTAL, OWN = 20, 21
 METRICS_PORT = 10249
 
 
@@ -259,3 +260,35 @@ def test_a_backend_that_dies_is_out_before_kubernetes_says_so(
         servers["n2/p2"] = lab.serve("n2/p2")
         stack.callback(servers["n2/p2"].kill)
         agent.has_backends("mortal", set(pods), keys)
+
+
+def test_the_nodes_own_addresses_are_asked_for_its_own_pods_alone(
+    agent: agents.Agent, lab: cluster.Lab, api: agents.Api
+) -> None:
+    # Nothing listens there, on either node: who is asked is found down.
+    annotations = {"lbproxy.io/probe": "tcp", "lbproxy.io/probe-settings": f"{OFTEN},port=9099"}
+    service = manifests.service("own", OWN, ports=(manifests.HTTP,), annotations=annotations)
+
+    def slices(node: str) -> list[manifests.Object]:
+        places = [dataclasses.replace(lab["n1"], node=node), lab["n2"]]
+        return manifests.slices("own", places, ports=(manifests.HTTP,))
+
+    def down(host: str) -> str:
+        where = f"[{host}]:8080" if ":" in host else f"{host}:8080"
+        return f"backend {where} of default/own:http/TCP/IPv{6 if ':' in host else 4} is down"
+
+    def targets() -> float:
+        (count,) = values(scraped(lab), "lbproxy_probe_targets")
+        return count
+
+    before = targets()
+    with contextlib.ExitStack() as stack:
+        stack.callback(api.delete, service, *slices("n1"))
+        api.put(service, *slices("n2"))
+        for host in lab["n2"].addresses:
+            agent.says(down(host))
+        assert targets() == before + 2
+        api.put(*slices("n1"))
+        for host in lab["n1"].addresses:
+            agent.says(down(host))
+        assert targets() == before + 4
