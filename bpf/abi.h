@@ -378,7 +378,9 @@ struct socket_record {
 	__be16 backend_port;
 	__u32 backend;
 	__u32 spilled; /* some socket of this row went to the spill map */
-	__u32 pad[3];  /* one cache line */
+	/* The SYN's timeout is counted. Only lb_sock_health reads it: padding to others. */
+	__u32 pad_unanswered;
+	__u32 pad[2]; /* one cache line */
 };
 
 struct socket_spill_key {

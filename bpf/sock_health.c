@@ -21,6 +21,9 @@
 #define LB_TEXT_OF(value) #value
 #define LB_TEXT(macro) LB_TEXT_OF(macro)
 
+/* Others may ask for calls, too, and nobody knows who has asked for which: none is taken back. */
+#define LB_CALLS (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG)
+
 #define LB_RTT_SHIFT 3 /* srtt_us is in eighths of a microsecond */
 
 #if LB_BTF
@@ -70,7 +73,7 @@ static __always_inline void health_rtt(struct backend_health *to, __u32 us)
 }
 
 /* Why the kernel gave a socket up; 0 where nothing went wrong. */
-static __always_inline __u32 socket_error(struct bpf_sock_ops *ctx, bool connecting)
+static __always_inline __u32 socket_error(struct bpf_sock_ops *ctx, __u32 before)
 {
 #if LB_BTF
 	struct bpf_sock *sk = ctx->sk;
@@ -82,16 +85,20 @@ static __always_inline __u32 socket_error(struct bpf_sock_ops *ctx, bool connect
 		asm volatile("%0 = *(u32 *)(%1 + " LB_TEXT(LB_SK_ERR) ")" : "=r"(error) : "r"(tp));
 	return error;
 #else
-	if (connecting)
+	if (before == BPF_TCP_SYN_SENT)
 		return ctx->segs_in ? LB_ECONNREFUSED : 0;
-	return LB_ECONNRESET;
+	/* Out of the others a socket also comes as both sides have closed theirs. */
+	return before == BPF_TCP_ESTABLISHED || before == BPF_TCP_FIN_WAIT1 ? LB_ECONNRESET : 0;
 #endif
 }
 
-static __always_inline void connection_failed(struct bpf_sock_ops *ctx, struct backend_health *to)
+static __always_inline void connection_failed(struct bpf_sock_ops *ctx,
+					      const struct socket_record *record,
+					      struct backend_health *to)
 {
-	bool connecting = ctx->args[0] == BPF_TCP_SYN_SENT;
-	__u32 error = socket_error(ctx, connecting);
+	__u32 before = ctx->args[0];
+	bool connecting = before == BPF_TCP_SYN_SENT;
+	__u32 error = socket_error(ctx, before);
 
 	if (error == LB_ECONNREFUSED && connecting)
 		__sync_fetch_and_add(&to->refused, 1);
@@ -101,8 +108,8 @@ static __always_inline void connection_failed(struct bpf_sock_ops *ctx, struct b
 		return;
 	else if (!connecting)
 		__sync_fetch_and_add(&to->lost, 1);
-	else if (ctx->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_RTO_CB_FLAG)
-		__sync_fetch_and_add(&to->unanswered, 1); /* else it counts already */
+	else if (!record->pad_unanswered) /* else it counts already */
+		__sync_fetch_and_add(&to->unanswered, 1);
 }
 
 static __always_inline void state_changed(struct bpf_sock_ops *ctx)
@@ -110,20 +117,14 @@ static __always_inline void state_changed(struct bpf_sock_ops *ctx)
 	struct socket_record *record;
 	struct backend_health *to;
 
-	if (ctx->args[1] == BPF_TCP_ESTABLISHED)
-		return;
-	record = record_of_stream(bpf_get_socket_cookie(ctx));
-	if (!record) {
-		bpf_sock_ops_cb_flags_set(ctx, 0);
-		return;
-	}
 	if (ctx->args[1] != BPF_TCP_CLOSE && ctx->args[1] != BPF_TCP_CLOSE_WAIT)
 		return;
-	to = health_of(record);
+	record = record_of_stream(bpf_get_socket_cookie(ctx));
+	to = record ? health_of(record) : NULL;
 	if (!to)
 		return;
 	if (ctx->args[1] == BPF_TCP_CLOSE)
-		connection_failed(ctx, to);
+		connection_failed(ctx, record, to);
 	else
 		health_rtt(to, ctx->srtt_us >> LB_RTT_SHIFT);
 }
@@ -135,9 +136,11 @@ int lb_sock_health(struct bpf_sock_ops *ctx)
 
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
-		if (record_of_stream(bpf_get_socket_cookie(ctx)))
-			bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG |
-							       BPF_SOCK_OPS_RTO_CB_FLAG);
+		record = record_of_stream(bpf_get_socket_cookie(ctx));
+		if (record) {
+			record->pad_unanswered = 0;
+			bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | LB_CALLS);
+		}
 		return 1;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 		if (!(ctx->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG))
@@ -157,10 +160,12 @@ int lb_sock_health(struct bpf_sock_ops *ctx)
 		if (ctx->state != BPF_TCP_SYN_SENT)
 			return 1;
 		record = record_of_stream(bpf_get_socket_cookie(ctx));
-		to = record ? health_of(record) : NULL;
+		if (!record || record->pad_unanswered)
+			return 1;
+		record->pad_unanswered = 1;
+		to = health_of(record);
 		if (to)
 			__sync_fetch_and_add(&to->unanswered, 1);
-		bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 		return 1;
 	case BPF_SOCK_OPS_STATE_CB:
 		state_changed(ctx);

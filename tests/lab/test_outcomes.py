@@ -2,11 +2,13 @@
 
 import collections.abc
 import contextlib
+import os
 import subprocess
 import sys
 
 import pytest
 
+from lbproxy import abi
 from lbproxy.core import inventory, outcomes, tables
 from lbproxy.lab import cluster
 from tests import polling
@@ -115,18 +117,34 @@ def api(lab: cluster.Lab) -> collections.abc.Iterator[agents.Api]:
         yield running
 
 
+class Blind(agents.Agent):
+    """On a kernel that does not describe itself."""
+
+    def command(self, *flags: str) -> list[str]:
+        script = (
+            "import pathlib, sys; from lbproxy import __main__; from lbproxy.kernel import source; "
+            "source._BTF = pathlib.Path('/nowhere'); sys.exit(__main__.main())"
+        )
+        return [sys.executable, "-c", script, *super().command(*flags)[len(agents.LBPROXY) :]]
+
+
 @pytest.fixture(scope="module")
-def agent(lab: cluster.Lab, api: agents.Api) -> collections.abc.Iterator[agents.Agent]:
+def servers(lab: cluster.Lab) -> collections.abc.Iterator[None]:
     server = lab.serve(HOME, [manifests.TARGET_PORT])
     argv = [sys.executable, "-I", "-S", "-c", SERVER]
     others = lab.popen(HOME, argv, stdout=subprocess.PIPE)
     assert others.stdout is not None
     assert others.stdout.readline() == "ready\n"
-    with agents.Agent(lab, api.source, *agents.SMALL_MAPS) as running:
-        yield running
+    yield
     others.kill()
     others.wait()
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def agent(lab: cluster.Lab, api: agents.Api, servers: None) -> collections.abc.Iterator[agents.Agent]:
+    with agents.Agent(lab, api.source, *agents.SMALL_MAPS) as running:
+        yield running
 
 
 def backend_of(agent: agents.Agent, name: str, family: int = 4) -> inventory.Backend:
@@ -229,3 +247,80 @@ def test_a_listing_shows_them(agent: agents.Agent) -> None:
     )
     known = fared(agent, "resetting", 4)
     assert row[10:] == [str(known.failed), f"{known.srtt_us / 1000:.2f}ms", "-"]
+
+
+# A pod's own program. It asks to be told of repeated segments as a connection begins, and says at the
+# handshake what it is still told of: in the socket's priority.
+OTHER = """
+import bcc, os, sys
+from lbproxy.kernel import loader
+text = r'''
+#include <linux/bpf.h>
+int other(struct bpf_sock_ops *ctx)
+{
+	int flags = ctx->bpf_sock_ops_cb_flags;
+
+	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+		bpf_sock_ops_cb_flags_set(ctx, flags | BPF_SOCK_OPS_RETRANS_CB_FLAG);
+	else if (ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
+		bpf_setsockopt(ctx, 1, 12, &flags, sizeof(flags));
+	return 1;
+}
+'''
+module = bcc.BPF(text=text, cflags=loader._cflags(0))
+loaded = module.load_func("other", bcc.BPF.SOCK_OPS)
+group = os.open(sys.argv[1], os.O_RDONLY)
+module.attach_func(loaded, group, 3, 2)  # beside others
+print("ready", flush=True)
+sys.stdin.read()
+module.detach_func(loaded, group, 3)
+"""
+RTO, RETRANS, STATE = 1, 2, 4
+TOLD = """
+import json, socket, sys
+one = socket.create_connection((sys.argv[1], 80))
+print(json.dumps(one.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY)))
+"""
+
+
+@pytest.fixture
+def other(lab: cluster.Lab) -> collections.abc.Iterator[None]:
+    """That program, at the cgroup of the client's pods."""
+    argv = [sys.executable, "-c", OTHER, str(lab.cgroup(CLIENT))]
+    environment = {**os.environ, "BCC_KERNEL_SOURCE": str(abi.source_dir() / "headers")}
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield
+        process.communicate("")
+
+
+def test_what_others_ask_of_a_socket_stays(agent: agents.Agent, other: None) -> None:
+    assert agents.run_script(agent.lab, CLIENT, TOLD, manifests.cluster_ip(GOOD)) == RTO | RETRANS | STATE
+
+
+def test_without_the_kernels_own_description_goodbyes_are_no_resets(
+    agent: agents.Agent, api: agents.Api
+) -> None:
+    """Then how it ended is told by the state that it ended in."""
+    agent.stop()
+    try:
+        blind = Blind(agent.lab, api.source, *agents.SMALL_MAPS)
+        blind.root = agent.root  # it replaces the other's programs
+        with blind:
+            for family in (4, 6):
+                before = fared(blind, "good", family)
+                for what in ("nothing", "reads", "shuts", "leaves unread", "lingers"):
+                    does(blind, GOOD, family, what)
+                new = fared(blind, "good", family).since(before)
+                assert (new.established, new.failed) == (5 * TIMES, 0)
+                before = fared(blind, "resetting", family)
+                does(blind, RESETTING, family, "reads")
+                new = fared(blind, "resetting", family).since(before)
+                assert (new.established, new.resets, new.failed) == (TIMES, TIMES, TIMES)
+                does(blind, CLOSED, family, "reads")
+                assert fared(blind, "closed", family).refused == TIMES
+    finally:
+        agent.start()
