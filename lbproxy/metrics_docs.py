@@ -69,6 +69,9 @@ OWN = """
 The kernel counts connections when a backend is chosen: at connect for TCP and connected UDP, at the first
 datagram to an address from other sockets, and at the first packet of a flow from elsewhere. A backend's count
 starts over when it leaves and comes back.
+
+`--metrics-max-series` bounds each metric of backends by itself. A backend may have nine series: connections,
+open ones, handshakes, their seconds, four kinds of failures and the round-trip time.
 """
 
 EVENTS = """

@@ -50,6 +50,7 @@ _PASSING: typing.Final = (tables.BackendState.FREE, tables.BackendState.DRAINING
 
 Labels = tuple[str, ...]
 Value = tuple[Labels, float]
+_T = typing.TypeVar("_T")
 
 
 class Kernel(typing.Protocol):
@@ -186,6 +187,7 @@ class Collector:
         self._kernel = kernel
         self._sources = sources
         self._max_series = max_series
+        self._omitted = 0  # series of this scrape
         self._counted: dict[str, int] = {}
         self._counted_s = -COUNT_INTERVAL_S
         self._seen: Seen | None = None
@@ -211,6 +213,7 @@ class Collector:
 
     def collect(self) -> typing.Iterator[metrics_core.Metric]:
         """Every metric, in the order of the table; bulky ones make their samples as they are read."""
+        self._omitted = 0
         yield from self._balanced()
         yield from self._probed()
         yield from self._connections()
@@ -238,8 +241,10 @@ class Collector:
         yield _one(table.STARVED, now.starved)
         yield _one(table.ALL_UNHEALTHY, now.spared)
         out = {key: sum(row[_HEALTH_AT] & _EJECTED != 0 for row in rows) for key, rows in ill.items()}
-        ejected = [((*_names(key), family_label(key.family)), count) for key, count in out.items() if count]
-        yield _family(table.EJECTED, ejected[: self._max_series])
+        ejected: list[Value] = [
+            ((*_names(key), family_label(key.family)), count) for key, count in out.items() if count
+        ]
+        yield _family(table.EJECTED, self._shown(ejected))
         without = no_local_endpoints(now.installed)
         yield _family(
             table.NO_LOCAL_ENDPOINTS,
@@ -251,6 +256,7 @@ class Collector:
         yield _one(table.PROBE_LATE, self._probes.late_s)
         ports = self._probes.down.items()
         if len(ports) > self._max_series:
+            self._omitted += len(ports) - self._max_series
             ports = dict(heapq.nlargest(self._max_series, ports, key=lambda port: port[1])).items()
         yield _family(
             table.PROBE_DOWN, [((*_names(key), family_label(key.family)), down) for key, (down, _) in ports]
@@ -266,14 +272,14 @@ class Collector:
         stats = self._rows_of_numbers(tables.Table.BACKEND_STATS)
         ids, connections = stats[0::2], stats[1::2]
         chosen: typing.Collection[int] = range(len(ids))
-        omitted = max(0, len(ids) - self._max_series)
-        if omitted:
+        if len(ids) > self._max_series:
+            self._omitted += len(ids) - self._max_series
             chosen = heapq.nlargest(self._max_series, chosen, key=connections.__getitem__)
         counts = ((ids[place], connections[place]) for place in chosen)
         yield _family(table.BACKEND_CONNECTIONS, self._by_backend(counts, keys))
         yield _family(table.BACKEND_OPEN, self._by_backend(self._open(), keys))
-        yield _one(table.SERIES_OMITTED, omitted)
         yield from self._fared(keys)
+        yield _one(table.SERIES_OMITTED, self._omitted)
         rows = {name: self._kernel.row("counters", tables.row_key(n)) for name, n in _EVENTS.items()}
         yield _family(
             table.DATAPATH_EVENTS,
@@ -292,7 +298,12 @@ class Collector:
             for number in port.backends if port else ():
                 key = tables.row_key(number)
                 found.append((number, max(0, loads.load(rows.get(key), corrections.get(key)).open)))
-        return heapq.nlargest(self._max_series, found, key=lambda each: each[1])
+        return self._shown(sorted(found, key=lambda each: each[1], reverse=True))
+
+    def _shown(self, found: list[_T]) -> list[_T]:
+        """The first ones, as many as there may be series; the others are counted."""
+        self._omitted += max(0, len(found) - self._max_series)
+        return found[: self._max_series]
 
     def _fared(self, keys: typing.Mapping[int, model.PortKey]) -> typing.Iterator[metrics_core.Metric]:
         """How connections to backends fare: of those with the most connections where there are too many."""
@@ -300,6 +311,8 @@ class Collector:
         chosen = list(found)
         if len(found) > self._max_series:
             chosen = heapq.nlargest(self._max_series, chosen, key=lambda number: found[number].attempts)
+            left_out = found.keys() - set(chosen)
+            self._omitted += sum(_series_of(found[number]) for number in left_out)
         labels = {int(number): names for names, number in self._by_backend(((n, n) for n in chosen), keys)}
         fared = [(labels[number], found[number]) for number in chosen if number in labels]
         yield _family(table.BACKEND_HANDSHAKES, [(names, one.established) for names, one in fared])
@@ -379,6 +392,11 @@ class Collector:
         yield _family(table.WATCH_LAST_EVENT, last)
         yield _family(table.WATCH_RELISTS, relists)
         yield _family(table.WATCH_FAILURES, failures)
+
+
+def _series_of(fared: outcomes.Outcomes) -> int:
+    """How many series a backend's connections have: two always, the others where there is something."""
+    return 2 + bool(fared.srtt_us) + sum(bool(getattr(fared, reason)) for reason in outcomes.REASONS)
 
 
 def family_label(family: model.Family) -> str:

@@ -275,7 +275,7 @@ BACKEND_RTT = Definition(
 SERIES_OMITTED = Definition(
     "lbproxy_metrics_series_omitted",
     Type.GAUGE,
-    "Backends with connections that lbproxy_backend_connections_total leaves out",
+    "Series that --metrics-max-series leaves out, of all metrics of backends and of unhealthy service ports",
 )
 DATAPATH_EVENTS = Definition(
     "lbproxy_datapath_events_total",

@@ -462,6 +462,18 @@ async def test_the_busiest_backends_are_shown_and_the_others_counted(agent: Agen
     assert scraped("lbproxy_metrics_series_omitted") == 10
 
 
+async def test_what_is_left_out_of_any_metric_is_counted(agent: Agent) -> None:
+    agent.put(service(), *(endpoint(f"10.244.0.{n}") for n in range(1, 4)))
+    for busy, number in enumerate(agent.installed().backends, 1):
+        fared = outcomes.Outcomes(1, busy, refused=busy - 1, lost=1, srtt_us=100 * (busy - 1))
+        row = abi.LAYOUTS["backend_health"].pack(*fared)
+        agent.kernel.apply([tables.Put(tables.Table.BACKEND_HEALTH, tables.row_key(number), row)])
+    assert (await scrape(agent.attach(max_series=3)))("lbproxy_metrics_series_omitted") == 0
+    # Of the least busy one: handshakes, what they took, and lost.
+    assert (await scrape(agent.attach(max_series=2)))("lbproxy_metrics_series_omitted") == 3
+    assert (await scrape(agent.attach(max_series=0)))("lbproxy_metrics_series_omitted") == 3 + 2 * 5
+
+
 async def test_probes_are_counted_by_what_they_speak_and_how_they_ended(agent: Agent) -> None:
     telemetry = agent.attach()
     telemetry.probed(probe.Kind.TCP, probing.Result(passed=True), 0.001)
