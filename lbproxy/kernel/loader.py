@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import json
+import logging
 import os
 import pathlib
 import platform
@@ -23,6 +24,9 @@ import typing
 from lbproxy import abi, errors
 from lbproxy.kernel import btf, bytecode, libbpf, programs
 
+_log = logging.getLogger(__name__)
+_WITH_BTF: typing.Final = "#define LB_BTF 1\n"
+_WITHOUT_BTF: typing.Final = "#define LB_BTF 0\n"
 _TIMEOUT_S = 120
 # Not about the program: it may load the next time.
 _NOT_NOW: typing.Final = (errno.EPERM, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
@@ -78,6 +82,7 @@ def compile_and_pin(
     """
     known = {program.name: program for program in programs.PROGRAMS}
     wanted = [known[name] for name in pins]
+    source = _as_described(source)
     key = _key(source, wanted)
     for kept in (bytecode.shipped(shipped_key(source)), bytecode.read(key)):
         if kept is not None:
@@ -153,6 +158,20 @@ def _linked(program: bytecode.Program, maps: typing.Mapping[str, int]) -> bytes:
     if bytecode.with_sk_err(code, 0) == code:
         return code
     return bytecode.with_sk_err(code, btf.offset("sock", "sk_err"))
+
+
+def _as_described(source: str) -> str:
+    """The source as for a kernel without BTF, where this one's does not say what the programs would read.
+
+    Else they would read nothing: no failed connection would ever be seen.
+    """
+    if _WITH_BTF not in source or btf.offset("sock", "sk_err") is not None:
+        return source
+    _log.warning(
+        "this kernel's description of itself (BTF) does not say where a socket's error is: how connections "
+        "end is told by their states, as without it"
+    )
+    return source.replace(_WITH_BTF, _WITHOUT_BTF)
 
 
 def _key(source: str, wanted: typing.Iterable[programs.Program]) -> str:

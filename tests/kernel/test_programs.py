@@ -5,11 +5,12 @@ import os
 import pathlib
 import re
 import shutil
+import typing
 
 import pytest
 
 from lbproxy import abi, errors
-from lbproxy.kernel import bytecode, libbpf, loader, programs, source
+from lbproxy.kernel import btf, bytecode, libbpf, loader, programs, source
 from tests import serving
 from tests.kernel import conftest
 
@@ -74,6 +75,34 @@ def test_a_kernel_that_does_not_describe_itself_takes_what_it_is_given(pins: pat
     code = loader.compiled(plain, [one])[one.function].code
     assert bytecode.with_sk_err(code, 0) == code
     loader.compile_and_pin(plain, {one.name: str(pins / "programs" / "without_btf")})
+
+
+def test_a_kernel_whose_description_lacks_what_is_read_is_given_the_same(
+    pins: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else the program would read nothing, and see no connection that fails."""
+    made = []
+    compiled = loader.compiled
+
+    def noted(text: str, *more: typing.Any) -> bytecode.Programs:
+        made.append(compiled(text, *more))
+        return made[-1]
+
+    monkeypatch.setattr(loader, "compiled", noted)
+    for nothing in ("read", "shipped"):
+        monkeypatch.setattr(bytecode, nothing, lambda _key: None)
+    monkeypatch.setattr(bytecode, "write", lambda _key, _programs: None)
+    monkeypatch.setattr(btf, "offset", lambda _struct, _field: None)
+    loader.compile_and_pin(described(pins), {"sock_health": str(pins / "programs" / "undescribed")})
+    ((code, _),) = made[0].values()
+    assert bytecode.with_sk_err(code, 0) == code
+    assert "how connections end is told by their states" in caplog.text
+
+
+def described(pins: pathlib.Path) -> str:
+    """The source for a kernel that describes itself."""
+    paths = {name: str(pins / "maps" / name) for name in abi.MAPS}
+    return source.compose(programs.SOURCE, serving.SIZES, paths, {**source.features(), "BTF": 1})
 
 
 def test_every_program_of_the_source_is_listed() -> None:
