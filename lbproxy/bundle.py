@@ -14,6 +14,7 @@ import tarfile
 import threading
 import time
 import typing
+import urllib.error
 
 import yaml
 
@@ -57,9 +58,9 @@ def main(args: argparse.Namespace) -> int:
     packed, manifest = _pack(node, folder, names, int(time.time()))
     target = pathlib.Path(args.output or f"{folder}.tar.gz")
     _write(target, packed)
-    for entry in manifest:
-        if entry["problem"]:
-            print(f"lbproxy: {entry['file']}: {entry['problem']}", file=sys.stderr)
+    manifest = [entry for entry in manifest if entry["file"] not in bundle_items.unasked(node)]
+    for problem, files in _by_problem(manifest).items():
+        print(f"lbproxy: {', '.join(files)}: {problem}", file=sys.stderr)
     if str(target) != "-":
         whole = sum(not entry["problem"] for entry in manifest)
         output.write(f"{target}: {whole} of {len(manifest)} files, {len(packed) >> 10} KiB")
@@ -140,7 +141,7 @@ def _collect(
         try:
             results.append(_rendered(item.collect(node), names))
         except Exception as error:  # whatever it is, the others may tell more
-            problems.append(f"{type(error).__name__}: {error}")
+            problems.append(_said(error))
 
     started = time.monotonic()
     thread = threading.Thread(target=run, name=item.file, daemon=True)
@@ -162,6 +163,26 @@ def _collect(
     )
 
 
+def _said(error: Exception) -> str:
+    """What went wrong; of what nobody expects also what kind of error it is."""
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
+        return _said(error.reason)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, errors.LbproxyError | OSError) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _by_problem(manifest: typing.Iterable[Entry]) -> dict[str, list[str]]:
+    """The files that are missing or not whole, by why: one cause often has several."""
+    found: dict[str, list[str]] = {}
+    for entry in manifest:
+        if entry["problem"]:
+            found.setdefault(entry["problem"], []).append(entry["file"])
+    return found
+
+
 def _rendered(found: object, names: redaction.Pseudonyms | None) -> bytes:
     """Text as it is, all else as JSON; without secrets, and with pseudonyms."""
     if isinstance(found, str):
@@ -178,7 +199,7 @@ def _write(target: pathlib.Path, packed: bytes) -> None:
     if str(target) == "-":
         if sys.stdout.isatty():
             raise errors.ConfigError("-o - writes an archive: not to a terminal")
-        sys.stdout.buffer.write(packed)
+        output.write_bytes(packed)
         return
     try:
         _put(target, packed)

@@ -444,6 +444,11 @@ ITEMS: typing.Final = (
 )
 
 
+def unasked(node: Node) -> frozenset[str]:
+    """The files that nobody wants: that they are missing is nothing to complain of."""
+    return frozenset() if node.trace_s else frozenset({"trace.jsonl"})
+
+
 def json_of(value: object) -> typing.Any:
     """What a collector returned, as JSON has it."""
     return msgspec.to_builtins(value, enc_hook=str, str_keys=True)

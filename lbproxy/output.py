@@ -22,6 +22,17 @@ def write(text: str) -> None:
         raise _failure(error) from error
 
 
+def write_bytes(content: bytes) -> None:
+    """Write what is no text. Raises as `write` does."""
+    try:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _failure(error) from error
+
+
 def flush() -> None:
     """Write what is buffered. Raises as `write` does."""
     try:

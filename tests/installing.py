@@ -72,6 +72,7 @@ class Installer:
         mode: model.PacketMode | None = None,
         weights: model.Weights | None = None,
         probe: probe_.Probe | None = None,
+        zone_spill_over: float = 0.0,
     ) -> None:
         """Write a Service of one port, with a slice for each family of its endpoints."""
         full = model.ServiceName(*name.split("/"))
@@ -93,6 +94,7 @@ class Installer:
             mode=mode,
             weights=weights,
             probe=probe,
+            zone_spill_over=zone_spill_over,
         )
         slices = [
             model.EndpointSlice(

@@ -30,6 +30,8 @@ def left_out(
     known: typing.Iterable[inventory.Backend], chosen: typing.Container[int], backend_set: int
 ) -> tuple[LeftOut, ...]:
     """The backends whose ids are not among `chosen`, in order; `backend_set` is what is drawn from."""
+    every = tuple(known)
+    drawn = [one for one in every if one.sets & backend_set]
     return tuple(
         LeftOut(
             addresses.text(one.address),
@@ -37,14 +39,15 @@ def left_out(
             one.node,
             one.zone,
             listing.state_of(one),
-            _why(one, backend_set),
+            _why(one, backend_set, drawn),
         )
-        for one in sorted(known, key=lambda one: (one.address, one.port))
+        for one in sorted(every, key=lambda one: (one.address, one.port))
         if one.id not in chosen
     )
 
 
-def _why(backend: inventory.Backend, backend_set: int) -> str:
+def _why(backend: inventory.Backend, backend_set: int, drawn: typing.Sequence[inventory.Backend]) -> str:
+    """The reason, or those there may be where the rows do not tell; `drawn` are drawn from."""
     if backend.state in _BY_STATE:
         return _BY_STATE[backend.state]
     if backend_set == tables.BackendSet.LOCAL and not backend.sets & tables.BackendSet.HERE:
@@ -55,4 +58,13 @@ def _why(backend: inventory.Backend, backend_set: int) -> str:
         return "its weight is 0"
     if backend.sets & backend_set:
         return "no slot leads to it yet"
-    return "topology hints give it to others"
+    if not drawn:
+        return "it is in no set that is drawn from"
+    local = tables.BackendSet.LOCAL
+    if backend.sets & local and not any(one.sets & local for one in drawn):
+        # In a set where nobody has more, a weight of 0 is written as 1.
+        return "its weight is 0 (as all have in the Local set, where it is used), or topology hints forbid it"
+    zones = {one.zone for one in drawn}
+    if len(zones) == 1 and backend.zone not in zones and (zone := zones.pop()):
+        return f"{zone} keeps its own flows: lbproxy.io/zone-spill-over, or topology hints"
+    return "topology hints give it to others"  # nothing else narrows a set so

@@ -13,7 +13,7 @@ import typing
 import pytest
 import yaml
 
-from lbproxy import bundle, bundle_items, errors
+from lbproxy import bundle, bundle_items, config, errors
 from lbproxy.lab import cluster
 from tests.lab import agents, manifests
 
@@ -178,6 +178,46 @@ def test_an_item_that_hangs_fails_or_is_too_much_is_a_note(
     assert len(files["much"]) == 4 << 20
     assert files["fine"] == "token=(hidden)"
     assert files.keys() == {"much", "fine", "manifest.json"}
+
+
+def test_what_nobody_has_is_said_once_and_without_names_of_classes(
+    nothing_pinned: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A refused connection of each page of an agent that does not run, and a trace that nobody wants."""
+    wanted = {"agent/healthz.json", "agent/statusz.txt", "agent/flagz.txt", "links.json", "trace.jsonl"}
+    few = tuple(item for item in bundle_items.ITEMS if item.file in wanted)
+    monkeypatch.setattr(bundle_items, "ITEMS", few)
+    nowhere = config.ListenAddress("127.0.0.1", 1)
+    settings = config.Config(
+        node_name="n", healthz_bind_address=nowhere, metrics_bind_address=nowhere, bpffs=nothing_pinned.bpffs
+    )
+    monkeypatch.setattr(bundle_items, "_settings", lambda _arguments, _root: settings)
+    assert bundle.main(nothing_pinned) == 0
+    told = capsys.readouterr()
+    assert told.err.splitlines() == [
+        f"lbproxy: links.json: {nothing_pinned.bpffs}/links: No such file or directory",
+        "lbproxy: agent/healthz.json, agent/statusz.txt, agent/flagz.txt: Connection refused",
+    ]
+    assert "0 of 4 files" in told.out
+    assert "not asked for" in problems(unpacked(pathlib.Path(nothing_pinned.output)))["trace.jsonl"]
+
+
+def test_an_archive_that_finds_no_room_is_one_line(nothing_pinned: argparse.Namespace) -> None:
+    argv = [
+        *agents.LBPROXY,
+        "support-bundle",
+        "--bpffs",
+        str(nothing_pinned.bpffs),
+        "--trace",
+        "0",
+        "-o",
+        "-",
+    ]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    errors_ = [line for line in done.stderr.splitlines() if "error: " in line or "Traceback" in line]
+    assert errors_ == ["lbproxy: error: cannot write the output: No space left on device"]
+    assert done.returncode == 1
 
 
 def test_a_bundle_that_can_not_be_written_is_an_error(

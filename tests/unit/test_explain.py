@@ -8,6 +8,7 @@ import json
 import pathlib
 import typing
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -607,6 +608,30 @@ def test_a_backend_of_another_zone_is_left_out_by_hints() -> None:
     there = endpoint("10.244.0.2", zone_hints=("zone-b",))
     found = ask("pod", "10.96.0.1:80", cluster=a_service_of(here, there))
     assert why(found) == {"10.244.0.2": "topology hints give it to others"}
+
+
+@pytest.mark.parametrize(
+    ("hints", "options"), [(((installing.ZONE,), ("zone-b",)), {}), (((), ()), {"zone_spill_over": 10.0})]
+)
+def test_a_zone_that_keeps_its_flows_leaves_the_others_out(
+    hints: tuple[tuple[str, ...], tuple[str, ...]], options: dict[str, typing.Any]
+) -> None:
+    """By hints or by the annotation: the rows do not tell which."""
+    here = endpoint("10.244.0.1", zone_hints=hints[0])
+    there = endpoint("10.244.0.2", "node-2", zone_hints=hints[1])
+    there = msgspec.structs.replace(there, zone="zone-b")
+    found = ask("pod", "10.96.0.1:80", cluster=a_service_of(here, there, **options))
+    assert why(found) == {
+        "10.244.0.2": "zone-a keeps its own flows: lbproxy.io/zone-spill-over, or topology hints"
+    }
+
+
+def test_weight_0_among_local_ones_that_all_have_0_is_said() -> None:
+    weights = model.Weights({installing.address("10.244.0.1"): 0}, {}, {})
+    cluster = a_service_of(READY, endpoint("10.244.0.2", "node-2"), weights=weights, external_local=True)
+    found = ask("pod", "10.96.0.1:80", cluster=cluster)
+    assert [choice.ip for choice in found.backends] == ["10.244.0.2"]
+    assert why(found)["10.244.0.1"].startswith("its weight is 0 (as all have in the Local set")
 
 
 def test_backends_of_weight_0_and_unhealthy_ones_are_left_out() -> None:
