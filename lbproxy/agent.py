@@ -368,9 +368,13 @@ class _Agent:
         else:
             self._controller.emit(batch)
 
-    def _report(self, rejected: events.Rejected) -> None:
-        if self._reports is not None:
-            self._reports.rejected(rejected)
+    def _report(self, event: events.Rejected | events.Upsert) -> None:
+        if self._reports is None:
+            return
+        if isinstance(event, events.Rejected):
+            self._reports.rejected(event)
+        else:
+            self._reports.warned(event)
 
     def _passed(self, control: controller.Controller, names: list[model.ServiceName]) -> None:
         state = control.reconciler.state

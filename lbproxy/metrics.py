@@ -50,6 +50,7 @@ class Metrics:
         self._requests = self._counter(table.REST_REQUESTS)
         self._request_duration = self._histogram(table.REST_DURATION)
         self._rejected = self._counter(table.REJECTED)
+        self._warnings = self._counter(table.WARNINGS)
         self._failures = self._counter(table.SYNC_FAILURES)
         self._probes = self._counter(table.PROBES)
         self._ejections = self._counter(table.EJECTIONS)
@@ -138,6 +139,10 @@ class Metrics:
     def rejected(self, kind: events.Kind) -> None:
         """Count an object that could not be understood."""
         self._rejected.labels(kind.value).inc()
+
+    def warned(self, kind: events.Kind, warnings: int) -> None:
+        """Count what in an object was not understood and is passed over."""
+        self._warnings.labels(kind.value).inc(warnings)
 
     def closed_sockets(self, closed: typing.Mapping[model.Family, int], took_s: float) -> None:
         """Count stale UDP sockets that one search, of so many seconds, has closed."""

@@ -366,6 +366,12 @@ REJECTED_OBJECTS = Definition(
 REJECTED = Definition(
     "lbproxy_rejected_total", Type.COUNTER, "Times that an object could not be understood", KIND
 )
+WARNINGS = Definition(
+    "lbproxy_warnings_total",
+    Type.COUNTER,
+    "Annotations and fields of objects in force that are passed over, each counted when it is first seen",
+    KIND,
+)
 
 # --- the agent ---
 

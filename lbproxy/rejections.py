@@ -9,7 +9,8 @@ from lbproxy.core import events
 _log = logging.getLogger(__name__)
 
 Key = tuple[events.Kind, events.ObjectName]
-Report = typing.Callable[[events.Rejected], None]
+Report = typing.Callable[[events.Rejected | events.Upsert], None]
+"""Takes an object that was rejected, or one whose warnings are other ones than before."""
 
 
 class Rejections:
@@ -48,7 +49,12 @@ class Rejections:
         key = (event.kind, event.name)
         if not event.warnings:
             self._warned.pop(key, None)
-        elif self._warned.get(key) != event.warnings:
-            for warning in event.warnings:
-                _log.warning("%s %s: %s", event.kind, event.name, warning)
-            self._warned[key] = event.warnings
+            return
+        known = self._warned.get(key, ())
+        self._warned[key] = event.warnings
+        new = [warning for warning in event.warnings if warning not in known]
+        for warning in new:
+            _log.warning("%s %s: %s", event.kind, event.name, warning)
+        if new:
+            self._telemetry.warned(event.kind, len(new))
+            self._report(event)

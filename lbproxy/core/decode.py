@@ -109,7 +109,9 @@ def _decode(
             # The better explanation for whatever does not fit.
             reason = _wrong_type(api_version, kind, who.api_version, who.kind)
         raise DecodeError(kind, who.name, reason, who.uid) from error
-    return upsert._replace(warnings=tuple(warnings)) if warnings else upsert
+    if not warnings:
+        return upsert
+    return upsert._replace(warnings=tuple(warnings), uid=identity.identify(raw, kind).uid)
 
 
 def _fill_in(value: wire.Service | wire.EndpointSlice | wire.Node) -> None:

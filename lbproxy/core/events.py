@@ -36,13 +36,14 @@ class Upsert(typing.NamedTuple):
     """An object is as given; `value` is None where lbproxy is to ignore it (headless, FQDN, …).
 
     `warnings` are one line each: what in the object was not as it should be, and
-    what is done instead.
+    what is done instead. `uid` is the object's where there are any, and empty otherwise.
     """
 
     kind: Kind
     name: ObjectName
     value: model.Service | model.EndpointSlice | model.Node | None
     warnings: tuple[str, ...] = ()
+    uid: str = ""
 
 
 class Delete(typing.NamedTuple):

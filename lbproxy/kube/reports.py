@@ -1,4 +1,4 @@
-"""Tell the cluster, through Events, which objects could not be understood.
+"""Tell the cluster, through Events, which objects, or what in them, could not be understood.
 
 Reporting is a courtesy: it waits for nobody, says each thing once, and gives up
 quietly. The log and the metrics have every rejection whatever happens here.
@@ -72,6 +72,8 @@ class Reports:
         self._said: collections.OrderedDict[tuple[events.Kind, events.ObjectName], str] = (
             collections.OrderedDict()
         )
+        # Likewise: many small mistakes do not keep a rejection from being told.
+        self._warning_bucket = token_bucket.TokenBucket(BURST, REFILL_PER_S, monotonic())
         self._queue: asyncio.Queue[tuple[str, dict[str, object]]] = asyncio.Queue(QUEUE_EVENTS)
         self._failing = False
 
@@ -88,25 +90,12 @@ class Reports:
 
     def rejected(self, rejected: events.Rejected) -> None:
         """Say why an object was rejected, unless that was the last thing said about it."""
-        key = (rejected.kind, rejected.name)
-        if rejected.kind not in API_VERSIONS or self._said.get(key) == rejected.reason:
-            return
-        # A malformed object may have any text for a name; such an Event would be refused.
-        if not all(_DNS_NAME.fullmatch(part) for part in rejected.name if part):
-            return
-        regarding = {
-            "kind": str(rejected.kind),
-            "namespace": rejected.name.namespace,
-            "name": rejected.name.name,
-            "uid": rejected.uid,
-            "apiVersion": API_VERSIONS[rejected.kind],
-        }
         note = f"ignored by lbproxy, the last good version stays in force: {rejected.reason}"
-        if self._enqueue(regarding, "Warning", "InvalidObject", "Decode", note):
-            self._said[key] = rejected.reason
-            self._said.move_to_end(key)
-            if len(self._said) > REMEMBERED_OBJECTS:
-                self._said.popitem(last=False)
+        self._say_of(rejected, "InvalidObject", note, self._bucket)
+
+    def warned(self, upsert: events.Upsert) -> None:
+        """Say what in an object is passed over, unless that was the last thing said about it."""
+        self._say_of(upsert, "InvalidField", "; ".join(upsert.warnings), self._warning_bucket)
 
     def health_check_failed(self, service: model.ServiceName, port: int, why: str) -> None:
         """Say on a Service that its health check node port can not be served (HC-9)."""
@@ -152,6 +141,28 @@ class Reports:
                 self._failing = False
             finally:
                 self._queue.task_done()
+
+    def _say_of(
+        self, event: events.Rejected | events.Upsert, reason: str, note: str, bucket: token_bucket.TokenBucket
+    ) -> None:
+        key = (event.kind, event.name)
+        if event.kind not in API_VERSIONS or self._said.get(key) == note:
+            return
+        # A malformed object may have any text for a name; such an Event would be refused.
+        if not all(_DNS_NAME.fullmatch(part) for part in event.name if part):
+            return
+        regarding = {
+            "kind": str(event.kind),
+            "namespace": event.name.namespace,
+            "name": event.name.name,
+            "uid": event.uid,
+            "apiVersion": API_VERSIONS[event.kind],
+        }
+        if self._enqueue(regarding, "Warning", reason, "Decode", note, bucket):
+            self._said[key] = note
+            self._said.move_to_end(key)
+            if len(self._said) > REMEMBERED_OBJECTS:
+                self._said.popitem(last=False)
 
     def _enqueue(
         self,

@@ -127,6 +127,34 @@ async def test_each_reason_is_given_once_in_a_row() -> None:
     assert [body["note"].rpartition(": ")[2] for body in post.bodies] == ["one", "two", "one"]
 
 
+async def test_what_is_passed_over_is_one_event_of_the_object() -> None:
+    post = Post()
+    reporter = reports.Reports(post, "node-a", monotonic=lambda: 0.0)
+    wrong = events.Upsert(events.Kind.SERVICE, WEB, None, ("weights: odd", "probe: odd"), "uid-1")
+    async with running(reporter):
+        for upsert in (wrong, wrong, wrong._replace(warnings=("probe: odd",))):
+            reporter.warned(upsert)
+        for number in range(100):  # many mistakes leave room for a rejection
+            reporter.warned(wrong._replace(name=events.ObjectName("shop", f"a{number}")))
+        reporter.rejected(rejection(reason="one"))
+        await eventually(lambda: len(post.bodies) == reports.BURST + 1)
+    first, second, *_, last = post.bodies
+    assert (first["type"], first["reason"], first["note"]) == (
+        "Warning",
+        "InvalidField",
+        "weights: odd; probe: odd",
+    )
+    assert first["regarding"] == {
+        "kind": "Service",
+        "namespace": "shop",
+        "name": "web",
+        "uid": "uid-1",
+        "apiVersion": "v1",
+    }
+    assert second["note"] == "probe: odd"
+    assert last["reason"] == "InvalidObject"
+
+
 async def test_a_flood_is_cut_to_a_burst_and_a_trickle() -> None:
     post, now_s = Post(), 0.0
     reporter = reports.Reports(post, "node-a", monotonic=lambda: now_s)

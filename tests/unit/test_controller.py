@@ -82,7 +82,7 @@ class Agent:
         self.clock = Clock()
         self.wall_ahead_s = 0.0
         self.kernel = Kernel(serving.sizes(**room), self.clock)
-        self.reported: list[events.Rejected] = []
+        self.reported: list[events.Rejected | events.Upsert] = []
         self.telemetry = metrics.Metrics()
         self.control = controller.Controller(
             dataclasses.replace(config.Config(node_name=test_reconcile.NODE), **changed),
@@ -363,6 +363,20 @@ async def test_a_rejection_is_reported_once_for_each_reason() -> None:
             assert not agent.control.rejected
         assert agent.reported[-2:] == [bad, bad]
         assert agent.sample("lbproxy_rejected_total", kind="Service") == 5
+
+
+@in_virtual_time
+async def test_a_warning_is_told_and_counted_when_it_is_new() -> None:
+    async with Agent().running() as agent:
+        one, both, other = (upsert(service())._replace(warnings=tuple(said)) for said in ("a", "ab", "b"))
+        agent.told(one, one, both, other)
+        assert agent.reported == [one, both]
+        assert agent.sample("lbproxy_warnings_total", kind="Service") == 2
+        agent.told(upsert(service()), other)  # mended, and wrong again
+        agent.told(events.Delete(other.kind, other.name), other)
+        assert agent.reported == [one, both, other, other]
+        assert agent.sample("lbproxy_warnings_total", kind="Service") == 4
+        assert not agent.control.rejected
 
 
 @in_virtual_time

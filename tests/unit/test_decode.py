@@ -229,11 +229,8 @@ def test_a_node_with_another_taint_or_little_else_is_eligible() -> None:
     ],
 )
 def test_services_to_ignore_have_no_value(encoded: Encoding, value: Object) -> None:
-    assert decode.service(encoded(value)) == (
-        events.Kind.SERVICE,
-        events.ObjectName("team", "web"),
-        None,
-        (),
+    assert decode.service(encoded(value)) == events.Upsert(
+        events.Kind.SERVICE, events.ObjectName("team", "web"), None
     )
 
 
@@ -254,11 +251,8 @@ def test_services_to_ignore_have_no_value(encoded: Encoding, value: Object) -> N
     ],
 )
 def test_slices_to_ignore_have_no_value(encoded: Encoding, value: Object) -> None:
-    assert decode.endpoint_slice(encoded(value)) == (
-        events.Kind.ENDPOINT_SLICE,
-        events.ObjectName("team", "web-x1"),
-        None,
-        (),
+    assert decode.endpoint_slice(encoded(value)) == events.Upsert(
+        events.Kind.ENDPOINT_SLICE, events.ObjectName("team", "web-x1"), None
     )
 
 
@@ -515,6 +509,7 @@ def test_a_lesser_mistake_is_a_warning_and_the_rest_of_the_object_counts(
 ) -> None:
     upsert = decoder(encoded(value))
     assert upsert.warnings == (warning,)
+    assert upsert.uid == value["metadata"].get("uid", "")
     good = decoder(a_service() if decoder is SERVICE else a_slice())
     if decoder is SERVICE:
         assert service_of(upsert) == service_of(good)
