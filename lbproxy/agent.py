@@ -264,6 +264,7 @@ class _Agent:
         tasks.create_task(self._watch_hooks())
         tasks.create_task(packets.run())
         tasks.create_task(self._take_over(hand_over, packets, control, spaces if learns else None))
+        tasks.create_task(_watch_return(hand_over, control))
         tasks.create_task(self._announce(control, started_s))
         grew = self._reports.grew if self._reports is not None else lambda _what: None
         larger = growing.Growing(
@@ -320,11 +321,6 @@ class _Agent:
 
     def _begin_to_learn(self, hand_over: handover.HandOver, outcome: datapath.Outcome) -> bool:
         """Where flows of another proxy may be about to come our way, leave them to it; whether so."""
-        if hand_over.returning:
-            _log.warning(
-                "new flows are left to kube-proxy, as lbproxy migrate return has said; lbproxy migrate "
-                "take-over changes that"
-            )
         if hand_over.learning:
             return True
         created = outcome.how == "created"
@@ -415,6 +411,7 @@ class _Agent:
         )
         _settle_memory()
         await asyncio.to_thread(_tell_leftovers)
+        await asyncio.to_thread(_tell_another, self._settings.bpffs, self._cgroup)
 
     async def _watch_hooks(self) -> None:
         """Put back hooks that something else has taken away (SYNC-5).
@@ -452,6 +449,19 @@ class _Agent:
         raise _Stop(status)
 
 
+async def _watch_return(hand_over: handover.HandOver, control: controller.Controller) -> typing.NoReturn:
+    """Say while new connections are left to kube-proxy: somebody may have forgotten it."""
+    while True:
+        with contextlib.suppress(OSError):
+            said = handover.RETURNING if hand_over.returning else ""
+            if said and not control.return_notice:
+                _log.warning("%s", said)
+            elif control.return_notice and not said:
+                _log.info("new connections are lbproxy's again")
+            control.return_notice = said
+        await asyncio.sleep(_CONFIG_CHECK_S)
+
+
 def _look_again(hand_over: handover.HandOver, loop: asyncio.AbstractEventLoop) -> None:
     """Before another uplink is served: connections may have begun there."""
     hand_over.look()
@@ -468,6 +478,25 @@ def _tell_leftovers() -> None:
             "them with: lbproxy migrate take-over",
             ", ".join(found),
         )
+
+
+def _tell_another(root: pathlib.Path, cgroup: pathlib.Path) -> None:
+    """Say that another lbproxy balances the same sockets."""
+    from lbproxy import cgroup2  # noqa: PLC0415 - needed once
+    from lbproxy.core.preflight import owners  # noqa: PLC0415
+    from lbproxy.kernel import attached  # noqa: PLC0415
+
+    with contextlib.suppress(OSError):
+        mount = cgroup2.mount_point() or cgroup
+        others = attached.at_cgroup(cgroup, mount, attached.own_programs(root))
+        theirs = [one for one in others if one.owner == owners.LBPROXY]
+        if theirs:
+            _log.error(
+                "another lbproxy's programs are at %s of %s: both balance the same sockets; stop that one "
+                "and remove it with: lbproxy cleanup --bpffs PATH (lbproxy preflight names it)",
+                ", ".join(sorted({one.hook for one in theirs})),
+                theirs[0].place,
+            )
 
 
 def _spare_memory() -> None:

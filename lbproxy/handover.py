@@ -44,6 +44,12 @@ _SOCKETS: typing.Final = abi.constant("LEARN_SOCKETS")
 _STATE_AT: typing.Final = abi.LAYOUTS["flow"].offset("state")
 
 
+RETURNING: typing.Final = (
+    "new connections are left to kube-proxy, as lbproxy migrate return has said: lbproxy migrate take-over "
+    "ends that"
+)
+
+
 class Keeper(typing.Protocol):
     """Who keeps the kernel translating: `anchor.Keeper`."""
 
@@ -89,7 +95,7 @@ class HandOver:
     @property
     def returning(self) -> bool:
         """Whether `lbproxy migrate return` has said that no flow is to be begun. Raises OSError."""
-        return any(self._kernel.row(tables.Table.HANDOVER, _RETURN) or b"")
+        return is_returning(self._kernel)
 
     def begin(self, *, sockets: bool) -> None:
         """Have the programs hold what they do not know, of unconnected sockets only if `sockets`.
@@ -215,6 +221,11 @@ class HandOver:
         packed = value.to_bytes(8, tables.BYTE_ORDER)
         if self._kernel.row(tables.Table.HANDOVER, row) != packed:
             self._kernel.apply([tables.Put(tables.Table.HANDOVER, row, packed)])
+
+
+def is_returning(kernel: maps.Maps) -> bool:
+    """Whether no flow is to be begun, since the node is given back to kube-proxy. Raises OSError."""
+    return any(kernel.row(tables.Table.HANDOVER, _RETURN) or b"")
 
 
 def theirs(kernel: maps.Maps, entries: Entries = tracker.translated) -> collections.Counter[int]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from lbproxy import abi, render
+from lbproxy import abi, handover, render
 from lbproxy.core import fill, inventory, listing
 from lbproxy.kernel import inspection, maps
 
@@ -151,6 +151,7 @@ def read(root: pathlib.Path, opened: maps.BpfMaps) -> Status:
         bpf_bytes=sum(opened.bytes_of(name) for name in abi.MAPS),
         warnings=(
             *_off(identity.refused),
+            *_given_back(opened),
             *_warnings(hooks, devices, counters, opened),
             *listing.warnings(found),
         ),
@@ -160,6 +161,11 @@ def read(root: pathlib.Path, opened: maps.BpfMaps) -> Status:
 def _off(refused: str) -> Iterator[str]:
     if refused:
         yield f"the packet path is off: this kernel refuses its programs: {refused}"
+
+
+def _given_back(opened: maps.BpfMaps) -> Iterator[str]:
+    if handover.is_returning(opened):
+        yield handover.RETURNING
 
 
 def _warnings(

@@ -64,7 +64,8 @@ def lock(path: pathlib.Path) -> int:
     except BlockingIOError:
         os.close(fd)
         raise errors.AgentError(
-            f"another lbproxy agent already runs on {path}: stop it, or give this one its own --bpffs"
+            f"another lbproxy agent already runs on {path}: stop it; for another cgroup and other devices "
+            "this one may have its own --bpffs"
         ) from None
     return fd
 

@@ -16,6 +16,7 @@ import pytest
 
 from benchmarks.kubeproxy import load, model
 from lbproxy.lab import cluster, traffic
+from tests import polling
 from tests.lab import agents, manifests, talking
 from tests.lab.conftest import LabFactory
 
@@ -138,6 +139,8 @@ def test_there_and_back(lab: cluster.Lab, mode: load.Backend) -> None:
         assert "reserved" in agent.lbproxy("migrate", "return")
         last = talkers(lab, stack, TCP_CONNECTIONS, UDP_FLOWS)
         assert status(agent)["returning"]
+        assert "new connections are left to kube-proxy" in agent.lbproxy("status")
+        polling.eventually(lambda: "new connections are left to kube-proxy" in agent.log, 10)
         agent.stop()
         agent.start()
         all_whole([*old, *new, *last])
