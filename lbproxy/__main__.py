@@ -251,6 +251,7 @@ def _add_migrate(commands: "argparse._SubParsersAction[config_flags.Parser]") ->
     migrate.add_argument(
         "step",
         choices=("status", "take-over", "return"),
+        metavar="status|take-over|return",
         help="say how far it is; remove what kube-proxy has left; leave new connections to kube-proxy",
     )
     migrate.add_argument("--dry-run", action="store_true", help="only say what would be done")

@@ -256,8 +256,21 @@ def parse_destination(text: str) -> Destination:
         return Destination(parse_ip(address.host), address.port, model.Protocol[protocol.upper() or "TCP"])
     except (ValueError, KeyError):
         raise ValueError(
-            f"{text!r} is not an IP:PORT[/PROTOCOL] like 10.96.0.1:443 or [fd00::1]:53/UDP"
+            f"{text!r} is not an IP:PORT[/PROTOCOL] like 10.96.0.1:443 or [fd00::1]:53/UDP" + mistaken(place)
         ) from None
+
+
+def mistaken(place: str) -> str:
+    """What is likely wrong with a place that could not be read, to be added to a message; or nothing."""
+    if _NAME.fullmatch(place):
+        return "; it takes an address, not a name"
+    if "[" not in place and _IPV6.fullmatch(place):
+        return "; an IPv6 address before a port is in brackets"
+    return ""
+
+
+_NAME: typing.Final = re.compile(r"[A-Za-z0-9._-]*[A-Za-z][A-Za-z0-9._-]*(:[^:]*)?")
+_IPV6: typing.Final = re.compile(r"[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*")
 
 
 def choice(kind: type[E], default: E | None = None, fold_case: bool = False) -> ValueType[E]:

@@ -6,15 +6,18 @@ import pathlib
 import time
 from collections.abc import Iterator
 
-from lbproxy import config_types, render
+from lbproxy import config_types, errors, render
 from lbproxy.core import addresses, explanation, inventory, listing, walk
 from lbproxy.core import devices as roles
 from lbproxy.kernel import inspection, netns_addresses
 
 
 def main(args: argparse.Namespace) -> int:
-    """Explain `args.source` to `args.destination`; 0 whatever the verdict. Raises AgentError."""
+    """Explain `args.source` to `args.destination`; 0 whatever the verdict. Raises AgentError, ConfigError."""
     root: pathlib.Path = args.bpffs
+    target = walk.Target(*args.destination)
+    source, port = _split(args.source)
+    _check(source, target)
     with contextlib.closing(inspection.open_maps(root)) as rows:
         identity = inspection.pinned(root)
         broken = frozenset(hook.name for hook in inspection.hooks(root, identity) if not hook.attached)
@@ -24,8 +27,6 @@ def main(args: argparse.Namespace) -> int:
         inside = (roles.Role.POD, roles.Role.INSIDE)
         others = tuple(_called(one) for one in devices if one.role in inside)
         hooks = walk.Hooks(identity.cgroup, broken, uplinks, others)
-        target = walk.Target(*args.destination)
-        source, port = _split(args.source)
         own = _namespaces(source)
         found = explanation.explain(rows, hooks, source, target, int(time.monotonic()), own, port)
     render.show(found, args.output, lambda: _present(found))
@@ -39,6 +40,21 @@ def _split(source: str) -> tuple[str, int]:
     except ValueError:
         return source, 0
     return str(address), port
+
+
+def _check(source: str, target: walk.Target) -> None:
+    """Raise ConfigError where no connection can come from `source`, or none to `target`."""
+    packed = addresses.parse(source)
+    if packed is None:
+        return
+    if packed in (addresses.IPV4_ZERO, addresses.IPV6_ZERO):
+        raise errors.ConfigError(f"--from: nobody connects from {source}: it stands for any address")
+    family = addresses.family_of(packed)
+    if family is not target.family:
+        raise errors.ConfigError(
+            f"--from {source} is IPv{family.value} and --to {target} is IPv{target.family.value}: "
+            "a connection has one family"
+        )
 
 
 def _namespaces(source: str) -> tuple[int, ...]:

@@ -31,7 +31,9 @@ Row = Sequence[str | int | Cell]
 
 
 class Table(typing.NamedTuple):
-    """Columns and rows of cells; a column of numbers is aligned to the right.
+    """Columns and rows of cells; a column of numbers is aligned to the right, and so are those of `right`.
+
+    Name in `right` what may be all empty, or has units: it stays in its place whatever the rows have.
 
     Only `prose`, in the last column, is folded on a narrow terminal: an address in two pieces helps nobody.
     """
@@ -39,6 +41,7 @@ class Table(typing.NamedTuple):
     columns: Sequence[str]
     rows: Sequence[Row]
     prose: bool = False
+    right: typing.Collection[str] = ()
 
 
 def show(value: object, form: str, present: typing.Callable[[], Iterable[Table | str]]) -> None:
@@ -90,9 +93,14 @@ def _text(cell: str | int | Cell) -> str:
 
 def _numeric(table: Table) -> list[bool]:
     return [
-        bool(table.rows) and all(isinstance(row[column], int) or row[column] == "" for row in table.rows)
-        for column in range(len(table.columns))
+        name in table.right or _all_numbers([row[column] for row in table.rows])
+        for column, name in enumerate(table.columns)
     ]
+
+
+def _all_numbers(cells: Row) -> bool:
+    given = [cell for cell in cells if cell != ""]
+    return bool(given) and all(isinstance(cell, int) for cell in given)
 
 
 def _draw(parts: Iterable[Table | str]) -> None:

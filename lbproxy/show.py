@@ -18,12 +18,13 @@ _FEW = 3
 def main(args: argparse.Namespace) -> int:
     """Show what `args.command` names; returns the exit status. Raises AgentError where nothing is pinned."""
     root: pathlib.Path = args.bpffs
+    wanted = _wanted(args)
     with contextlib.closing(inspection.open_maps(root)) as opened:
         match args.command:
             case "services":
-                return _services(opened, args)
+                return _services(opened, wanted, args.output)
             case "backends":
-                return _backends(opened, args)
+                return _backends(opened, wanted, args.output)
             case "status":
                 return status.show(root, opened, args.output)
             case "maps":
@@ -32,26 +33,35 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _wanted(args: argparse.Namespace) -> listing.Filter:
-    if not args.name or "/" not in args.name:
-        return listing.Filter(args.namespace, args.name)
-    namespace, _, name = args.name.partition("/")
-    if args.namespace not in (None, namespace):
-        raise errors.ConfigError(f"{args.name} is not in the namespace {args.namespace}")
-    return listing.Filter(namespace, name)
+    """What the arguments choose. Raises ConfigError."""
+    namespace = args.namespace
+    if namespace is not None and (not namespace or "/" in namespace):
+        raise errors.ConfigError(f"-n: {namespace!r} is not a NAMESPACE")
+    if args.name is None:
+        return listing.Filter(namespace)
+    try:
+        wanted = listing.named(args.name)
+    except ValueError as error:
+        raise errors.ConfigError(str(error)) from error
+    if None not in (namespace, wanted.namespace) and namespace != wanted.namespace:
+        raise errors.ConfigError(f"{args.name} is not in the namespace {namespace}")
+    return wanted._replace(namespace=wanted.namespace or namespace)
 
 
 def _must_exist(found: Sequence[object], wanted: listing.Filter, what: str) -> None:
-    if wanted.name is not None and not found:
-        name = f"{wanted.namespace}/{wanted.name}" if wanted.namespace else wanted.name
-        raise errors.AgentError(f"no {what} of a Service {name} here")
+    if found or wanted == listing.EVERYTHING:
+        return
+    if wanted.name is None:
+        raise errors.AgentError(f"no {what} in the namespace {wanted.namespace} here")
+    name = f"{wanted.namespace}/{wanted.name}" if wanted.namespace else wanted.name
+    raise errors.AgentError(f"no {what} of a Service {name} here")
 
 
-def _services(opened: inventory.Rows, args: argparse.Namespace) -> int:
-    wanted = _wanted(args)
+def _services(opened: inventory.Rows, wanted: listing.Filter, form: str) -> int:
     found = listing.services(inventory.read(opened), inventory.node_ports(opened), wanted)
     _must_exist(found, wanted, "ports")
     limit = None if wanted.name else _FEW
-    render.show(found, args.output, lambda: _services_table(found, limit))
+    render.show(found, form, lambda: _services_table(found, limit))
     return 0
 
 
@@ -111,11 +121,10 @@ _STATE_COLORS = {
 }
 
 
-def _backends(opened: inventory.Rows, args: argparse.Namespace) -> int:
-    wanted = _wanted(args)
+def _backends(opened: inventory.Rows, wanted: listing.Filter, form: str) -> int:
     found = listing.backends(inventory.read(opened), wanted)
     _must_exist(found, wanted, "backends")
-    render.show(found, args.output, lambda: _backends_table(found))
+    render.show(found, form, lambda: _backends_table(found))
     return 0
 
 
@@ -155,6 +164,7 @@ def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[rende
             )
             for backend in found
         ],
+        right=("OPEN", "FAILED", "RTT"),
     )
 
 

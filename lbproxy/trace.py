@@ -164,11 +164,11 @@ def _scope(args: argparse.Namespace, rows: maps.BpfMaps) -> Scope:
 def _services(wanted: str, rows: maps.BpfMaps) -> Iterator[int]:
     """The numbers of a Service's ports. Raises AgentError where there are none."""
     name, _, port = wanted.partition(":")
-    namespace, _, service = name.rpartition("/")
+    named = listing.named(name)
     found = [
         one
         for one in inventory.read(rows).ports
-        if one.key.service == model.ServiceName(namespace or "default", service)
+        if named.takes(one.key.service)
         and (
             not port
             or port == one.key.port_name

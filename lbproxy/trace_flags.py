@@ -4,7 +4,7 @@ import argparse
 import typing
 
 from lbproxy import config, config_types
-from lbproxy.core import model
+from lbproxy.core import listing, model
 
 DESCRIPTION = """\
 Follow connections live: what was dialled, which backend was chosen, what each packet was turned
@@ -72,6 +72,7 @@ def parse_destination(text: str) -> TracedDestination:
     except (ValueError, KeyError):
         raise ValueError(
             f"{text!r} is not an ADDRESS[:PORT][/PROTOCOL] like 10.96.0.1, 10.96.0.1:443 or [fd00::1]:53/UDP"
+            + config_types.mistaken(place)
         ) from None
 
 
@@ -94,7 +95,10 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         help="only what goes there: a service's address, a NodePort, a backend, or anything else",
     )
     parser.add_argument(
-        "--service", metavar="NS/NAME[:PORT]", help="only what goes to this Service, or to one of its ports"
+        "--service",
+        type=_service,
+        metavar="[NS/]NAME[:PORT]",
+        help="only what goes to this Service, or to one of its ports",
     )
     parser.add_argument(
         "--count", type=_count, default=100, metavar="N", help="end after so many lines (default 100)"
@@ -127,6 +131,17 @@ def _source(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither an IP address nor node") from None
 
 
+def _service(text: str) -> str:
+    name, colon, port = text.partition(":")
+    try:
+        listing.named(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if colon and not port:
+        raise argparse.ArgumentTypeError(f"{text!r} has no PORT after the colon")
+    return text
+
+
 def _destination(text: str) -> TracedDestination:
     try:
         return parse_destination(text)
@@ -147,4 +162,6 @@ def _seconds(text: str) -> float:
         seconds = 0.0
     if 0 < seconds <= _MOST_SECONDS:
         return seconds
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to {_MOST_SECONDS:g}")
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not a number of seconds above 0 and up to {_MOST_SECONDS:g}"
+    )

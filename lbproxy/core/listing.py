@@ -134,6 +134,14 @@ class Filter(typing.NamedTuple):
 EVERYTHING: typing.Final = Filter()
 
 
+def named(text: str) -> Filter:
+    """Read NAME, of any namespace, or NAMESPACE/NAME. Raises ValueError."""
+    namespace, slash, name = text.rpartition("/")
+    if not name or (slash and not namespace) or "/" in namespace:
+        raise ValueError(f"{text!r} is not a NAME or NAMESPACE/NAME of a Service")
+    return Filter(namespace or None, name)
+
+
 def services(
     found: inventory.Inventory, node_ports: inventory.NodePorts, wanted: Filter = EVERYTHING
 ) -> list[ServicePort]:

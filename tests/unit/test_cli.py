@@ -159,6 +159,10 @@ def test_every_problem_on_a_line_of_its_own(calls: Calls, capsys: pytest.Capture
         (["status", "--verbose"], "--verbose: unknown flag"),
         (["explain"], "the following arguments are required: --to"),
         (["explain", "--to", "10.0.0.1"], "--to: '10.0.0.1' is not an IP:PORT[/PROTOCOL]"),
+        (["trace", "--for", "0"], "--for: '0' is not a number of seconds above 0 and up to 3600"),
+        (["trace", "--service", "a/b/c"], "--service: 'a/b/c' is not a NAME or NAMESPACE/NAME"),
+        (["trace", "--service", "cart:"], "--service: 'cart:' has no PORT after the colon"),
+        (["migrate"], "the following arguments are required: status|take-over|return"),
         (
             ["explain", "--from", "moon", "--to", "10.0.0.1:1"],
             "--from: 'moon' is not an IP address, pod, node",
@@ -172,6 +176,30 @@ def test_bad_arguments(
     assert command.main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"lbproxy: error: {said}")
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("place", "hint"),
+    [
+        ("web.default:80", "; it takes an address, not a name"),
+        ("cart", "; it takes an address, not a name"),
+        ("10.96.0.300:80", ""),
+    ],
+)
+@pytest.mark.parametrize("name", ["explain", "trace"])
+def test_a_destination_that_is_none(
+    calls: Calls, capsys: pytest.CaptureFixture[str], name: str, place: str, hint: str
+) -> None:
+    assert command.main([name, "--to", place]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"[fd00::1]:53/UDP{hint}")
+    assert calls == []
+
+
+def test_an_ipv6_destination_without_brackets(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["explain", "--to", "fd00:96::80:80"]) == 2
+    assert capsys.readouterr().err.endswith("; an IPv6 address before a port is in brackets\n")
     assert calls == []
 
 

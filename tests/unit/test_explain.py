@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbproxy import abi, config_types, explain
+from lbproxy import abi, config_types, errors, explain
 from lbproxy.core import explanation, health, inventory, model, node_rows, tables, topology, walk
 from lbproxy.kernel import fake, inspection, maps
 from tests import installing
@@ -559,6 +559,23 @@ def test_the_command_prints_steps_and_verdict(
     assert lines[0].split() == ["STEP", "QUESTION", "ANSWER"]
     assert any(line.startswith("=     balanced") for line in lines)
     assert any(line.split()[:2] == ["10.244.0.1:8080", "33.33%"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("source", "to", "why_not"),
+    [
+        ("fd00::1", "10.96.0.80:80", "--from fd00::1 is IPv6 and --to 10.96.0.80:80/TCP is IPv4"),
+        ("10.244.0.1:4000", "[fd00:96::80]:80", "--from 10.244.0.1 is IPv4 and --to"),
+        ("0.0.0.0", "10.96.0.80:80", "nobody connects from 0.0.0.0"),
+        ("::", "[fd00:96::80]:80", "nobody connects from ::"),
+    ],
+)
+def test_what_can_be_no_connection_is_wrong_usage(source: str, to: str, why_not: str) -> None:
+    destination = config_types.parse_destination(to)
+    args = argparse.Namespace(bpffs=pathlib.Path("/nowhere"), source=source, destination=destination)
+    with pytest.raises(errors.ConfigError) as caught:
+        explain.main(args)
+    assert str(caught.value).removeprefix("--from: ").startswith(why_not)
 
 
 # --- who is left out, and why ---

@@ -10,7 +10,7 @@ import typing
 import pytest
 import yaml
 
-from lbproxy import abi, errors, render, show
+from lbproxy import abi, errors, render, show, trace
 from lbproxy.core import devices as roles
 from lbproxy.core import fill, inventory, listing, model, tables
 from lbproxy.kernel import fake, inspection, maps
@@ -203,7 +203,8 @@ def test_a_backend_that_outlives_its_service_is_listed_without_one(
     assert json.loads(run(capsys, "services", "json")) == []
     (left,) = json.loads(run(capsys, "backends", "json"))
     assert (left["ip"], left["namespace"], left["name"], left["state"]) == ("10.244.0.1", "", "", "draining")
-    assert json.loads(run(capsys, "backends", "json", namespace="default")) == []
+    with pytest.raises(errors.AgentError, match="no backends in the namespace default here"):
+        run(capsys, "backends", namespace="default")
 
 
 def test_states_are_named_as_people_know_them(pinned: Pinned) -> None:
@@ -230,7 +231,6 @@ def test_rows_that_lead_nowhere_are_left_out(pinned: Pinned) -> None:
         ("b/web", None, ["b/web"]),
         ("web", "a", ["a/web"]),
         (None, "a", ["a/web"]),
-        (None, "c", []),
     ],
 )
 def test_services_by_name_and_namespace(
@@ -521,6 +521,63 @@ def test_maps_count_what_the_packet_path_has(pinned: Pinned, capsys: pytest.Capt
         )
     used = {one["name"]: one["used"] for one in json.loads(run(capsys, "maps", "json"))}
     assert (used["source_ranges"], used["earlier_slots"], used["slots"]) == (2, 1, 2 * 16)
+
+
+# --- columns ---
+
+
+def test_a_column_of_numbers_stays_in_its_place() -> None:
+    """Whether it has any or not; and words that are all missing stay under their header."""
+    columns = ("NAME", "OPEN", "HEALTH")
+    none = render.plain(render.Table(columns, [("aa", "", ""), ("bb", "", "")], right=("OPEN",)))
+    some = render.plain(render.Table(columns, [("aa", "", ""), ("bb", 12345, "ill")], right=("OPEN",)))
+    assert none.splitlines() == ["NAME  OPEN  HEALTH", "aa       -  -", "bb       -  -"]
+    assert some.splitlines() == ["NAME   OPEN  HEALTH", "aa        -  -", "bb    12345  ill"]
+
+
+# --- names ---
+
+
+def test_trace_takes_names_as_the_others_do(pinned: Pinned) -> None:
+    for name in ("a/cart", "b/cart", "b/web"):
+        pinned.installer.service(name, [f"10.96.0.{len(inventory.read(pinned).ports) + 1}"], [])
+    numbers = {str(port.key.service): port.id for port in inventory.read(pinned).ports}
+    rows = typing.cast(maps.BpfMaps, pinned)
+    both = {numbers["a/cart"], numbers["b/cart"]}
+    assert set(trace._services("cart", rows)) == set(trace._services("cart:http", rows)) == both
+    assert list(trace._services("b/cart:80", rows)) == [numbers["b/cart"]]
+    with pytest.raises(errors.AgentError, match="no ports of a Service cart:81 here"):
+        trace._services("cart:81", rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "namespace", "said"),
+    [
+        ("", None, "'' is not a NAME or NAMESPACE/NAME of a Service"),
+        ("shop/", None, "'shop/' is not a NAME"),
+        ("/cart", None, "'/cart' is not a NAME"),
+        ("a/b/c", None, "'a/b/c' is not a NAME"),
+        ("web", "", "-n: '' is not a NAMESPACE"),
+        (None, "a/b", "-n: 'a/b' is not a NAMESPACE"),
+    ],
+)
+@pytest.mark.parametrize("command", ["services", "backends"])
+def test_what_is_no_name_is_wrong_usage(command: str, name: str | None, namespace: str, said: str) -> None:
+    args = argparse.Namespace(
+        command=command, bpffs=pathlib.Path("/nowhere"), output="table", name=name, namespace=namespace
+    )
+    with pytest.raises(errors.ConfigError) as caught:
+        show.main(args)
+    assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize(("command", "what"), [("services", "ports"), ("backends", "backends")])
+def test_a_namespace_with_nothing_is_a_failure(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str], command: str, what: str
+) -> None:
+    a_bit_of_everything(pinned.installer)
+    with pytest.raises(errors.AgentError, match=f"^no {what} in the namespace shopp here$"):
+        run(capsys, command, namespace="shopp")
 
 
 # --- status ---
