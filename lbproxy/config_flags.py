@@ -30,12 +30,22 @@ The agent may stop: what it has put into the kernel goes on serving until `lbpro
 """
 
 
+EXIT_STATUS: typing.Final = (
+    "Exit status: 0 done, 1 failure, 2 wrong flags or configuration, 3 the kernel lacks something."
+)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises ConfigError, and shows its description as it is written."""
 
     def __init__(self, **options: typing.Any) -> None:
         options.setdefault("formatter_class", _Formatter)
         super().__init__(allow_abbrev=False, **options)
+
+    def format_help(self) -> str:
+        """What --help shows: with the exit statuses, unless the description has them in its own words."""
+        shown = super().format_help()
+        return shown if EXIT_STATUS[:12] in shown else f"{shown}\n{EXIT_STATUS}\n"
 
     def error(self, message: str) -> typing.NoReturn:
         """Report what cannot be parsed at all, like a flag without its value."""

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from lbproxy import __main__ as command
-from lbproxy import config, errors
+from lbproxy import config, config_flags, errors
 
 Calls = list[tuple[str, typing.Any]]
 
@@ -317,3 +317,23 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], name:
     out = capsys.readouterr().out
     assert out.startswith(f"usage: lbproxy {name} ")
     assert max(map(len, io.StringIO(out))) <= 102
+
+
+@pytest.mark.parametrize("name", [*command._parsers()[1], ""])
+def test_every_help_says_the_exit_statuses_once(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    with pytest.raises(SystemExit):
+        command.main([*filter(None, [name]), "--help"])
+    assert capsys.readouterr().out.count("Exit status: 0 ") == 1
+
+
+def test_exit_statuses_are_documented() -> None:
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text()
+    for status in (
+        0,
+        errors.AgentError.exit_status,
+        errors.ConfigError.exit_status,
+        errors.UnsupportedKernel.exit_status,
+    ):
+        assert f"\n| {status} |" in page
+        assert f" {status} " in config_flags.EXIT_STATUS
+    assert f"| {command.INTERRUPTED}, {command.BROKEN_PIPE} |" in page
