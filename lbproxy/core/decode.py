@@ -37,6 +37,7 @@ _MODES = {mode.value: mode for mode in model.PacketMode}
 _LEAST_CONNECTIONS_WITH_DSR = (
     "with mode dsr it holds for sockets that dial the ClusterIP; all other addresses need Maglev"
 )
+_NO_TEXT = "not a text: put it in quotes"  # YAML takes 1.4 for a number and `on` for true
 _AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 
 
@@ -143,6 +144,7 @@ def _service(value: wire.Service, warnings: list[str]) -> events.Upsert:
     load_balancer_ips = [entry.ip for entry in ingress if entry.ip_mode in (None, "VIP")]
     external_local = spec.external_traffic_policy == "Local" and _reached_from_outside(spec)
     annotations = metadata.annotations or wire.ServiceAnnotations()
+    ports = _service_ports(spec.ports or (), warnings)
     algorithm = _annotated(ALGORITHM_ANNOTATION, annotations.algorithm, _ALGORITHMS, warnings)
     mode = _annotated(MODE_ANNOTATION, annotations.mode, _MODES, warnings)
     if mode is model.PacketMode.DSR and algorithm is model.Algorithm.LEAST_CONNECTIONS:
@@ -155,7 +157,7 @@ def _service(value: wire.Service, warnings: list[str]) -> events.Upsert:
             cluster_ips=cluster_ips,
             external_ips=_external_ips(spec.external_ips, families, warnings),
             load_balancer_ips=_outside_addresses(load_balancer_ips, families),
-            ports=_service_ports(spec.ports or (), warnings),
+            ports=ports,
             affinity_s=_affinity_s(spec, warnings),
             internal_local=spec.internal_traffic_policy == "Local",
             external_local=external_local,
@@ -166,7 +168,7 @@ def _service(value: wire.Service, warnings: list[str]) -> events.Upsert:
             weights=_weights(annotations.weights, warnings),
             slow_start_s=_number(SLOW_START_ANNOTATION, annotations.slow_start, ramp.parse_s, warnings),
             zone_spill_over=_number(ZONE_ANNOTATION, annotations.zone_spill_over, spill.parse, warnings),
-            probe=_probe(annotations, warnings),
+            probe=_probe(annotations, ports, warnings),
             ejection=_ejection(annotations.outlier_ejection, warnings),
         ),
     )
@@ -283,8 +285,8 @@ def _annotated(
     if chosen is None:
         # A typo must not take a service down.
         choice = " or ".join(sorted(choices))
-        field = f"metadata.annotations[{annotation}]"
-        warnings.append(f"{field}: {_quote(text)} is not {choice}: the default is used")
+        wrong = f"not {choice}" if isinstance(text, str) else _NO_TEXT
+        warnings.append(f"metadata.annotations[{annotation}]: {_quote(text)} is {wrong}: the default is used")
     return chosen
 
 
@@ -293,7 +295,9 @@ def _number(annotation: str, text: object, parse: Callable[[str], float], warnin
     if text is msgspec.UNSET:
         return 0.0
     try:
-        return parse(text if isinstance(text, str) else "")
+        if not isinstance(text, str):
+            raise ValueError(_NO_TEXT)
+        return parse(text)
     except ValueError as error:
         warnings.append(f"metadata.annotations[{annotation}]: {_quote(text)} is {error}: passed over")
         return 0.0
@@ -304,7 +308,7 @@ def _weights(text: object, warnings: list[str]) -> model.Weights | None:
         return None
     field = f"metadata.annotations[{WEIGHTS_ANNOTATION}]"
     if not isinstance(text, str):
-        warnings.append(f"{field}: {_quote(text)} is no text: all weights are equal")
+        warnings.append(f"{field}: {_quote(text)} is {_NO_TEXT}: all weights are equal")
         return None
     said, problems = weights.parse(text)
     if problems:
@@ -313,21 +317,32 @@ def _weights(text: object, warnings: list[str]) -> model.Weights | None:
     return said
 
 
-def _probe(annotations: wire.ServiceAnnotations, warnings: list[str]) -> probe.Probe | None:
+def _probe(
+    annotations: wire.ServiceAnnotations, ports: Sequence[model.ServicePort], warnings: list[str]
+) -> probe.Probe | None:
     asked, settings = annotations.probe, annotations.probe_settings
     if asked is msgspec.UNSET:
         if settings is not msgspec.UNSET:
             field = f"metadata.annotations[{PROBE_SETTINGS_ANNOTATION}]"
             warnings.append(f"{field}: without {PROBE_ANNOTATION}: passed over")
         return None
+    annotation, text = PROBE_ANNOTATION, asked
     try:
-        if not isinstance(asked, str) or not isinstance(settings, str | msgspec.UnsetType):
-            raise probe.ProbeError("not a text")
-        return _shared_probe(asked, settings or "")
+        if not isinstance(asked, str):
+            raise probe.ProbeError(_NO_TEXT)
+        if not isinstance(settings, str | msgspec.UnsetType):
+            annotation, text = PROBE_SETTINGS_ANNOTATION, settings
+            raise probe.ProbeError(_NO_TEXT)
+        found = _shared_probe(asked, settings or "")
+        protocol = model.Protocol.UDP if found.kind is probe.Kind.UDP else model.Protocol.TCP
+        if not found.port and not any(port.protocol is protocol for port in ports):
+            raise probe.ProbeError(f"asks at {protocol.name} ports, and the Service has none")
     except probe.ProbeError as error:
-        field = f"metadata.annotations[{PROBE_ANNOTATION}]"
-        warnings.append(f"{field}: {_quote(asked)}: {error}: backends are not probed")
+        warnings.append(
+            f"metadata.annotations[{annotation}]: {_quote(text)}: {error}: backends are not probed"
+        )
         return None
+    return found
 
 
 def _ejection(text: object, warnings: list[str]) -> ejection.Ejection | None:
@@ -335,7 +350,7 @@ def _ejection(text: object, warnings: list[str]) -> ejection.Ejection | None:
         return None
     try:
         if not isinstance(text, str):
-            raise ejection.EjectionError("not a text")
+            raise ejection.EjectionError(_NO_TEXT)
         return ejection.parse(text)
     except ejection.EjectionError as error:
         field = f"metadata.annotations[{EJECTION_ANNOTATION}]"

@@ -1,6 +1,6 @@
 """What a Service's annotation says of outlier ejection: when a backend is left out for failing.
 
-    lbproxy.io/outlier-ejection: on
+    lbproxy.io/outlier-ejection: "on"
     lbproxy.io/outlier-ejection: failures=10,share=30%,base=1m
 
 Text that is not understood switches nothing on: half of what was meant might eject too much.
@@ -36,9 +36,9 @@ class Setting(typing.NamedTuple):
 
 def parse(text: str) -> Ejection | None:
     """Read the annotation; None where it says off. Raises EjectionError."""
-    word = text.strip()
-    if word in ("on", "off"):
-        return Ejection() if word == "on" else None
+    word = text.strip().lower()
+    if word in _ON or word in _OFF:
+        return Ejection() if word in _ON else None
     fields: dict[str, typing.Any] = {}
     given = set()
     for part in (part.strip() for part in text.split(",")):
@@ -83,6 +83,8 @@ def _time(field: str, least_s: float, most_s: float) -> Callable[[str], dict[str
     return read
 
 
+_ON: typing.Final = ("on", "true")
+_OFF: typing.Final = ("off", "false")
 _NUMBER: typing.Final = re.compile(r"[0-9]{1,6}")
 _TIME: typing.Final = re.compile(r"([0-9]{1,6})(s|m)")
 _UNITS_S: typing.Final = {"s": 1.0, "m": 60.0}

@@ -88,7 +88,10 @@ def _who(text: str) -> tuple[str, str | bytes]:
     kind, colon, name = text.partition(":")
     if colon and kind in ("node", "zone"):
         return kind, name.strip()
-    return "", addresses.parse(text) or b""
+    address = addresses.parse(text) or b""
+    # Of 010.1.2.3 nobody can tell whether it is octal; an endpoint's may be so, what a person writes not.
+    sloppy = address and ":" not in text and addresses.text(address) != text
+    return "", b"" if sloppy else address
 
 
 def _quoted(entry: str) -> str:

@@ -459,8 +459,31 @@ WARNED: dict[str, tuple[typing.Callable[[identity.Source], events.Upsert], Objec
     "algorithm that is no text": (
         SERVICE,
         a_service({"annotations": {"lbproxy.io/algorithm": ["maglev"]}}),
-        "metadata.annotations[lbproxy.io/algorithm]: ['maglev'] is not least-connections or maglev "
-        "or random: the default is used",
+        "metadata.annotations[lbproxy.io/algorithm]: ['maglev'] is not a text: put it in quotes: "
+        "the default is used",
+    ),
+    "factor that YAML takes for a number": (
+        SERVICE,
+        a_service({"annotations": {"lbproxy.io/zone-spill-over": 1.4}}),
+        "metadata.annotations[lbproxy.io/zone-spill-over]: 1.4 is not a text: put it in quotes: passed over",
+    ),
+    "ejection that YAML takes for a truth": (
+        SERVICE,
+        a_service({"annotations": {"lbproxy.io/outlier-ejection": True}}),
+        "metadata.annotations[lbproxy.io/outlier-ejection]: True: not a text: put it in quotes: "
+        "no backend is ejected",
+    ),
+    "settings that are no text": (
+        SERVICE,
+        a_service({"annotations": {"lbproxy.io/probe": "tcp", "lbproxy.io/probe-settings": 5}}),
+        "metadata.annotations[lbproxy.io/probe-settings]: 5: not a text: put it in quotes: "
+        "backends are not probed",
+    ),
+    "UDP probe without a UDP port": (
+        SERVICE,
+        a_service({"annotations": {"lbproxy.io/probe": "udp:ping"}}),
+        "metadata.annotations[lbproxy.io/probe]: 'udp:ping': asks at UDP ports, and the Service has none: "
+        "backends are not probed",
     ),
     "port name twice": (
         SERVICE,

@@ -316,7 +316,10 @@ def test_the_order_of_backends_does_not_matter(fared: list[tuple[int, int]], shu
     [
         ("on", ejection.Ejection()),
         (" on ", ejection.Ejection()),
+        ("On", ejection.Ejection()),
+        ("true", ejection.Ejection()),
         ("off", None),
+        ("False", None),
         ("failures=10, share=30%,window=1m,base=2m", ejection.Ejection(10, 30, 60.0, 120.0)),
         ("share=100%", ejection.Ejection(share_percent=100)),
     ],

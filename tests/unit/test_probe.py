@@ -84,6 +84,30 @@ def test_other_texts_are_no_probe(text: str, settings: str, reason: str) -> None
     assert str(raised.value) == reason
 
 
+@pytest.mark.parametrize(
+    ("text", "protocols", "asked"),
+    [
+        ("udp:ping", ["UDP"], True),
+        ("udp:ping", ["TCP", "UDP"], True),
+        ("udp:ping", ["TCP", "SCTP"], False),
+        ("http", ["UDP", "TCP"], True),
+        ("tcp", ["UDP"], False),
+    ],
+)
+def test_a_probe_without_a_port_of_its_protocol_is_a_warning(
+    text: str, protocols: list[str], asked: bool
+) -> None:
+    ports = [{"name": name.lower(), "protocol": name, "port": 80} for name in protocols]
+    annotations = {decode.PROBE_ANNOTATION: text}
+    upsert = decode.service(test_decode.a_service({"annotations": annotations}, ports=ports))
+    assert isinstance(upsert.value, model.Service)
+    assert (upsert.value.probe is not None) is asked
+    assert len(upsert.warnings) == (not asked)
+    annotations[decode.PROBE_SETTINGS_ANNOTATION] = "port=8080"  # asked whatever the ports are
+    upsert = decode.service(test_decode.a_service({"annotations": annotations}, ports=ports))
+    assert upsert.warnings == ()
+
+
 def test_the_table_says_the_defaults() -> None:
     for name, setting in probe.SETTINGS.items():
         if name in ("port", "host", "server-name", "expect"):
@@ -110,7 +134,8 @@ words = st.one_of(
 @given(st.lists(words, max_size=6).map("".join), st.lists(words, max_size=8).map("".join))
 def test_any_text_is_a_probe_within_bounds_or_a_warning(text: str, settings: str) -> None:
     annotations = {decode.PROBE_ANNOTATION: text, decode.PROBE_SETTINGS_ANNOTATION: settings}
-    upsert = decode.service(test_decode.a_service({"annotations": annotations}))
+    ports = [{"name": "t", "port": 80}, {"name": "u", "protocol": "UDP", "port": 80}]
+    upsert = decode.service(test_decode.a_service({"annotations": annotations}, ports=ports))
     assert isinstance(upsert.value, model.Service)
     found = upsert.value.probe
     assert (found is None) == (len(upsert.warnings) == 1)
@@ -148,5 +173,5 @@ def test_settings_without_a_probe_are_a_warning() -> None:
 def test_an_annotation_that_is_no_text_is_a_warning() -> None:
     upsert = decode.service(test_decode.a_service({"annotations": {decode.PROBE_ANNOTATION: 7}}))
     assert upsert.warnings == (
-        "metadata.annotations[lbproxy.io/probe]: 7: not a text: backends are not probed",
+        "metadata.annotations[lbproxy.io/probe]: 7: not a text: put it in quotes: backends are not probed",
     )

@@ -42,6 +42,7 @@ def test_an_address_comes_before_a_node_and_that_before_a_zone() -> None:
         ("worker-1=3", "'worker-1=3' names no address, node:NAME or zone:NAME"),
         ("node:=3", "'node:=3' names no address, node:NAME or zone:NAME"),
         ("10.1.2.300=3", "'10.1.2.300=3' names no address, node:NAME or zone:NAME"),
+        ("010.1.2.3=3", "'010.1.2.3=3' names no address, node:NAME or zone:NAME"),
         ("10.1.2.3", "'10.1.2.3' names no address, node:NAME or zone:NAME"),
         ("node:a=1001", "'node:a=1001' has no weight of 0 to 1000"),
         ("node:a=-1", "'node:a=-1' has no weight of 0 to 1000"),
@@ -167,5 +168,5 @@ def test_an_annotation_that_is_no_text_is_one_warning() -> None:
     assert isinstance(upsert.value, model.Service)
     assert upsert.value.weights is None
     assert upsert.warnings == (
-        "metadata.annotations[lbproxy.io/weights]: 3 is no text: all weights are equal",
+        "metadata.annotations[lbproxy.io/weights]: 3 is not a text: put it in quotes: all weights are equal",
     )
