@@ -15,7 +15,19 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from lbproxy.core import addresses, ejection, events, identity, model, probe, ramp, spill, weights, wire
+from lbproxy.core import (
+    addresses,
+    annotations,
+    ejection,
+    events,
+    identity,
+    model,
+    probe,
+    ramp,
+    spill,
+    weights,
+    wire,
+)
 
 ALGORITHM_ANNOTATION = "lbproxy.io/algorithm"
 MODE_ANNOTATION = "lbproxy.io/mode"
@@ -103,6 +115,12 @@ def _decode(
             raise _FieldError(_wrong_type(api_version, kind, value.api_version, value.kind))
         prepare(value)
         upsert = build(value, warnings)
+        if (
+            kind is events.Kind.SERVICE
+            and upsert.value is not None
+            and (isinstance(raw, dict) or annotations.SOUGHT in bytes(raw))
+        ):
+            _unknown_annotations(raw, warnings)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _FieldError) as error:
         who = identity.identify(raw, kind)
         reason = _reason(error)
@@ -143,10 +161,10 @@ def _service(value: wire.Service, warnings: list[str]) -> events.Upsert:
     ingress = (value.status and value.status.load_balancer and value.status.load_balancer.ingress) or ()
     load_balancer_ips = [entry.ip for entry in ingress if entry.ip_mode in (None, "VIP")]
     external_local = spec.external_traffic_policy == "Local" and _reached_from_outside(spec)
-    annotations = metadata.annotations or wire.ServiceAnnotations()
+    said = metadata.annotations or wire.ServiceAnnotations()
     ports = _service_ports(spec.ports or (), warnings)
-    algorithm = _annotated(ALGORITHM_ANNOTATION, annotations.algorithm, _ALGORITHMS, warnings)
-    mode = _annotated(MODE_ANNOTATION, annotations.mode, _MODES, warnings)
+    algorithm = _annotated(ALGORITHM_ANNOTATION, said.algorithm, _ALGORITHMS, warnings)
+    mode = _annotated(MODE_ANNOTATION, said.mode, _MODES, warnings)
     if mode is model.PacketMode.DSR and algorithm is model.Algorithm.LEAST_CONNECTIONS:
         warnings.append(f"metadata.annotations[{ALGORITHM_ANNOTATION}]: {_LEAST_CONNECTIONS_WITH_DSR}")
     return events.Upsert(
@@ -165,11 +183,11 @@ def _service(value: wire.Service, warnings: list[str]) -> events.Upsert:
             source_ranges=_source_ranges(spec.load_balancer_source_ranges, families, warnings),
             health_check_node_port=_health_check_node_port(spec, external_local, warnings),
             mode=mode,
-            weights=_weights(annotations.weights, warnings),
-            slow_start_s=_number(SLOW_START_ANNOTATION, annotations.slow_start, ramp.parse_s, warnings),
-            zone_spill_over=_number(ZONE_ANNOTATION, annotations.zone_spill_over, spill.parse, warnings),
-            probe=_probe(annotations, ports, warnings),
-            ejection=_ejection(annotations.outlier_ejection, warnings),
+            weights=_weights(said.weights, warnings),
+            slow_start_s=_number(SLOW_START_ANNOTATION, said.slow_start, ramp.parse_s, warnings),
+            zone_spill_over=_number(ZONE_ANNOTATION, said.zone_spill_over, spill.parse, warnings),
+            probe=_probe(said, ports, warnings),
+            ejection=_ejection(said.outlier_ejection, warnings),
         ),
     )
 
@@ -318,9 +336,9 @@ def _weights(text: object, warnings: list[str]) -> model.Weights | None:
 
 
 def _probe(
-    annotations: wire.ServiceAnnotations, ports: Sequence[model.ServicePort], warnings: list[str]
+    said: wire.ServiceAnnotations, ports: Sequence[model.ServicePort], warnings: list[str]
 ) -> probe.Probe | None:
-    asked, settings = annotations.probe, annotations.probe_settings
+    asked, settings = said.probe, said.probe_settings
     if asked is msgspec.UNSET:
         if settings is not msgspec.UNSET:
             field = f"metadata.annotations[{PROBE_SETTINGS_ANNOTATION}]"
@@ -356,6 +374,17 @@ def _ejection(text: object, warnings: list[str]) -> ejection.Ejection | None:
         field = f"metadata.annotations[{EJECTION_ANNOTATION}]"
         warnings.append(f"{field}: {_quote(text)}: {error}: no backend is ejected")
         return None
+
+
+def _unknown_annotations(raw: identity.Source, warnings: list[str]) -> None:
+    unknown = annotations.unknown(raw)
+    if unknown:
+        meant = annotations.meant(unknown[0])
+        advice = f", did you mean {meant}?" if meant else ""
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        warnings.append(
+            f"metadata.annotations[{_quote(unknown[0])}]: unknown annotation{advice}{more}: passed over"
+        )
 
 
 def _source_ranges(
