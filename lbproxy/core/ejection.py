@@ -90,17 +90,17 @@ _TIME: typing.Final = re.compile(r"([0-9]{1,6})(s|m)")
 _UNITS_S: typing.Final = {"s": 1.0, "m": 60.0}
 
 SETTINGS: typing.Final[Mapping[str, Setting]] = {
-    "failures": Setting("5", _count, "so many failures within the window, at least"),
+    "failures": Setting("5", _count, "so many failures within the window, at least; 1 to 10000"),
     "share": Setting(
         "50%",
         _share,
-        "at most this share of the ready backends is out at a time; one may always be, all never",
+        "at most this share of the ready backends is out at a time (one always may, all never); 1% to 100%",
     ),
-    "window": Setting("10s", _time("window_s", 2.0, 300.0), "how far back failures count"),
+    "window": Setting("10s", _time("window_s", 2.0, 300.0), "how far back failures count; 2s to 300s"),
     "base": Setting(
         "30s",
         _time("base_s", 1.0, 3600.0),
-        "how long the first time out is; each further one is twice as long",
+        "how long the first time out is (each further one is twice as long); 1s to 3600s",
     ),
 }
 """Every setting by its name in the annotation; docs/health.md has the same table."""

@@ -74,7 +74,12 @@ def parse(probe_text: str, settings_text: str = "") -> Probe:
 def _settings(kind: Kind, text: str) -> dict[str, typing.Any]:
     fields: dict[str, typing.Any] = {}
     given = set()
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    parts = [part.strip() for part in text.split(",")]
+    if not parts[-1]:
+        parts.pop()  # a comma at the end, or no text
+    for part in parts:
+        if not part:
+            raise ProbeError("a comma without a setting in front")
         name, equals, value = part.partition("=")
         setting = SETTINGS.get(name)
         if setting is None or not equals:
@@ -220,27 +225,32 @@ _WEB: typing.Final = (Kind.HTTP, Kind.HTTPS)
 
 SETTINGS: typing.Final[Mapping[str, Setting]] = {
     "interval": Setting(
-        _ALL, "5s", _duration("interval_s", 1.0, 3600.0), "from one probe to the next, 1s at least"
+        _ALL, "5s", _duration("interval_s", 1.0, 3600.0), "from one probe to the next; 1s to 3600s"
     ),
     "timeout": Setting(
-        _ALL, "1s", _duration("timeout_s", 0.05, 60.0), "a probe that takes longer has failed"
+        _ALL, "1s", _duration("timeout_s", 0.05, 60.0), "a probe that takes longer has failed; 0.05s to 60s"
     ),
-    "rise": Setting(_ALL, "2", _count("rise", 1, 100), "so many passed in a row make a backend usable again"),
-    "fall": Setting(_ALL, "3", _count("fall", 1, 100), "so many failed in a row take it out"),
+    "rise": Setting(
+        _ALL, "2", _count("rise", 1, 100), "so many passed in a row make a backend usable again; 1 to 100"
+    ),
+    "fall": Setting(_ALL, "3", _count("fall", 1, 100), "so many failed in a row take it out; 1 to 100"),
     "jitter": Setting(
         _ALL,
         "20%",
         _percentage("jitter"),
-        "each pause is longer by up to this share, drawn anew: nodes do not ask in step",
+        "each pause is longer by up to this share, drawn anew: nodes do not ask in step; 0% to 100%",
     ),
     "port": Setting(
-        _ALL, "the backend's", _count("port", 1, 65535), "ask at this port of the backend's address"
+        _ALL,
+        "the backend's",
+        _count("port", 1, 65535),
+        "ask at this port of the backend's address; 1 to 65535",
     ),
     "panic": Setting(
         _ALL,
         "0%",
         _percentage("panic"),
-        "where a smaller share than this is healthy, all are used: no verdict is believed then",
+        "where a smaller share than this is healthy, all are used: no verdict is believed then; 0% to 100%",
     ),
     "host": Setting(
         (*_WEB, Kind.GRPC),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lbproxy.core import decode, ejection, model, outcomes, outliers, topology
 from tests import installing
+from tests.unit import test_probe
 
 HOW = ejection.Ejection()
 GOOD, BAD, IDLE = (10, 0), (0, 10), (0, 0)  # connections that succeed and that fail, in a second
@@ -326,6 +327,16 @@ def test_the_order_of_backends_does_not_matter(fared: list[tuple[int, int]], shu
 )
 def test_what_is_understood(text: str, said: ejection.Ejection | None) -> None:
     assert ejection.parse(text) == said
+
+
+@pytest.mark.parametrize("name", ejection.SETTINGS)
+def test_the_table_says_the_bounds(name: str) -> None:
+    inside, outside = test_probe.bounds(ejection.SETTINGS[name].help)
+    for text in inside:
+        ejection.parse(f"{name}={text}")
+    for text in outside:
+        with pytest.raises(ejection.EjectionError):
+            ejection.parse(f"{name}={text}")
 
 
 @pytest.mark.parametrize(

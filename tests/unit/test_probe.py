@@ -1,6 +1,7 @@
 """What annotations say of probes, and what is no probe."""
 
 import pathlib
+import re
 import string
 
 import pytest
@@ -69,6 +70,8 @@ def test_texts_are_read(text: str, settings: str, expected: probe.Probe) -> None
         ("tcp", "jitter=20", "jitter='20': not a share such as 20%"),
         ("tcp", "jitter=101%", "jitter='101%': not a share such as 20%"),
         ("tcp", "port=http", "port='http': not in 1..65535"),
+        ("tcp", ",", "a comma without a setting in front"),
+        ("tcp", "rise=1,,fall=1", "a comma without a setting in front"),
         ("tcp", "port=1,port=2", "port= stands twice"),
         ("tcp", "host=a", "host= is not for tcp"),
         ("http", "server-name=a", "server-name= is not for http"),
@@ -114,6 +117,25 @@ def test_the_table_says_the_defaults() -> None:
             continue  # without a value of their own
         for field, value in setting.read(setting.default).items():
             assert getattr(probe.Probe(setting.kinds[0]), field) == value
+
+
+def bounds(said: str) -> tuple[list[str], list[str]]:
+    """The values that a setting's help says are the least and the most, and ones beyond."""
+    found = re.search(r"; ([0-9.]+)(s|%|) to ([0-9]+)(s|%|)$", said)
+    assert found is not None, said
+    least, unit, most, _ = found.groups()
+    beyond = float(least) - 0.001 if unit == "s" else int(least) - 1
+    return [least + unit, most + unit], [f"{beyond:g}{unit}", f"{int(most) + 1}{unit}"]
+
+
+@pytest.mark.parametrize("name", ["interval", "timeout", "rise", "fall", "jitter", "port", "panic"])
+def test_the_table_says_the_bounds(name: str) -> None:
+    inside, outside = bounds(probe.SETTINGS[name].help)
+    for text in inside:
+        probe.parse("tcp", f"{name}={text}")
+    for text in outside:
+        with pytest.raises(probe.ProbeError):
+            probe.parse("tcp", f"{name}={text}")
 
 
 def test_the_documentation_has_the_table() -> None:
