@@ -10,7 +10,7 @@ import typing
 
 import pytest
 
-from lbproxy import abi, agent, errors, status
+from lbproxy import abi, agent, errors, gate, status
 from lbproxy.kernel import datapath, generation, identity, inspection, libbpf, loader, maps, programs
 from tests import serving
 from tests.kernel import conftest, small_programs
@@ -141,7 +141,9 @@ async def test_the_agent_logs_what_it_puts_back_and_ends_where_it_can_not_go_on(
         def __setattr__(self, name: str, value: str) -> None:
             told.append(f"{name}: {value}")
 
-    parts = types.SimpleNamespace(_datapath=found, _cgroup=cgroup, _controller=Control())
+    parts = types.SimpleNamespace(
+        _datapath=found, _cgroup=cgroup, _controller=Control(), _writing=gate.Gate()
+    )
     running = typing.cast(agent._Agent, parts)
     with caplog.at_level(logging.ERROR), pytest.raises(errors.AgentError, match="gone"):
         await agent._Agent._watch_hooks(running)
