@@ -412,6 +412,7 @@ class _Agent:
         _settle_memory()
         await asyncio.to_thread(_tell_leftovers)
         await asyncio.to_thread(_tell_another, self._settings.bpffs, self._cgroup)
+        _settle_memory()  # of what these have needed, too
 
     async def _watch_hooks(self) -> None:
         """Put back hooks that something else has taken away (SYNC-5).

@@ -4,7 +4,6 @@ Decoding keeps no annotation but those that are obeyed. So that it costs next to
 looked for only in objects that have the prefix anywhere.
 """
 
-import difflib
 import typing
 
 import msgspec
@@ -46,4 +45,6 @@ def meant(key: str) -> str:
     """Return the annotation that a key may have been meant for, or nothing."""
     name = key.removeprefix(PREFIX)[:_COMPARED].lower()
     names = sorted(known.removeprefix(PREFIX) for known in KNOWN)
+    import difflib  # noqa: PLC0415 - seldom needed
+
     return "".join(PREFIX + near for near in difflib.get_close_matches(name, names, 1, 0.7))
