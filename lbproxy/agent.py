@@ -49,6 +49,7 @@ _log = logging.getLogger(__name__)
 
 _HOOK_CHECK_S: typing.Final = 30.0
 _CONFIG_CHECK_S: typing.Final = 1.0
+_RETURN_CHECK_S: typing.Final = 1.0
 _RETRY_S: typing.Final = 5.0
 _GC_ALLOCATIONS: typing.Final = 100_000
 _M_MMAP_THRESHOLD: typing.Final = -3  # of malloc.h
@@ -409,10 +410,9 @@ class _Agent:
             control.reconciler.ledger.claims.places,
             (time.monotonic() - started_s) * 1e3,
         )
-        _settle_memory()
         await asyncio.to_thread(_tell_leftovers)
         await asyncio.to_thread(_tell_another, self._settings.bpffs, self._cgroup)
-        _settle_memory()  # of what these have needed, too
+        _settle_memory()
 
     async def _watch_hooks(self) -> None:
         """Put back hooks that something else has taken away (SYNC-5).
@@ -460,7 +460,7 @@ async def _watch_return(hand_over: handover.HandOver, control: controller.Contro
             elif control.return_notice and not said:
                 _log.info("new connections are lbproxy's again")
             control.return_notice = said
-        await asyncio.sleep(_CONFIG_CHECK_S)
+        await asyncio.sleep(_RETURN_CHECK_S)
 
 
 def _look_again(hand_over: handover.HandOver, loop: asyncio.AbstractEventLoop) -> None:

@@ -21,7 +21,6 @@ import yaml
 from lbproxy import bundle_items, errors, output, secrecy
 from lbproxy.core import inventory, redaction
 
-_MOST_BYTES: typing.Final = 4 << 20  # of a file
 _LEFT_OUT: typing.Final = (
     "contents of kubeconfigs, tokens, keys and certificates",
     "environments, and arguments of other processes than the agent",
@@ -151,8 +150,8 @@ def _collect(
     problem = problems[0] if problems else ""
     if content is None and not problem:
         problem = f"took longer than {item.seconds:g} s"
-    if content is not None and len(content) > _MOST_BYTES:
-        content, problem = content[:_MOST_BYTES], f"cut off: it has {len(content)} bytes"
+    if content is not None and len(content) > bundle_items.MOST_BYTES:
+        content, problem = content[: bundle_items.MOST_BYTES], f"cut off: it has {len(content)} bytes"
     problem = _cleaned(problem)
     return content, Entry(
         file=item.file,

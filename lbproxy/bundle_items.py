@@ -37,12 +37,12 @@ from lbproxy import (
     status,
     zpages,
 )
-from lbproxy.core import addresses, flows, inventory, listing, tables
+from lbproxy.core import addresses, inventory, listing
 from lbproxy.core.preflight import verdict
 from lbproxy.kernel import attached, device_links, generation, identity, inspection, libbpf, links, maps
 
 _HTTP_S: typing.Final = 3.0
-_MOST_BYTES: typing.Final = 4 << 20  # of an answer, a log or a command's output
+MOST_BYTES: typing.Final = 4 << 20  # of a file, and of an answer, a log or a command's output
 _LOG_LINES: typing.Final = 2000
 _KERNEL_LINES: typing.Final = 300
 _CONTAINER_LOGS: typing.Final = pathlib.Path("/var/log/containers")
@@ -172,17 +172,12 @@ def _backends(node: Node) -> object:
 def _flows(node: Node) -> object:
     """How many rows there are of each protocol and state: of nobody's connection in particular."""
     with node.maps() as opened:
-        row = opened.row(tables.Table.SETTINGS, tables.row_key(0))
-        settings = tables.settings(row) if row else tables.NO_SETTINGS
-        counts = flows.Counts()
-        expired = 0
-        for keys, rows in opened.batches(tables.Table.FLOWS, 8192):
-            expired += len(flows.sweep(keys, rows, flows.Deadlines(settings, flow_table.tick()), counts))
+        counts, idle = flow_table.count(opened)
         found = [
             {"protocol": kind.proto, "assured": kind.assured, "flows": count}
             for kind, count in sorted(counts.flows.items())
         ]
-        return {"rows": counts.rows, "unassured_rows": counts.unassured, "idle_rows": expired, "flows": found}
+        return {"rows": counts.rows, "unassured_rows": counts.unassured, "idle_rows": idle, "flows": found}
 
 
 def _migration(node: Node) -> object:
@@ -269,7 +264,7 @@ def _asked(path: str, which: Callable[[config.Config], config.ListenAddress | No
         # No proxy: it is this node.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Answers())
         with opener.open(url, timeout=_HTTP_S) as answer:
-            body: bytes = answer.read(_MOST_BYTES)
+            body: bytes = answer.read(MOST_BYTES)
         return body.decode(errors="replace")
 
     return ask
@@ -317,7 +312,7 @@ def _container(cgroup: pathlib.Path) -> str:
 
 def _tail(path: pathlib.Path) -> str:
     with path.open("rb") as lines:
-        lines.seek(max(0, path.stat().st_size - _MOST_BYTES))
+        lines.seek(max(0, path.stat().st_size - MOST_BYTES))
         return "\n".join(lines.read().decode(errors="replace").splitlines()[-_LOG_LINES:])
 
 
@@ -407,7 +402,7 @@ def _output(argv: list[str], seconds: float) -> str:
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise errors.AgentError(f"{argv[0]} ended with status {done.returncode}: {' '.join(said)}")
-    return done.stdout[:_MOST_BYTES].decode(errors="replace")
+    return done.stdout[:MOST_BYTES].decode(errors="replace")
 
 
 ITEMS: typing.Final = (

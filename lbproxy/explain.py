@@ -4,12 +4,12 @@ import argparse
 import contextlib
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from lbproxy import config_types, errors, render
 from lbproxy.core import addresses, explanation, inventory, listing, walk
 from lbproxy.core import devices as roles
-from lbproxy.kernel import inspection, netns_addresses
+from lbproxy.kernel import identity, inspection, netns_addresses
 
 
 def main(args: argparse.Namespace) -> int:
@@ -19,18 +19,22 @@ def main(args: argparse.Namespace) -> int:
     source, port = _split(args.source)
     _check(source, target)
     with contextlib.closing(inspection.open_maps(root)) as rows:
-        identity = inspection.pinned(root)
-        broken = frozenset(hook.name for hook in inspection.hooks(root, identity) if not hook.attached)
-        netns = inventory.node_ports(rows).host_netns
-        devices = [one for one in inspection.attached_devices(root, netns) if not one.problem]
-        uplinks = tuple(_called(one) for one in devices if one.role is roles.Role.UPLINK)
-        inside = (roles.Role.POD, roles.Role.INSIDE)
-        others = tuple(_called(one) for one in devices if one.role in inside)
-        hooks = walk.Hooks(identity.cgroup, broken, uplinks, others)
+        devices = inspection.attached_devices(root, inventory.node_ports(rows).host_netns)
+        seen = hooks(root, inspection.pinned(root), devices)
         own = _namespaces(source)
-        found = explanation.explain(rows, hooks, source, target, int(time.monotonic()), own, port)
+        found = explanation.explain(rows, seen, source, target, int(time.monotonic()), own, port)
     render.show(found, args.output, lambda: _present(found))
     return 0
+
+
+def hooks(root: pathlib.Path, known: identity.Identity, devices: Iterable[inspection.Device]) -> walk.Hooks:
+    """Where the programs are attached, and what is missing."""
+    broken = frozenset(hook.name for hook in inspection.hooks(root, known) if not hook.attached)
+    serving = [one for one in devices if not one.problem]
+    uplinks = tuple(_called(one) for one in serving if one.role is roles.Role.UPLINK)
+    inside = (roles.Role.POD, roles.Role.INSIDE)
+    others = tuple(_called(one) for one in serving if one.role in inside)
+    return walk.Hooks(known.cgroup, broken, uplinks, others)
 
 
 def _split(source: str) -> tuple[str, int]:

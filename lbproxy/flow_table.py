@@ -12,7 +12,7 @@ import time
 import typing
 
 from lbproxy import abi, errors, gate, open_connections
-from lbproxy.core import flows, tables
+from lbproxy.core import flows, inventory, tables
 from lbproxy.kernel import maps
 
 _log = logging.getLogger(__name__)
@@ -39,6 +39,15 @@ _FLOWS_FULL: typing.Final = tables.row_key(abi.constant("COUNTER_FLOWS_FULL"))
 def tick() -> int:
     """The time as the programs note it in flow rows."""
     return time.clock_gettime_ns(_CLOCK_MONOTONIC_COARSE) >> _TICK_SHIFT
+
+
+def count(kernel: maps.Maps) -> tuple[flows.Counts, int]:
+    """What there is in the flow table now, and how many rows are idle; none is removed. Raises OSError."""
+    deadlines = flows.Deadlines(inventory.settings(kernel), tick())
+    counts, idle = flows.Counts(), 0
+    for keys, rows in kernel.batches(tables.Table.FLOWS, _BATCH_ROWS):
+        idle += len(flows.sweep(keys, rows, deadlines, counts))
+    return counts, idle
 
 
 class FlowTable:

@@ -13,7 +13,7 @@ import time
 import typing
 
 from lbproxy import config, controller, errors, gate, metrics
-from lbproxy.core import growth, tables
+from lbproxy.core import fill, growth, tables
 from lbproxy.kernel import datapath, maps
 
 _log = logging.getLogger(__name__)
@@ -120,4 +120,4 @@ class Growing:
         self._told(f"lbproxy's tables have grown, as they were filling up: {what}")
 
     def _count(self) -> dict[str, int]:
-        return {str(name): sum(1 for _ in self._kernel.rows(name)) for name in _COUNTED}
+        return {str(name): fill.used(self._kernel, name) for name in _COUNTED}

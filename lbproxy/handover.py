@@ -24,7 +24,7 @@ import time
 import typing
 
 from lbproxy import abi, errors, flow_table, gate
-from lbproxy.core import addresses, conntrack, flows, model, tables
+from lbproxy.core import conntrack, flows, inventory, model, tables
 from lbproxy.kernel import anchor, maps
 from lbproxy.kernel import conntrack as tracker
 
@@ -35,10 +35,6 @@ _BATCH_ROWS: typing.Final = 4096
 _SOON_S: typing.Final = 0.5
 _INTERVAL_S: typing.Final = 10.0
 _PAUSES: typing.Final = 50.0  # not for more of the time than a fiftieth
-_ROW: typing.Final = tables.row_key(0)
-_LEARN: typing.Final = tables.row_key(abi.constant("HANDOVER_LEARN"))
-_HELD_UDP: typing.Final = tables.row_key(abi.constant("HANDOVER_HELD_UDP"))
-_RETURN: typing.Final = tables.row_key(abi.constant("HANDOVER_RETURN"))
 _PACKETS: typing.Final = abi.constant("LEARN_PACKETS")
 _SOCKETS: typing.Final = abi.constant("LEARN_SOCKETS")
 _STATE_AT: typing.Final = abi.LAYOUTS["flow"].offset("state")
@@ -90,19 +86,19 @@ class HandOver:
     @property
     def learning(self) -> bool:
         """Whether an earlier process has begun, and not finished. Raises OSError."""
-        return any(self._kernel.row(tables.Table.HANDOVER, _LEARN) or b"")
+        return inventory.is_set(self._kernel, tables.Handover.LEARN)
 
     @property
     def returning(self) -> bool:
         """Whether `lbproxy migrate return` has said that no flow is to be begun. Raises OSError."""
-        return is_returning(self._kernel)
+        return inventory.is_set(self._kernel, tables.Handover.RETURN)
 
     def begin(self, *, sockets: bool) -> None:
         """Have the programs hold what they do not know, of unconnected sockets only if `sockets`.
 
         Raises AgentError.
         """
-        self._put(_LEARN, _PACKETS | (_SOCKETS if sockets else 0))
+        self._put(tables.Handover.LEARN, _PACKETS | (_SOCKETS if sockets else 0))
 
     def finish(self, prepare: typing.Callable[[], object] = lambda: None) -> None:
         """Hold what the tracker has, then let the programs begin flows.
@@ -115,7 +111,7 @@ class HandOver:
         self.look()
         if self.counts[model.Protocol.UDP]:
             prepare()
-        self._put(_LEARN, 0)
+        self._put(tables.Handover.LEARN, 0)
         # What was learned meanwhile is in the tracker by now, with all its addresses.
         try:
             self.look()
@@ -168,7 +164,7 @@ class HandOver:
         Raises OSError and AgentError.
         """
         began_s = time.thread_time()
-        settings = tables.settings(self._kernel.row(tables.Table.SETTINGS, _ROW) or b"")
+        settings = inventory.settings(self._kernel)
         held: dict[bytes, bytes] = {}
         for keys, packed in self._kernel.batches(tables.Table.FLOWS, _BATCH_ROWS):
             held |= flows.held(keys, packed)
@@ -199,7 +195,7 @@ class HandOver:
             )
         # Before anything is held: once it is, the rules may go at any moment.
         self._keeper.keep(needed=bool(counts))
-        self._put(_HELD_UDP, int(bool(counts[model.Protocol.UDP])))
+        self._put(tables.Handover.HELD_UDP, int(bool(counts[model.Protocol.UDP])))
         # A dead row's key may be a flow's of ours by now.
         self._kernel.exchange(tables.Table.FLOWS, stale)
         self._kernel.put_absent(tables.Table.FLOWS, absent)
@@ -217,15 +213,10 @@ class HandOver:
             self._said_udp = udp
             self._changed()
 
-    def _put(self, row: bytes, value: int) -> None:
-        packed = value.to_bytes(8, tables.BYTE_ORDER)
-        if self._kernel.row(tables.Table.HANDOVER, row) != packed:
-            self._kernel.apply([tables.Put(tables.Table.HANDOVER, row, packed)])
-
-
-def is_returning(kernel: maps.Maps) -> bool:
-    """Whether no flow is to be begun, since the node is given back to kube-proxy. Raises OSError."""
-    return any(kernel.row(tables.Table.HANDOVER, _RETURN) or b"")
+    def _put(self, row: tables.Handover, value: int) -> None:
+        write = tables.handover(row, value)
+        if self._kernel.row(write.table, write.key) != write.value:
+            self._kernel.apply([write])
 
 
 def theirs(kernel: maps.Maps, entries: Entries = tracker.translated) -> collections.Counter[int]:
@@ -250,13 +241,11 @@ class _Frontends:
         return self._known[place]
 
     def _look(self, address: bytes, port: bytes, proto: int) -> int | None:
-        key = tables.FrontendKey(address, port, proto, tables.SCOPE_ADDRESS)
-        row = self._kernel.row(tables.Table.FRONTENDS, key.pack())
-        if row is None and self._kernel.row(tables.Table.NODE_ADDRESSES, address) is not None:
-            zero = addresses.IPV4_ZERO if address.startswith(addresses.IPV4_PREFIX) else bytes(16)
-            key = tables.FrontendKey(zero, port, proto, tables.SCOPE_NODE_PORT)
-            row = self._kernel.row(tables.Table.FRONTENDS, key.pack())
-        return None if row is None else tables.frontend(row).service
+        def on_node(of: bytes) -> bool:
+            return self._kernel.row(tables.Table.NODE_ADDRESSES, of) is not None
+
+        found = inventory.frontend_at(self._kernel, address, port, proto, on_node)
+        return None if found is None else found.service
 
 
 def _is_ours(_key: bytes, row: bytes) -> bool:

@@ -13,14 +13,11 @@ from collections.abc import Iterator
 
 import msgspec
 
-from lbproxy import abi, errors, flow_table, handover, leftovers, output, render
-from lbproxy.core import conntrack, flows, model, tables
+from lbproxy import errors, flow_table, handover, leftovers, output, render
+from lbproxy.core import conntrack, inventory, model, tables
 from lbproxy.kernel import anchor, inspection, maps, surroundings
 from lbproxy.kernel import conntrack as tracker
 
-_RETURN = tables.row_key(abi.constant("HANDOVER_RETURN"))
-_LEARN = tables.row_key(abi.constant("HANDOVER_LEARN"))
-_ROW = tables.row_key(0)
 _BATCH_ROWS = 4096
 _KUBE_PROXY = "kube-proxy"
 _HOW_TO_STOP = (
@@ -65,19 +62,15 @@ def read(root: pathlib.Path, opened: maps.BpfMaps) -> Status:
         theirs = handover.theirs(opened, tracker.translated)
     except OSError as error:
         raise errors.AgentError(f"cannot read the connection tracker: {error.strerror}") from error
-    settings = tables.settings(opened.row(tables.Table.SETTINGS, _ROW) or b"")
-    counts = flows.Counts()
-    deadlines = flows.Deadlines(settings, flow_table.tick())
-    for keys, rows in opened.batches(tables.Table.FLOWS, _BATCH_ROWS):
-        flows.sweep(keys, rows, deadlines, counts)
+    counts, _ = flow_table.count(opened)
     ours: dict[str, int] = {}
     for kind, count in sorted(counts.flows.items()):
         name = model.Protocol(kind.proto).name
         ours[name] = ours.get(name, 0) + count
     return Status(
         inspection.agent(root).running,
-        _is_set(opened, _RETURN),
-        _is_set(opened, _LEARN),
+        inventory.is_set(opened, tables.Handover.RETURN),
+        inventory.is_set(opened, tables.Handover.LEARN),
         bool(_kube_proxies()),
         leftovers.present(),
         leftovers.unseen(),
@@ -110,7 +103,7 @@ def _take_over(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool) -> in
             output.write("would begin new flows again")
         return 0
     if found.returning:
-        _set(opened, _RETURN, 0)
+        opened.apply([tables.handover(tables.Handover.RETURN, 0)])
         output.write("new flows are lbproxy's again")
     if found.flows_of_kube_proxy:
         # The agent has made it long ago, but for flows that have come in the last seconds.
@@ -145,8 +138,7 @@ def _return(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool, force: b
     if dry_run:
         output.write(f"would begin no flow any more, and leave new ones to kube-proxy; going on: {ours}")
         return 0
-    settings, now = tables.settings(opened.row(tables.Table.SETTINGS, _ROW) or b""), flow_table.tick()
-
+    settings, now = inventory.settings(opened), flow_table.tick()
     known: set[tuple[int, conntrack.Tuple]] = set()
 
     def reserve() -> int:
@@ -159,11 +151,11 @@ def _return(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool, force: b
     try:
         # Before and after: else what begins meanwhile, or what kube-proxy begins at once, had none.
         count = reserve()
-        _set(opened, _RETURN, 1)
+        opened.apply([tables.handover(tables.Handover.RETURN, 1)])
         count += reserve()
     except OSError as error:
         print(f"lbproxy: cannot keep ports from kube-proxy: {error.strerror}", file=sys.stderr)
-        _set(opened, _RETURN, 1)
+        opened.apply([tables.handover(tables.Handover.RETURN, 1)])
     else:
         if count:
             output.write(
@@ -219,11 +211,3 @@ def _said(counts: dict[str, int] | dict[int, int]) -> str:
 
 def _kube_proxies() -> list[int]:
     return [one.pid for one in surroundings.neighbours() if one.command == _KUBE_PROXY]
-
-
-def _is_set(opened: maps.BpfMaps, row: bytes) -> bool:
-    return any(opened.row(tables.Table.HANDOVER, row) or b"")
-
-
-def _set(opened: maps.BpfMaps, row: bytes, value: int) -> None:
-    opened.apply([tables.Put(tables.Table.HANDOVER, row, value.to_bytes(8, tables.BYTE_ORDER))])

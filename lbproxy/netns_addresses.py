@@ -14,13 +14,12 @@ import socket
 import time
 import typing
 
-from lbproxy import abi, errors, gate
-from lbproxy.core import netns_rows, tables
+from lbproxy import errors, gate
+from lbproxy.core import inventory, netns_rows, tables
 from lbproxy.kernel import maps, namespaces, netns_addresses, node
 
 _log = logging.getLogger(__name__)
 
-_HELD_UDP: typing.Final = tables.row_key(abi.constant("HANDOVER_HELD_UDP"))
 _SETTLE_S: typing.Final = 0.02
 _NAMES_S: typing.Final = 1.0
 _EVERYTHING_S: typing.Final = 30.0
@@ -126,8 +125,7 @@ class NetnsAddresses:
 
     def needed(self) -> bool:
         """Whether any address is restricted, or any UDP flow held. Raises OSError."""
-        held = self._kernel.row(tables.Table.HANDOVER, _HELD_UDP)
-        return any(held or b"") or any(
+        return inventory.is_set(self._kernel, tables.Handover.HELD_UDP) or any(
             keys for keys, _ in self._kernel.batches(tables.Table.SOURCE_RANGES, 1)
         )
 

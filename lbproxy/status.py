@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from lbproxy import abi, handover, render
-from lbproxy.core import fill, inventory, listing
+from lbproxy.core import fill, inventory, listing, tables
 from lbproxy.kernel import inspection, maps
 
 # --- maps ---
@@ -164,7 +164,7 @@ def _off(refused: str) -> Iterator[str]:
 
 
 def _given_back(opened: maps.BpfMaps) -> Iterator[str]:
-    if handover.is_returning(opened):
+    if inventory.is_set(opened, tables.Handover.RETURN):
         yield handover.RETURNING
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from lbproxy import config_types, errors, output, trace_flags
+from lbproxy import config_types, errors, explain, output, trace_flags
 from lbproxy.core import (
     addresses,
     explanation,
@@ -27,7 +27,6 @@ from lbproxy.core import (
     tables,
     walk,
 )
-from lbproxy.core import devices as roles
 from lbproxy.core import trace_events as events
 from lbproxy.core import trace_story as story
 from lbproxy.kernel import identity, inspection, maps, netns_addresses, node, observers
@@ -203,35 +202,24 @@ class _Book:
         self._elsewhere = self._node_ports.host_netns not in (0, node.netns_cookie())
         self.devices = inspection.attached_devices(root, self._node_ports.host_netns)
         self._names = {one.ifindex: one.name for one in self.devices}
-        broken = frozenset(hook.name for hook in inspection.hooks(root, known) if not hook.attached)
-        serving = [one for one in self.devices if not one.problem]
-        self._hooks = walk.Hooks(
-            known.cgroup,
-            broken,
-            tuple(one.name for one in serving if one.role is roles.Role.UPLINK),
-            tuple(one.name for one in serving if one.role is not roles.Role.UPLINK),
-        )
+        self._hooks = explain.hooks(root, known, self.devices)
         self._backends: dict[events.End, str] | None = None
         self._reasons: dict[tuple[str, str], str] = {}
 
     def service(self, end: events.End, protocol: int) -> str:
         """The service port that an address and port belong to; empty for none."""
         port = end.port.to_bytes(2, "big")
-        key = tables.FrontendKey(end.address, port, protocol, tables.SCOPE_ADDRESS)
-        row = self._rows.row(tables.Table.FRONTENDS, key.pack())
-        if row is None and (end.address in self._node_ports.local or addresses.is_loopback(end.address)):
-            mapped = addresses.family_of(end.address) is model.Family.IPV4
-            zero = addresses.IPV4_ZERO if mapped else addresses.IPV6_ZERO
-            key = tables.FrontendKey(zero, port, protocol, tables.SCOPE_NODE_PORT)
-            row = self._rows.row(tables.Table.FRONTENDS, key.pack())
-        if row is None:
+        found = inventory.frontend_at(self._rows, end.address, port, protocol, self._on_node)
+        if found is None:
             return ""
-        number = tables.frontend(row).service
-        named = inventory.port_key(self._rows, number)
+        named = inventory.port_key(self._rows, found.service)
         if named is None:
-            return f"service {number}"
+            return f"service {found.service}"
         port_name = f":{named.port_name}" if named.port_name else ""
         return f"{named.service.namespace}/{named.service.name}{port_name}"
+
+    def _on_node(self, address: bytes) -> bool:
+        return address in self._node_ports.local or addresses.is_loopback(address)
 
     def backend(self, end: events.End) -> str:
         """The node that a backend is on, and its state where that is not active."""
@@ -281,8 +269,7 @@ class _Book:
         """The row of a flow where it comes in, in words; empty where it has none."""
         if of.source is None or of.by_socket:
             return ""
-        row = self._rows.row(tables.Table.SETTINGS, tables.row_key(0))
-        settings = tables.settings(row) if row else tables.NO_SETTINGS
+        settings = inventory.settings(self._rows)
         ends = known_flow.Ends(*of.source, *of.dialled, of.protocol)
         found = known_flow.find(self._rows, ends, settings, time.monotonic())
         return known_flow.in_words(found, of.protocol, settings) if found is not None else ""

@@ -7,6 +7,7 @@ coming or going, and is left out.
 
 import collections
 import typing
+from collections.abc import Callable
 
 import msgspec
 
@@ -145,10 +146,36 @@ def node_ports(rows: Rows) -> NodePorts:
     flags_of = {key: _NODE_ADDRESS.unpack(row)[0] for key, row in rows.rows(tables.Table.NODE_ADDRESSES)}
     serves = tables.NodeAddressFlag.NODE_PORTS.value
     serving = sorted(address for address, bits in flags_of.items() if bits & serves)
+    found = settings(rows)
+    loopback = bool(found.flags & tables.Setting.LOCALHOST_NODE_PORTS.value)
+    return NodePorts(tuple(serving), loopback, frozenset(flags_of), found.host_netns)
+
+
+def settings(rows: Rows) -> tables.Settings:
+    """What the programs were told of this node."""
     row = rows.row(tables.Table.SETTINGS, tables.row_key(0))
-    settings = tables.settings(row) if row else tables.NO_SETTINGS
-    loopback = bool(settings.flags & tables.Setting.LOCALHOST_NODE_PORTS.value)
-    return NodePorts(tuple(serving), loopback, frozenset(flags_of), settings.host_netns)
+    return tables.settings(row) if row else tables.NO_SETTINGS
+
+
+def is_set(rows: Rows, what: tables.Handover) -> bool:
+    """Whether a row of `handover` says yes."""
+    return any(rows.row(tables.Table.HANDOVER, tables.row_key(what)) or b"")
+
+
+def frontend_at(
+    rows: Rows, address: bytes, port: bytes, protocol: int, on_node: Callable[[bytes], bool]
+) -> tables.Frontend | None:
+    """The frontend that a packet to this address and port, in network order, finds.
+
+    That of its own address first; else the NodePort, where the address is one `on_node`.
+    """
+    key = tables.FrontendKey(address, port, protocol, tables.SCOPE_ADDRESS)
+    row = rows.row(tables.Table.FRONTENDS, key.pack())
+    if row is None and on_node(address):
+        zero = addresses.IPV4_ZERO if address.startswith(addresses.IPV4_PREFIX) else addresses.IPV6_ZERO
+        key = tables.FrontendKey(zero, port, protocol, tables.SCOPE_NODE_PORT)
+        row = rows.row(tables.Table.FRONTENDS, key.pack())
+    return None if row is None else tables.frontend(row)
 
 
 def port_key(rows: Rows, service: int) -> model.PortKey | None:

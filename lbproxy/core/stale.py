@@ -9,7 +9,7 @@ import collections
 import typing
 
 from lbproxy import abi
-from lbproxy.core import addresses, inventory, model, tables
+from lbproxy.core import inventory, tables
 
 _RECORD: typing.Final = abi.LAYOUTS["socket_record"]
 _SPILL_KEY: typing.Final = abi.LAYOUTS["socket_spill_key"]
@@ -97,12 +97,8 @@ def _sockets(rows: inventory.Rows) -> dict[bytes, list[bytes]]:
 def _service(rows: inventory.Rows, translation: bytes) -> bytes | None:
     """The UDP service port behind the frontend that was dialled; None where it is gone, or was never one."""
     address, port = translation[:16], translation[32:34]
-    any_address = addresses.IPV4_ZERO if addresses.family_of(address) == model.Family.IPV4 else bytes(16)
-    for where, scope in ((address, tables.SCOPE_ADDRESS), (any_address, tables.SCOPE_NODE_PORT)):
-        row = rows.row(tables.Table.FRONTENDS, tables.FrontendKey(where, port, _UDP, scope).pack())
-        if row is not None:
-            return tables.row_key(tables.frontend(row).service)
-    return None
+    found = inventory.frontend_at(rows, address, port, _UDP, lambda _address: True)
+    return None if found is None else tables.row_key(found.service)
 
 
 def _still_served(rows: inventory.Rows, translation: bytes, service: bytes) -> bool:

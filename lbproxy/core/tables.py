@@ -136,6 +136,14 @@ class Setting(enum.IntFlag):
     KEEP_CLIENT = abi.constant("SETTING_KEEP_CLIENT")
 
 
+class Handover(enum.IntEnum):
+    """A row of `handover`: what it says, any other value than 0 for yes."""
+
+    LEARN = abi.constant("HANDOVER_LEARN")
+    HELD_UDP = abi.constant("HANDOVER_HELD_UDP")
+    RETURN = abi.constant("HANDOVER_RETURN")
+
+
 class DeviceFlag(enum.IntFlag):
     """device.flags."""
 
@@ -462,6 +470,11 @@ def flow(row: bytes) -> Flow:
 def row_key(number: int) -> bytes:
     """The key of a row that is named by a number."""
     return number.to_bytes(4, BYTE_ORDER)
+
+
+def handover(row: Handover, value: int) -> Put:
+    """What says it."""
+    return Put(Table.HANDOVER, row_key(row), value.to_bytes(8, BYTE_ORDER))
 
 
 def text(padded: bytes) -> str:

@@ -115,8 +115,7 @@ class Walk:
         self.target = target
         self.now_s = now_s
         self.node_ports = inventory.node_ports(rows)
-        row = rows.row(tables.Table.SETTINGS, tables.row_key(0))
-        self.settings = tables.settings(row) if row else tables.NO_SETTINGS
+        self.settings = inventory.settings(rows)
         self.steps: list[Step] = []
         self.chosen: list[tuple[inventory.Backend, float]] = []  # with percent
         self.left_out: tuple[left_out.LeftOut, ...] = ()
@@ -191,12 +190,12 @@ class Walk:
 
     def handover(self, *, by_socket: bool) -> None:
         """End here where what begins now is left to another proxy: lbproxy comes after it, or goes."""
-        if self._handover("HANDOVER_RETURN"):
+        if inventory.is_set(self.rows, tables.Handover.RETURN):
             answer = "the node is given back (`lbproxy migrate return`): nothing new is begun"
             raise self.ending(
                 "handover", answer, Verdict.UNTOUCHED, "it is left to the proxy that comes next"
             )
-        learning = self._handover("HANDOVER_LEARN")
+        learning = inventory.is_set(self.rows, tables.Handover.LEARN)
         if learning and not by_socket:
             answer = "what another proxy has begun is being found out: what begins meanwhile counts to it"
             raise self.ending(
@@ -204,9 +203,6 @@ class Walk:
             )
         if learning and self.target.protocol is model.Protocol.UDP:
             self.say("handover", "what unconnected sockets begin is left to the proxy that was here before")
-
-    def _handover(self, name: str) -> bool:
-        return any(self.rows.row(tables.Table.HANDOVER, tables.row_key(abi.constant(name))) or b"")
 
     # --- who may use it, and which of its sets: client.h, socket_client.h ---
 

@@ -13,7 +13,7 @@ import time
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 
-from lbproxy.core import addresses, health, model, probe, probing, state, token_bucket, topology
+from lbproxy.core import addresses, health, listing, model, probe, probing, state, token_bucket, topology
 from lbproxy.probes import asking
 
 STARTS_PER_S: typing.Final = 1000.0
@@ -161,8 +161,7 @@ class Prober:
 def describe(change: probing.Change) -> str:
     """One line about a change, for people."""
     place, port = change.user.place, change.user.port
-    host = addresses.text(place.address)
-    where = f"[{host}]:{place.port}" if ":" in host else f"{host}:{place.port}"
+    where = listing.place(addresses.text(place.address), place.port)
     if change.usable:
         return f"backend {where} of {port} is up: its probes pass"
     return f"backend {where} of {port} is down: {change.reason}"
