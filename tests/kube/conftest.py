@@ -53,8 +53,10 @@ class Pauses:
 
     def __init__(self) -> None:
         self.asked_s: list[float] = []
+        self.meanwhile: Callable[[], None] = lambda: None
 
     async def __call__(self, pause_s: float) -> None:
+        self.meanwhile()
         self.asked_s.append(pause_s)
         await asyncio.sleep(0)
 
