@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import gc
 import json
 import logging
@@ -39,7 +40,7 @@ from lbproxy import (
 )
 from lbproxy.core import events, model, outliers, probing, restoring, tables
 from lbproxy.kernel import bpffs, datapath, features, maps, node
-from lbproxy.probes import prober
+from lbproxy.probes import asking, prober, trust
 
 if typing.TYPE_CHECKING:
     # kubernetes_asyncio is not loaded for --manifests.
@@ -72,13 +73,14 @@ def run(settings: config.Config) -> int:
     # Nothing that an event leaves behind is cyclic: seldom is often enough.
     gc.set_threshold(_GC_ALLOCATIONS)
     _spare_memory()
+    # First of all: a start that fails must leave nothing, not even a mount.
+    trusted = _trust(settings.probe_ca_file)
     if settings.manifests is None:
         from lbproxy.kube import credentials  # noqa: PLC0415 - not loaded for --manifests
 
-        # First of all: a start that fails must leave nothing, not even a mount.
         credentials.check(str(settings.kubeconfig or ""), settings.master)
     with _alone(settings) as cgroup:
-        return asyncio.run(_serve(settings, cgroup))
+        return asyncio.run(_serve(settings, cgroup, trusted))
 
 
 def init_only(settings: config.Config) -> int:
@@ -117,6 +119,13 @@ def _alone(settings: config.Config) -> typing.Iterator[pathlib.Path]:
         os.close(lock)
 
 
+def _trust(ca_file: pathlib.Path | None) -> trust.Trust:
+    try:
+        return trust.Trust(ca_file)
+    except OSError as error:
+        raise errors.ConfigError(f"--probe-ca-file: {ca_file}: {trust.describe(error)}") from error
+
+
 def _set_oom_score(score: int) -> None:
     """Say how soon the kernel may end this process for want of memory (CO-8)."""
     try:
@@ -147,8 +156,8 @@ def _set_up(path: datapath.Datapath, settings: config.Config, cgroup: pathlib.Pa
     return outcome
 
 
-async def _serve(settings: config.Config, cgroup: pathlib.Path) -> int:
-    agent = _Agent(settings, cgroup)
+async def _serve(settings: config.Config, cgroup: pathlib.Path, trusted: trust.Trust) -> int:
+    agent = _Agent(settings, cgroup, trusted)
     try:
         async with asyncio.TaskGroup() as tasks:
             await agent.start(tasks)
@@ -177,7 +186,7 @@ def _first(group: BaseExceptionGroup[typing.Any], kind: type[_Kind]) -> _Kind | 
 class _Agent:
     """The parts, and the tasks that join them."""
 
-    def __init__(self, settings: config.Config, cgroup: pathlib.Path) -> None:
+    def __init__(self, settings: config.Config, cgroup: pathlib.Path, trusted: trust.Trust) -> None:
         self._settings = settings
         self._cgroup = cgroup
         self._datapath = datapath.Datapath(settings.bpffs)
@@ -186,7 +195,12 @@ class _Agent:
         self._health_checks = health_checks.HealthChecks(settings, self._health_check_failed)
         self._node_watch = node_watch.NodeWatch(settings, both_families=node_watch.has_both_families())
         self._ejecting = ejecting.Ejecting(self._ejection_says)
-        self._prober = prober.Prober(settings.probe_concurrency, self._telemetry.probed, self._probes_say)
+        self._prober = prober.Prober(
+            settings.probe_concurrency,
+            self._telemetry.probed,
+            self._probes_say,
+            functools.partial(asking.ask, trusted=trusted),
+        )
         self._controller: controller.Controller | None = None
         self._backlog: list[typing.Sequence[events.Event]] = []
         self._reports: reports.Reports | None = None

@@ -143,6 +143,7 @@ class Config:
     bind_address_hard_fail: bool = False
     metrics_max_series: int = 10_000
     probe_concurrency: int = 256  # 0: no backend is probed
+    probe_ca_file: pathlib.Path | None = None  # None: the system's authorities
     events: bool = True
     oom_score_adj: int = -999
     log_level: int = 0

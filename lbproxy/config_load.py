@@ -251,6 +251,7 @@ def _build(resolved: _Resolved, host: Host, problems: list[str]) -> config.Confi
         bind_address_hard_fail=get("--bind-address-hard-fail"),
         metrics_max_series=get("--metrics-max-series"),
         probe_concurrency=get("--probe-concurrency"),
+        probe_ca_file=get("--probe-ca-file"),
         events=get("--events"),
         oom_score_adj=get("--oom-score-adj"),
         log_level=get("-v"),

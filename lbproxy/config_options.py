@@ -243,6 +243,14 @@ OWN_OPTIONS = (
         help="how many backends are probed at a time, where Services ask for it; 0: none ever is",
     ),
     Option(
+        flags=("--probe-ca-file",),
+        own_field="probeCAFile",
+        type=types.PATH,
+        group=Group.SERVING,
+        help="authorities (PEM) to verify backends' certificates by, where Services ask for that; "
+        "default: the system's",
+    ),
+    Option(
         flags=("--events",),
         own_field="events",
         type=types.BOOL,

@@ -1,6 +1,7 @@
 """One question of grpc.health.v1: is this service serving? Frames in, frames out, no socket.
 
-HTTP/2 (RFC 9113) without TLS, and the server is taken to speak it, as gRPC clients do.
+HTTP/2 (RFC 9113), which the server is taken to speak where there is no TLS to agree on it, as
+gRPC clients do.
 There is one connection for each question, so that a server which takes no new ones
 is found out. Whatever a server sends, it ends in an answer: nothing raises. Written here
 since a library that keeps whole connections costs ten times the processor time
@@ -47,10 +48,11 @@ class _Broken(Exception):  # noqa: N818 - how reading a frame ends early
 class Exchange:
     """Send `request`, give `receive` what comes and send what it returns, until there is an `answer`."""
 
-    def __init__(self, authority: str, service: str) -> None:
+    def __init__(self, authority: str, service: str, *, over_tls: bool = False) -> None:
+        self._over_tls = over_tls
         headers = [
             (b":method", b"POST"),
-            (b":scheme", b"http"),
+            (b":scheme", b"https" if over_tls else b"http"),
             (b":path", _PATH),
             (b":authority", authority.encode()),
             (b"content-type", b"application/grpc"),
@@ -96,7 +98,7 @@ class Exchange:
             kind, flags = self._buffer[3], self._buffer[4]
             stream = int.from_bytes(self._buffer[5:9], "big") & 0x7FFFFFFF
             if length > _LONGEST_FRAME:
-                raise _Broken("does not speak HTTP/2 without TLS")
+                raise _Broken(f"does not speak HTTP/2{'' if self._over_tls else ' without TLS'}")
             if len(self._buffer) < _FRAME_HEAD + length:
                 return
             payload = bytes(self._buffer[_FRAME_HEAD : _FRAME_HEAD + length])

@@ -28,6 +28,13 @@ class Kind(enum.StrEnum):
     UDP = "udp"
 
 
+class Tls(enum.StrEnum):
+    """What is asked of a backend's certificate."""
+
+    UNVERIFIED = "unverified"
+    VERIFY = "verify"
+
+
 class Probe(msgspec.Struct, frozen=True, gc=False):
     """A probe of all backends of a Service. Equal probes of one address and port are made once."""
 
@@ -46,6 +53,12 @@ class Probe(msgspec.Struct, frozen=True, gc=False):
     jitter: float = 0.2  # how much later than the interval a probe may be, as a share of it
     port: int = 0  # 0: the backend's own
     panic: float = 0.0  # a smaller share of healthy backends than this is not believed
+    tls: Tls | None = None  # None: TLS only where the kind says so, unverified
+
+    @property
+    def over_tls(self) -> bool:
+        """Whether it is asked through TLS."""
+        return self.kind is Kind.HTTPS or self.tls is not None
 
 
 class ProbeError(ValueError):
@@ -68,7 +81,10 @@ def parse(probe_text: str, settings_text: str = "") -> Probe:
         raise ProbeError(f"begins with none of {', '.join(_SUBJECTS)}")
     kind = Kind(word)
     fields = _SUBJECTS[kind](subject) if colon else _without_subject(kind)
-    return Probe(kind, **fields, **_settings(kind, settings_text))
+    found = Probe(kind, **fields, **_settings(kind, settings_text))
+    if found.server_name and not found.over_tls:
+        raise ProbeError("server-name= is for TLS: with tls=unverified or tls=verify")
+    return found
 
 
 def _settings(kind: Kind, text: str) -> dict[str, typing.Any]:
@@ -196,6 +212,12 @@ def _status(text: str) -> dict[str, typing.Any]:
     return {"lowest_status": lowest, "highest_status": highest}
 
 
+def _tls(text: str) -> dict[str, typing.Any]:
+    if text not in tuple(Tls):
+        raise ValueError(f"neither {' nor '.join(Tls)}")
+    return {"tls": Tls(text)}
+
+
 def _expect(text: str) -> dict[str, typing.Any]:
     return {"expect": _bytes(text)}
 
@@ -259,11 +281,19 @@ SETTINGS: typing.Final[Mapping[str, Setting]] = {
         "the Host header, or :authority of gRPC",
     ),
     "status": Setting(_WEB, "200-399", _status, "the status, or range of them, that passes"),
+    "tls": Setting(
+        (Kind.HTTPS, Kind.GRPC),
+        "unverified; none of grpc",
+        _tls,
+        "`unverified`: any certificate will do; `verify`: one that is in force, for `server-name`, "
+        "by an authority that the agent knows",
+    ),
     "server-name": Setting(
-        (Kind.HTTPS,),
+        (Kind.HTTPS, Kind.GRPC),
         "none",
         _host("server_name", _NAME),
-        "the name asked for in TLS; certificates are not verified",
+        "the name asked for in TLS (SNI), that `tls=verify` wants in the certificate; without one it "
+        "wants the address",
     ),
     "expect": Setting((Kind.UDP,), "anything", _expect, "what the answer begins with"),
 }

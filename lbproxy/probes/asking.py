@@ -7,13 +7,16 @@ import os
 import socket
 import ssl
 import typing
+from collections.abc import Awaitable, Callable
 
 from lbproxy.core import addresses, grpc_health, http_probe, probe, probing
-from lbproxy.probes import streams
+from lbproxy.probes import streams, trust
 
 _DRAINED_BYTES: typing.Final = 65536
 _DRAIN_S: typing.Final = 0.1
 _DATAGRAM_BYTES: typing.Final = 2048
+_HTTP_1: typing.Final = "http/1.1"
+_HTTP_2: typing.Final = "h2"
 # The loop was busy where it finds a timeout later than this, and than this share of the timeout.
 _LATE_S: typing.Final = 0.05
 _LATE: typing.Final = 0.1
@@ -73,23 +76,32 @@ class _Limit:
         self.timeout.reschedule(now_s)
 
 
-async def ask(target: probing.Target) -> Asked:
+async def ask(target: probing.Target, trusted: trust.Trust) -> Asked:
     """Make one probe, within its own timeout."""
     limit = _Limit(target.probe.timeout_s)
     try:
-        result = await _result(target, limit)
+        result = await _result(target, limit, trusted)
     finally:
         limit.answered()
     return Asked(result, limit.took_s)
 
 
-async def _result(target: probing.Target, limit: _Limit) -> probing.Result:
+async def _result(target: probing.Target, limit: _Limit, trusted: trust.Trust) -> probing.Result:
     try:
         async with limit.timeout:
-            reason = await _ASKERS[target.probe.kind](target, limit)
+            if target.probe.kind is probe.Kind.UDP:
+                reason = await _udp(target)
+            else:
+                with _stream(target, trusted) as stream:
+                    await stream.connect(target.port)
+                    reason = await _CONVERSATIONS[target.probe.kind](target, stream, limit)
     except TimeoutError:
         reason = f"no answer in {target.probe.timeout_s:g} s"
         return probing.Result(passed=False, reason=reason, blameless=limit.stalled)
+    except trust.NobodyTrustedError as error:
+        return probing.Result(passed=False, reason=str(error), blameless=True)
+    except ssl.SSLCertVerificationError as error:
+        return probing.Result(passed=False, reason=f"TLS: {error.verify_message.rstrip('.')}")
     except ssl.SSLError as error:
         return probing.Result(passed=False, reason=f"TLS: {error.reason or error}")
     except OSError as error:
@@ -98,31 +110,29 @@ async def _result(target: probing.Target, limit: _Limit) -> probing.Result:
     return probing.Result(passed=not reason, reason=reason)
 
 
-async def _tcp(target: probing.Target, _limit: _Limit) -> str:
-    with streams.Stream(target.address) as stream:
-        await stream.connect(target.port)
-        stream.drop()
+def _stream(target: probing.Target, trusted: trust.Trust) -> streams.Stream:
+    if not target.probe.over_tls:
+        return streams.Stream(target.address)
+    context = trusted.context(
+        verify=target.probe.tls is probe.Tls.VERIFY,
+        protocol=_HTTP_2 if target.probe.kind is probe.Kind.GRPC else _HTTP_1,
+    )
+    return streams.TlsStream(target.address, target.probe.server_name, context)
+
+
+async def _tcp(_target: probing.Target, stream: streams.Stream, _limit: _Limit) -> str:
+    stream.drop()
     return ""
-
-
-async def _http(target: probing.Target, limit: _Limit) -> str:
-    return await _web(target, streams.Stream(target.address), limit)
-
-
-async def _https(target: probing.Target, limit: _Limit) -> str:
-    return await _web(target, streams.TlsStream(target.address, target.probe.server_name), limit)
 
 
 async def _web(target: probing.Target, stream: streams.Stream, limit: _Limit) -> str:
     reader = http_probe.StatusReader()
-    with stream:
-        await stream.connect(target.port)
-        await stream.send(http_probe.request(target.probe, _authority(target)))
-        while not reader.done:
-            reader.receive(await stream.receive())
-        if reader.status:
-            limit.answered()
-            await _drain(stream)
+    await stream.send(http_probe.request(target.probe, _authority(target)))
+    while not reader.done:
+        reader.receive(await stream.receive())
+    if reader.status:
+        limit.answered()
+        await _drain(stream)
     return reader.problem or http_probe.verdict(target.probe, reader.status)
 
 
@@ -135,19 +145,22 @@ async def _drain(stream: streams.Stream) -> None:
                 left -= len(data)
 
 
-async def _grpc(target: probing.Target, _limit: _Limit) -> str:
-    exchange = grpc_health.Exchange(target.probe.host or _authority(target), target.probe.text)
-    with streams.Stream(target.address) as stream:
-        await stream.connect(target.port)
-        await stream.send(exchange.request)
-        while exchange.answer is None:
-            if due := exchange.receive(await stream.receive()):
-                await stream.send(due)
-        stream.drop()
+async def _grpc(target: probing.Target, stream: streams.Stream, _limit: _Limit) -> str:
+    # Clients of gRPC do not go on either.
+    if isinstance(stream, streams.TlsStream) and stream.protocol != _HTTP_2:
+        return "TLS: does not agree on HTTP/2 (ALPN)"
+    exchange = grpc_health.Exchange(
+        target.probe.host or _authority(target), target.probe.text, over_tls=target.probe.over_tls
+    )
+    await stream.send(exchange.request)
+    while exchange.answer is None:
+        if due := exchange.receive(await stream.receive()):
+            await stream.send(due)
+    stream.drop()
     return exchange.answer
 
 
-async def _udp(target: probing.Target, _limit: _Limit) -> str:
+async def _udp(target: probing.Target) -> str:
     loop = asyncio.get_running_loop()
     with socket.socket(streams.family_of(target.address), socket.SOCK_DGRAM) as asking:
         asking.setblocking(False)
@@ -163,10 +176,11 @@ def _authority(target: probing.Target) -> str:
     return f"[{host}]:{target.port}" if ":" in host else f"{host}:{target.port}"
 
 
-_ASKERS: typing.Final = {
+_CONVERSATIONS: typing.Final[
+    dict[probe.Kind, Callable[[probing.Target, streams.Stream, _Limit], Awaitable[str]]]
+] = {
     probe.Kind.TCP: _tcp,
-    probe.Kind.HTTP: _http,
-    probe.Kind.HTTPS: _https,
+    probe.Kind.HTTP: _web,
+    probe.Kind.HTTPS: _web,
     probe.Kind.GRPC: _grpc,
-    probe.Kind.UDP: _udp,
 }

@@ -41,9 +41,9 @@ class Prober:
     def __init__(
         self,
         most: int,
-        probed: Probed = lambda _kind, _result, _took_s: None,
-        said: Said = lambda _change: None,
-        ask: Ask = asking.ask,
+        probed: Probed,
+        said: Said,
+        ask: Ask,
         source: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

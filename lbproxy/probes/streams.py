@@ -4,7 +4,6 @@ asyncio's own streams take three times the processor time, and read ahead what n
 """
 
 import asyncio
-import functools
 import socket
 import ssl
 import struct
@@ -54,12 +53,19 @@ class Stream:
 
 
 class TlsStream(Stream):
-    """The same with TLS on it; whoever answers is believed to be the backend."""
+    """The same with TLS on it. Where `context` verifies, it is for the name; without one for the address."""
 
-    def __init__(self, address: bytes, server_name: str) -> None:
+    def __init__(self, address: bytes, server_name: str, context: ssl.SSLContext) -> None:
         super().__init__(address)
+        if not server_name and context.check_hostname:
+            server_name = addresses.text(address)
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = _unverified().wrap_bio(self._in, self._out, server_hostname=server_name or None)
+        self._tls = context.wrap_bio(self._in, self._out, server_hostname=server_name or None)
+
+    @property
+    def protocol(self) -> str | None:
+        """What both sides agreed to speak (ALPN), once connected; None where the other one did not say."""
+        return self._tls.selected_alpn_protocol()
 
     async def connect(self, port: int) -> None:
         """Connect and shake hands. Raises OSError, of which SSLError is one."""
@@ -99,13 +105,3 @@ class TlsStream(Stream):
             self._in.write(data)
         else:
             self._in.write_eof()
-
-
-@functools.cache
-def _unverified() -> ssl.SSLContext:
-    """Certificates are for those who send secrets; a probe asks whether somebody answers."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.set_alpn_protocols(["http/1.1"])
-    return context

@@ -5,6 +5,7 @@ import ipaddress
 import pathlib
 import ssl
 import typing
+from collections.abc import Sequence
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -26,13 +27,17 @@ class Authority:
         self._folder = folder
         self._name = _name(name)
         self._key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _sign(self._name, self._name, self._key.public_key(), self._key, None)
+        certificate = _sign(self._name, self._name, self._key.public_key(), self._key, [])
         self.certificate = folder / f"{name}.crt"
         self.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def pair(self, name: str, address: str = "127.0.0.1") -> Pair:
+    def pair(
+        self, name: str, address: str = "127.0.0.1", *, names: Sequence[str] = (), expired: bool = False
+    ) -> Pair:
+        """A certificate for an address and DNS names, in force now or an hour ago."""
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _sign(_name(name), self._name, key.public_key(), self._key, address)
+        subjects = [x509.IPAddress(ipaddress.ip_address(address)), *map(x509.DNSName, names)]
+        certificate = _sign(_name(name), self._name, key.public_key(), self._key, subjects, expired=expired)
         pair = Pair(self._folder / f"{name}.crt", self._folder / f"{name}.key")
         pair.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         pair.key.write_bytes(
@@ -58,9 +63,11 @@ def _sign(
     issuer: x509.Name,
     public_key: ec.EllipticCurvePublicKey,
     key: ec.EllipticCurvePrivateKey,
-    address: str | None,
+    subjects: Sequence[x509.GeneralName],
+    *,
+    expired: bool = False,
 ) -> x509.Certificate:
-    now = datetime.datetime.now(datetime.UTC)
+    now = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=2 if expired else 0)
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -69,9 +76,8 @@ def _sign(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.BasicConstraints(ca=address is None, path_length=None), critical=True)
+        .add_extension(x509.BasicConstraints(ca=not subjects, path_length=None), critical=True)
     )
-    if address is not None:
-        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
-        builder = builder.add_extension(names, critical=False)
+    if subjects:
+        builder = builder.add_extension(x509.SubjectAlternativeName(subjects), critical=False)
     return builder.sign(key, hashes.SHA256())

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lbproxy.core import probe, probing
-from lbproxy.probes import asking, streams
+from lbproxy.probes import asking, streams, trust
 from tests.kube import certificates
 from tests.probes import servers
 from tests.unit import test_grpc_health
@@ -25,8 +25,14 @@ OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
 PASSED = probing.Result(passed=True)
 
 
-async def ask(asked: probe.Probe, port: int, host: str = "127.0.0.1") -> probing.Result:
-    return (await asking.ask(servers.target(asked, port, host))).result
+async def timed(target: probing.Target, trusted: trust.Trust | None = None) -> asking.Asked:
+    return await asking.ask(target, trusted or trust.Trust())
+
+
+async def ask(
+    asked: probe.Probe, port: int, host: str = "127.0.0.1", trusted: trust.Trust | None = None
+) -> probing.Result:
+    return (await timed(servers.target(asked, port, host), trusted)).result
 
 
 def failed(reason: str) -> probing.Result:
@@ -58,7 +64,7 @@ async def test_a_closed_udp_port_is_unreachable_at_once() -> None:
 @pytest.mark.parametrize("kind", [Kind.HTTP, Kind.HTTPS, Kind.GRPC])
 async def test_a_server_that_says_nothing_fails_in_time(kind: Kind) -> None:
     async with servers.serving(servers.silent) as port:
-        asked = await asking.ask(servers.target(probe.Probe(kind, "/", timeout_s=0.05), port))
+        asked = await timed(servers.target(probe.Probe(kind, "/", timeout_s=0.05), port))
     assert asked.result._replace(blameless=False) == failed("no answer in 0.05 s")
     assert asked.took_s >= 0.05
 
@@ -134,7 +140,7 @@ async def test_a_server_that_keeps_the_connection_does_not_make_an_answer_late()
         await reader.read(4096)
 
     async with servers.serving(keep) as port:
-        asked = await asking.ask(servers.target(probe.Probe(Kind.HTTP, "/", timeout_s=0.05), port))
+        asked = await timed(servers.target(probe.Probe(Kind.HTTP, "/", timeout_s=0.05), port))
     assert asked.result == PASSED
 
 
@@ -163,7 +169,8 @@ def test_any_name_that_an_annotation_may_have_can_be_asked_for(name: str) -> Non
         return
 
     async def make() -> None:
-        with streams.TlsStream(bytes(16), asked.server_name):
+        context = trust.Trust().context(verify=False, protocol="http/1.1")
+        with streams.TlsStream(bytes(16), asked.server_name, context):
             pass
 
     asyncio.run(make())
@@ -283,7 +290,7 @@ async def stall(asked: asyncio.Task[asking.Asked], seconds: float) -> None:
 @pytest.mark.parametrize("kind", [Kind.TCP, Kind.HTTP])
 async def test_a_stalled_loop_is_no_fault_of_a_backend_that_answers(kind: Kind) -> None:
     with in_a_thread(OK) as port:
-        asked = asyncio.create_task(asking.ask(servers.target(probe.Probe(kind, "/", timeout_s=1.0), port)))
+        asked = asyncio.create_task(timed(servers.target(probe.Probe(kind, "/", timeout_s=1.0), port)))
         await asyncio.sleep(0)
         time.sleep(1.3)  # noqa: ASYNC251 - that is the point
         assert (await asked).result == PASSED
@@ -294,7 +301,7 @@ async def test_a_backend_that_does_not_answer_has_failed_also_after_a_stall() ->
     async with servers.serving(servers.silent) as port:
         for _ in range(10):
             asked = asyncio.create_task(
-                asking.ask(servers.target(probe.Probe(Kind.HTTP, "/", timeout_s=0.3), port))
+                timed(servers.target(probe.Probe(Kind.HTTP, "/", timeout_s=0.3), port))
             )
             await asyncio.sleep(0)
             time.sleep(0.5)  # noqa: ASYNC251 - that is the point
@@ -307,9 +314,7 @@ async def test_a_backend_that_does_not_answer_has_failed_also_after_a_stall() ->
 
 async def test_a_loop_that_is_always_late_judges_nobody() -> None:
     async with servers.serving(servers.silent) as port:
-        asked = asyncio.create_task(
-            asking.ask(servers.target(probe.Probe(Kind.HTTP, "/", timeout_s=0.05), port))
-        )
+        asked = asyncio.create_task(timed(servers.target(probe.Probe(Kind.HTTP, "/", timeout_s=0.05), port)))
         await stall(asked, 0.2)
     assert asked.result().result == probing.Result(passed=False, reason="no answer in 0.05 s", blameless=True)
 

@@ -25,6 +25,13 @@ Kind = probe.Kind
             "server-name=web.example",
             probe.Probe(Kind.HTTPS, "/ready", server_name="web.example"),
         ),
+        ("https", "tls=verify", probe.Probe(Kind.HTTPS, "/", tls=probe.Tls.VERIFY)),
+        (
+            "grpc:shop.Cart",
+            "tls=verify,server-name=cart.example",
+            probe.Probe(Kind.GRPC, "shop.Cart", server_name="cart.example", tls=probe.Tls.VERIFY),
+        ),
+        ("grpc", "tls=unverified", probe.Probe(Kind.GRPC, tls=probe.Tls.UNVERIFIED)),
         ("grpc", "", probe.Probe(Kind.GRPC)),
         ("grpc:shop.Cart", "host=cart:50051", probe.Probe(Kind.GRPC, "shop.Cart", host="cart:50051")),
         ("udp:ping", "expect=pong", probe.Probe(Kind.UDP, payload=b"ping", expect=b"pong")),
@@ -75,6 +82,11 @@ def test_texts_are_read(text: str, settings: str, expected: probe.Probe) -> None
         ("tcp", "port=1,port=2", "port= stands twice"),
         ("tcp", "host=a", "host= is not for tcp"),
         ("http", "server-name=a", "server-name= is not for http"),
+        ("http", "tls=verify", "tls= is not for http"),
+        ("tcp", "tls=verify", "tls= is not for tcp"),
+        ("https", "tls=off", "tls='off': neither unverified nor verify"),
+        ("grpc", "tls=", "tls='': neither unverified nor verify"),
+        ("grpc", "server-name=a", "server-name= is for TLS: with tls=unverified or tls=verify"),
         ("http", "host=a\r\nb", "host='a\\r\\nb': not a host's name"),
         ("http", "host=10.0.0.1/x", "host='10.0.0.1/x': not a host's name"),
         ("http", "status=399-200", "status='399-200': no status or range in 200-599"),
@@ -113,7 +125,7 @@ def test_a_probe_without_a_port_of_its_protocol_is_a_warning(
 
 def test_the_table_says_the_defaults() -> None:
     for name, setting in probe.SETTINGS.items():
-        if name in ("port", "host", "server-name", "expect"):
+        if name in ("port", "host", "tls", "server-name", "expect"):
             continue  # without a value of their own
         for field, value in setting.read(setting.default).items():
             assert getattr(probe.Probe(setting.kinds[0]), field) == value
