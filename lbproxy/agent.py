@@ -32,6 +32,7 @@ from lbproxy import (
     metrics,
     netns_addresses,
     node_watch,
+    noting,
     open_connections,
     packet_path,
     secrecy,
@@ -269,15 +270,19 @@ class _Agent:
         self._backlog.clear()
         cookie = node.netns_cookie()
         tasks.create_task(node.watch_addresses(lambda found: control.node_changed(found, cookie)))
-        tasks.create_task(control.run())
-        tasks.create_task(self._health_checks.run())
-        tasks.create_task(self._prober.run())
-        tasks.create_task(self._ejecting.run(kernel))
-        tasks.create_task(flows.run())
-        tasks.create_task(sockets.run(control.ready))
-        tasks.create_task(spaces.run(control.ready))
-        tasks.create_task(self._watch_hooks())
-        tasks.create_task(packets.run())
+        for running in (
+            control.run(),
+            self._health_checks.run(),
+            self._prober.run(),
+            noting.Noting(self._settings.bpffs, self._prober, control).run(),
+            self._ejecting.run(kernel),
+            flows.run(),
+            sockets.run(control.ready),
+            spaces.run(control.ready),
+            self._watch_hooks(),
+            packets.run(),
+        ):
+            tasks.create_task(running)
         tasks.create_task(self._take_over(hand_over, packets, control, spaces if learns else None))
         tasks.create_task(_watch_return(hand_over, control))
         tasks.create_task(self._announce(control, started_s))

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from lbproxy import errors, render, status
-from lbproxy.core import inventory, listing, model
+from lbproxy import errors, noting, render, status
+from lbproxy.core import inventory, listing, model, notes
 from lbproxy.kernel import inspection
 
 # How many frontends or backends of a service the table names, where no service is asked for by name.
@@ -19,12 +19,13 @@ def main(args: argparse.Namespace) -> int:
     """Show what `args.command` names; returns the exit status. Raises AgentError where nothing is pinned."""
     root: pathlib.Path = args.bpffs
     wanted = _wanted(args)
+    noted = noting.read(root)
     with contextlib.closing(inspection.open_maps(root)) as opened:
         match args.command:
             case "services":
-                return _services(opened, wanted, args.output)
+                return _services(opened, wanted, noted, args.output)
             case "backends":
-                return _backends(opened, wanted, args.output)
+                return _backends(opened, wanted, noted, args.output)
             case "status":
                 return status.show(root, opened, args.output)
             case "maps":
@@ -57,8 +58,8 @@ def _must_exist(found: Sequence[object], wanted: listing.Filter, what: str) -> N
     raise errors.AgentError(f"no {what} of a Service {name} here")
 
 
-def _services(opened: inventory.Rows, wanted: listing.Filter, form: str) -> int:
-    found = listing.services(inventory.read(opened), inventory.node_ports(opened), wanted)
+def _services(opened: inventory.Rows, wanted: listing.Filter, noted: notes.Notes, form: str) -> int:
+    found = listing.services(inventory.read(opened), inventory.node_ports(opened), wanted, noted)
     _must_exist(found, wanted, "ports")
     limit = None if wanted.name else _FEW
     render.show(found, form, lambda: _services_table(found, limit))
@@ -66,7 +67,7 @@ def _services(opened: inventory.Rows, wanted: listing.Filter, form: str) -> int:
 
 
 def _services_table(found: Sequence[listing.ServicePort], limit: int | None) -> Iterator[render.Table | str]:
-    columns = ("SERVICE", "FRONTENDS", "BACKENDS", "USABLE", "ALGORITHM", "CONNECTIONS", "REFUSED")
+    columns = ("SERVICE", "FRONTENDS", "BACKENDS", "USABLE", "ALGORITHM", "CONNECTIONS", "REFUSED", "PROBE")
     rows = []
     for port in found:
         port_name = f"{port.port_name}/{port.protocol}" if port.port_name else port.protocol
@@ -83,12 +84,26 @@ def _services_table(found: Sequence[listing.ServicePort], limit: int | None) -> 
                 port.algorithm,
                 port.connections,
                 port.refused,
+                _probe_cell(port.probe),
             )
         )
     yield render.Table(columns, rows)
     if any(port.protocol == model.Protocol.SCTP.name for port in found):
         yield ""
         yield f"SCTP is served packet by packet: {listing.NO_SCTP}."
+    off = {port.probe.off for port in found if port.probe is not None} - {""}
+    for why in off:
+        yield ""
+        yield f"Probes are asked for and not made: {why}."
+
+
+def _probe_cell(asked: listing.Probe | None) -> render.Cell:
+    if asked is None:
+        return render.Cell("")
+    kind = asked.asks.partition(" ")[0]
+    if asked.off:
+        return render.Cell(f"{kind},off", render.Color.WARNING, f"{asked.asks}\noff")
+    return render.Cell(kind, full=asked.asks)
 
 
 def _usable_cell(port: listing.ServicePort, usable: int) -> render.Cell:
@@ -121,14 +136,14 @@ _STATE_COLORS = {
 }
 
 
-def _backends(opened: inventory.Rows, wanted: listing.Filter, form: str) -> int:
-    found = listing.backends(inventory.read(opened), wanted)
+def _backends(opened: inventory.Rows, wanted: listing.Filter, noted: notes.Notes, form: str) -> int:
+    found = listing.backends(inventory.read(opened), wanted, noted)
     _must_exist(found, wanted, "backends")
     render.show(found, form, lambda: _backends_table(found))
     return 0
 
 
-def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[render.Table]:
+def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[render.Table | str]:
     columns = (
         "BACKEND",
         "PROTOCOL",
@@ -143,6 +158,7 @@ def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[rende
         "FAILED",
         "RTT",
         "HEALTH",
+        "PROBE",
     )
     yield render.Table(
         columns,
@@ -161,11 +177,36 @@ def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[rende
                 _failed(backend.tcp),
                 f"{backend.tcp.rtt_ms:.2f}ms" if backend.tcp.rtt_ms else "",
                 ",".join(backend.health),
+                _trouble_cell(backend.probe),
             )
             for backend in found
         ],
         right=("OPEN", "FAILED", "RTT"),
     )
+    troubled = [(backend, backend.probe) for backend in found if backend.probe is not None]
+    if troubled:
+        yield ""
+    for backend, probe in troubled[:_TROUBLES]:
+        yield f"{listing.place(backend.ip, backend.port)} of {_service_text(backend)}: {_trouble_text(probe)}"
+    if len(troubled) > _TROUBLES:
+        yield f"and {len(troubled) - _TROUBLES} more whose probes fail: -o json"
+
+
+_TROUBLES = 20  # backends whose probes fail, with a line each
+
+
+def _trouble_cell(of: listing.ProbeTrouble | None) -> render.Cell:
+    if of is None:
+        return render.Cell("")
+    state, color = ("failing", render.Color.WARNING) if of.up else ("down", render.Color.BAD)
+    return render.Cell(f"{state},{of.in_a_row}/{of.needed}", color)
+
+
+def _trouble_text(of: listing.ProbeTrouble) -> str:
+    if of.up:
+        return f"failing since {of.since}, {of.in_a_row} of {of.needed} times in a row: {of.reason}"
+    passed = f"; passed {of.in_a_row} of {of.needed} times since" if of.in_a_row else ""
+    return f"down, failing since {of.since}: {of.reason}{passed}"
 
 
 def _failed(tcp: listing.Tcp) -> render.Cell:

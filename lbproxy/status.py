@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from lbproxy import abi, handover, render
-from lbproxy.core import fill, inventory, listing, tables
+from lbproxy import abi, handover, noting, render
+from lbproxy.core import fill, inventory, listing, notes, tables
 from lbproxy.kernel import inspection, maps
 
 # --- maps ---
@@ -105,7 +105,7 @@ class Status(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...]
 
 
-_FEW = 6  # devices that are named
+_FEW = 6  # devices, or objects, that are named
 # Counters that stay 0 unless something is wrong, and what is.
 _ALARMS = {
     "bad_slot": "connections found a slot without a live backend",
@@ -152,6 +152,7 @@ def read(root: pathlib.Path, opened: maps.BpfMaps) -> Status:
         warnings=(
             *_off(identity.refused),
             *_given_back(opened),
+            *_rejected(noting.read(root)),
             *_warnings(hooks, devices, counters, opened),
             *listing.warnings(found),
         ),
@@ -166,6 +167,13 @@ def _off(refused: str) -> Iterator[str]:
 def _given_back(opened: maps.BpfMaps) -> Iterator[str]:
     if inventory.is_set(opened, tables.Handover.RETURN):
         yield handover.RETURNING
+
+
+def _rejected(noted: notes.Notes) -> Iterator[str]:
+    for one in noted.rejected[:_FEW]:
+        yield f"{one.kind} {one.name} is rejected, and its last good version in force: {one.reason}"
+    if len(noted.rejected) > _FEW:
+        yield f"and {len(noted.rejected) - _FEW} more objects are rejected: see the agent's log"
 
 
 def _warnings(

@@ -9,7 +9,17 @@ import typing
 import msgspec
 
 from lbproxy import abi
-from lbproxy.core import classification, inventory, known_flow, left_out, model, packet_walk, tables, walk
+from lbproxy.core import (
+    classification,
+    inventory,
+    known_flow,
+    left_out,
+    model,
+    notes,
+    packet_walk,
+    tables,
+    walk,
+)
 
 
 class Explanation(msgspec.Struct, frozen=True, rename={"source": "from", "destination": "to"}):
@@ -39,15 +49,16 @@ def explain(
     now_s: int,
     netns: typing.Sequence[int] = (),
     source_port: int = 0,
+    noted: notes.Notes = notes.NOTHING,
 ) -> Explanation:
     """Follow a connection from `source` (a `Client` or an address) to `target`.
 
     `now_s` is the monotonic clock, which the kernel measures session affinity with. `netns` are the
     cookies of this node's network namespaces that have the address `source`, as far as they are known.
-    `source_port` tells a flow that is known already, where not 0.
+    `source_port` tells a flow that is known already, where not 0. `noted` is what the agent has written down.
     Raises ValueError where `source` is neither.
     """
-    way = walk.Walk(rows, hooks, target, now_s)
+    way = walk.Walk(rows, hooks, target, now_s, noted)
     sender = classification.classify(way, source)
     try:
         if _dials_here(way, sender, source_port):

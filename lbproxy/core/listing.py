@@ -5,12 +5,13 @@ in an order of its own, so that two listings of one state are equal byte by byte
 """
 
 import collections
+import datetime
 import typing
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from lbproxy.core import addresses, inventory, model, outcomes, tables
+from lbproxy.core import addresses, inventory, model, notes, outcomes, tables
 
 LOOPBACK: typing.Final = "127.0.0.1"
 
@@ -24,12 +25,33 @@ class Frontend(msgspec.Struct, frozen=True, omit_defaults=True):
     addresses: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
+class Probe(msgspec.Struct, frozen=True):
+    """What an annotation has asked of a Service's backends; `off` says why they are not, if they are not."""
+
+    asks: str
+    off: str
+
+
+class ProbeTrouble(msgspec.Struct, frozen=True):
+    """What probes say against a backend, since when, and why they failed last.
+
+    One that counts as `up` has failed `in_a_row` of `needed` times, one that is down has passed so often.
+    """
+
+    up: bool
+    in_a_row: int
+    needed: int
+    reason: str
+    since: str
+
+
 class Backend(msgspec.Struct, frozen=True):
     """Who answers; `connections` since it became a backend.
 
     `usable`: the ClusterIP may choose it now. Where a service port does not have its ClusterIP, any frontend.
     `health` is what speaks against it: probe-failed, ejected. `open_connections` are those and the flows
-    of this node that are open now, null where the algorithm is not least-connections.
+    of this node that are open now, null where the algorithm is not least-connections. `probe` is null
+    where no probe speaks against it.
     """
 
     ip: str
@@ -42,6 +64,7 @@ class Backend(msgspec.Struct, frozen=True):
     usable: bool
     health: tuple[str, ...]
     open_connections: int | None
+    probe: ProbeTrouble | None
 
 
 class SessionAffinity(msgspec.Struct, frozen=True):
@@ -57,6 +80,7 @@ class ServicePort(msgspec.Struct, frozen=True):
     `source_ranges` are who may use its load balancer IPs; empty: everyone. `mode` is how
     packets to its other addresses than the ClusterIP reach backends on other nodes.
     `all_unhealthy`: something speaks against each backend that the ClusterIP may choose, so all are used.
+    `probe` is null where none is asked for.
     """
 
     namespace: str
@@ -75,6 +99,7 @@ class ServicePort(msgspec.Struct, frozen=True):
     source_ranges: tuple[str, ...]
     mode: str
     all_unhealthy: bool
+    probe: Probe | None
 
 
 class Tcp(msgspec.Struct, frozen=True):
@@ -98,7 +123,7 @@ class BackendOfService(msgspec.Struct, frozen=True):
     """A backend by itself. `sets` are the traffic policies it may be used under now: Cluster, Local.
 
     The service fields are empty where the service port has gone before it. `health` is what speaks
-    against it: probe-failed, ejected. `open_connections` as in a listing of services.
+    against it: probe-failed, ejected. `open_connections` and `probe` as in a listing of services.
     """
 
     ip: str
@@ -116,6 +141,7 @@ class BackendOfService(msgspec.Struct, frozen=True):
     health: tuple[str, ...]
     open_connections: int | None
     tcp: Tcp
+    probe: ProbeTrouble | None
 
 
 class Filter(typing.NamedTuple):
@@ -143,9 +169,13 @@ def named(text: str) -> Filter:
 
 
 def services(
-    found: inventory.Inventory, node_ports: inventory.NodePorts, wanted: Filter = EVERYTHING
+    found: inventory.Inventory,
+    node_ports: inventory.NodePorts,
+    wanted: Filter = EVERYTHING,
+    noted: notes.Notes = notes.NOTHING,
 ) -> list[ServicePort]:
     """The service ports; of their backends those that a listing of endpoints would still have."""
+    probed = Probed(noted)
     served_on = {
         family: tuple(
             addresses.text(address)
@@ -156,19 +186,22 @@ def services(
     }
     if node_ports.loopback:
         served_on[model.Family.IPV4] += (LOOPBACK,)
-    return [_service(port, served_on) for port in found.ports if wanted.takes(port.key.service)]
+    return [_service(port, served_on, probed) for port in found.ports if wanted.takes(port.key.service)]
 
 
-def backends(found: inventory.Inventory, wanted: Filter = EVERYTHING) -> list[BackendOfService]:
+def backends(
+    found: inventory.Inventory, wanted: Filter = EVERYTHING, noted: notes.Notes = notes.NOTHING
+) -> list[BackendOfService]:
     """Every backend of every service port, also those that are on their way out."""
+    probed = Probed(noted)
     listed = [
-        _backend_of(port.key, backend)
+        _backend_of(port.key, backend, probed)
         for port in found.ports
         if wanted.takes(port.key.service)
         for backend in port.backends
     ]
     if wanted.takes(None):
-        listed += [_backend_of(None, backend) for backend in found.orphans]
+        listed += [_backend_of(None, backend, probed) for backend in found.orphans]
     return listed
 
 
@@ -234,7 +267,37 @@ _SET_NAMES: typing.Final = (
 )
 
 
-def _service(port: inventory.ServicePort, served_on: dict[model.Family, tuple[str, ...]]) -> ServicePort:
+class Probed:
+    """What the agent has noted of probes, to be found by service and by backend."""
+
+    def __init__(self, noted: notes.Notes) -> None:
+        self._services = {
+            model.ServiceName(one.namespace, one.name): Probe(one.probe, noted.probes_off)
+            for one in noted.asked
+        }
+        self._troubles = {
+            (one.namespace, one.name, one.port_name, one.protocol, one.ip, one.port): one
+            for one in noted.troubles
+        }
+
+    def service(self, name: model.ServiceName) -> Probe | None:
+        """What is asked for; None where nothing is."""
+        return self._services.get(name)
+
+    def backend(self, key: model.PortKey, backend: inventory.Backend) -> ProbeTrouble | None:
+        """What speaks against a backend; None where nothing does."""
+        ip = addresses.text(backend.address)
+        known = self._troubles.get((*key.service, key.port_name, key.protocol.value, ip, backend.port))
+        if known is None:
+            return None
+        since = datetime.datetime.fromtimestamp(known.since_s, datetime.UTC)
+        text = since.isoformat().replace("+00:00", "Z")
+        return ProbeTrouble(known.up, known.in_a_row, known.needed, known.reason, text)
+
+
+def _service(
+    port: inventory.ServicePort, served_on: dict[model.Family, tuple[str, ...]], probed: Probed
+) -> ServicePort:
     key = port.key
     affinity = SessionAffinity("ClientIP" if port.affinity_s else "None", port.affinity_s)
     return ServicePort(
@@ -245,7 +308,7 @@ def _service(port: inventory.ServicePort, served_on: dict[model.Family, tuple[st
         f"IPv{key.family.value}",
         port.algorithm.label,
         tuple(_frontend(frontend, served_on[key.family]) for frontend in port.frontends),
-        tuple(_known(port.backends, _drawn_from(port.frontends))),
+        tuple(_known(port, probed)),
         affinity,
         "Local" if port.internal_local else "Cluster",
         "Local" if port.external_local else "Cluster",
@@ -254,6 +317,7 @@ def _service(port: inventory.ServicePort, served_on: dict[model.Family, tuple[st
         tuple(map(str, port.source_ranges)),
         (model.PacketMode.DSR if any(one.dsr for one in port.frontends) else model.PacketMode.SNAT).value,
         _all_unhealthy(port),
+        probed.service(key.service),
     )
 
 
@@ -282,7 +346,8 @@ def _drawn_from(frontends: Sequence[inventory.Frontend]) -> int:
     return bits
 
 
-def _known(found: Iterable[inventory.Backend], drawn_from: int) -> Iterable[Backend]:
+def _known(port: inventory.ServicePort, probed: Probed) -> Iterable[Backend]:
+    drawn_from = _drawn_from(port.frontends)
     return (
         Backend(
             addresses.text(backend.address),
@@ -295,13 +360,14 @@ def _known(found: Iterable[inventory.Backend], drawn_from: int) -> Iterable[Back
             bool(backend.sets & drawn_from),
             health_names(backend.health),
             backend.open,
+            probed.backend(port.key, backend),
         )
-        for backend in found
+        for backend in port.backends
         if backend.state is not tables.BackendState.DRAINING
     )
 
 
-def _backend_of(key: model.PortKey | None, backend: inventory.Backend) -> BackendOfService:
+def _backend_of(key: model.PortKey | None, backend: inventory.Backend, probed: Probed) -> BackendOfService:
     try:
         protocol = model.Protocol(backend.protocol).name
     except ValueError:
@@ -322,6 +388,7 @@ def _backend_of(key: model.PortKey | None, backend: inventory.Backend) -> Backen
         health_names(backend.health),
         backend.open,
         _tcp(backend.fared),
+        probed.backend(key, backend) if key else None,
     )
 
 

@@ -87,6 +87,13 @@ def parse(probe_text: str, settings_text: str = "") -> Probe:
     return found
 
 
+def describe(asked: Probe) -> str:
+    """A probe in few words; what UDP sends is left out."""
+    what = f"{asked.kind}:{asked.text}" if asked.text else str(asked.kind)
+    where = f" at port {asked.port}" if asked.port else ""
+    return f"{what}{where} every {asked.interval_s:g}s"
+
+
 def _settings(kind: Kind, text: str) -> dict[str, typing.Any]:
     fields: dict[str, typing.Any] = {}
     given = set()

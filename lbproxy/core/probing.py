@@ -77,13 +77,28 @@ class Change(typing.NamedTuple):
     loud: bool
 
 
+class Trouble(typing.NamedTuple):
+    """A backend whose last probe failed, or that is down: since when, and the last failure.
+
+    `in_a_row` of the `needed` results speak against what it counts as now.
+    """
+
+    user: User
+    up: bool
+    in_a_row: int
+    needed: int
+    reason: str
+    since_s: float
+
+
 class _State:
-    __slots__ = ("attempt", "due_s", "reason", "sayings", "streak", "up", "users")
+    __slots__ = ("attempt", "due_s", "last", "reason", "sayings", "streak", "up", "users")
 
     def __init__(self, *, up: bool, now_s: float) -> None:
         self.users: dict[User, None] = {}
         self.up = up
-        self.reason = ""
+        self.reason = ""  # of the verdict
+        self.last = ""  # of the last failure
         self.streak = 0  # results in a row that speak against `up`
         self.due_s = 0.0
         self.attempt = 0  # the serial of the probe that is under way; 0: none
@@ -106,11 +121,13 @@ class Probing:
         self._states: dict[Target, _State] = {}
         self._wanted: dict[model.ServiceName, dict[User, Target]] = {}
         self._down: dict[model.ServiceName, dict[User, str]] = {}
+        self._troubled: dict[Target, float] = {}  # down or failed last, since when
         self._queue: list[_Row] = []
         # Due, but their Services have their share under way: heaps, as the queue is one.
         self._held: dict[model.ServiceName, list[_Row]] = {}
         self._serial = 0
         self._own: Set[bytes] = frozenset()  # this node's addresses
+        self.changes = 0  # grows whenever `troubles` or what is asked changes
 
     # --- what is to be probed ---
 
@@ -150,6 +167,7 @@ class Probing:
 
     def _want(self, name: model.ServiceName, wanted: dict[User, Target], now_s: float) -> list[Change]:
         down = self._down.setdefault(name, {})
+        self.changes += 1
         self._join(name, wanted, down, now_s)
         changes = []
         for user in [user for user in down if user not in wanted]:
@@ -178,7 +196,9 @@ class Probing:
             known = self._states.get(target)
             if known is None:
                 known = self._states[target] = _State(up=user not in down, now_s=now_s)
-                known.reason = down.get(user, "")
+                known.reason = known.last = down.get(user, "")
+                if not known.up:
+                    self._troubled[target] = now_s
                 # Anywhere in the interval: a thousand that come together are not asked together.
                 self._schedule(target, known, now_s + self._random.random() * target.probe.interval_s)
             known.users[user] = None
@@ -191,6 +211,7 @@ class Probing:
         del known.users[user]
         if not known.users:
             del self._states[target]
+            self._troubled.pop(target, None)
 
     # --- the schedule ---
 
@@ -273,13 +294,22 @@ class Probing:
         self._schedule(target, known, max(now_s, attempt.taken_s + pause_s))
         if result.blameless:
             return []
+        if not result.passed:
+            known.last = result.reason
+            self._troubled.setdefault(target, now_s)
+        if target in self._troubled:
+            self.changes += 1
         if result.passed == known.up:
             known.streak = 0
+            if known.up:
+                self._troubled.pop(target, None)
             return []
         known.streak += 1
         if known.streak < (target.probe.rise if result.passed else target.probe.fall):
             return []
         known.streak, known.up, known.reason = 0, result.passed, result.reason
+        if known.up:
+            self._troubled.pop(target, None)
         loud = known.sayings.take(now_s)
         changes = [self._verdict(user, known, loud=loud) for user in known.users]
         for name in {user.port.service for user in known.users}:
@@ -335,6 +365,14 @@ class Probing:
                 down, probed = found.get(user.port, (0, 0))
                 found[user.port] = (down + (user in of_service), probed + 1)
         return found
+
+    def troubles(self) -> Iterator[Trouble]:
+        """Every backend that is down or failed its last probe, those of longest standing first."""
+        for target, since_s in self._troubled.items():
+            known = self._states[target]
+            needed = target.probe.fall if known.up else target.probe.rise
+            for user in known.users:
+                yield Trouble(user, known.up, known.streak, needed, known.last, since_s)
 
     def is_up(self, user: User) -> bool | None:
         """Whether probes let a backend be used; None where it is not probed."""

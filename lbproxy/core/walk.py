@@ -8,7 +8,7 @@ import typing
 import msgspec
 
 from lbproxy import abi
-from lbproxy.core import addresses, inventory, left_out, listing, model, tables
+from lbproxy.core import addresses, inventory, left_out, listing, model, notes, tables
 
 
 class Client(enum.StrEnum):
@@ -109,7 +109,15 @@ _AFFINITY: typing.Final = abi.LAYOUTS["affinity"]
 class Walk:
     """One connection on its way; what the two paths have in common."""
 
-    def __init__(self, rows: inventory.Rows, hooks: Hooks, target: Target, now_s: int) -> None:
+    def __init__(
+        self,
+        rows: inventory.Rows,
+        hooks: Hooks,
+        target: Target,
+        now_s: int,
+        noted: notes.Notes = notes.NOTHING,
+    ) -> None:
+        self._probed = listing.Probed(noted)
         self.rows = rows
         self.hooks = hooks
         self.target = target
@@ -256,6 +264,7 @@ class Walk:
         known = [one for one in self.backends() if one.service == frontend.service]
         if frontend.slot_count:
             self.say("backends", f"a choice among {from_where}")
+            self._probes_off(frontend)
             self._health(frontend, known)
             return
         found = collections.Counter(map(listing.state_of, known))
@@ -266,6 +275,12 @@ class Walk:
             reason = "there are backends, but none that the traffic policy allows on this node: it times out"
             raise self.ending("backends", text, Verdict.DROPPED, reason)
         raise self.ending("backends", text, Verdict.REFUSED, refused)
+
+    def _probes_off(self, frontend: tables.Frontend) -> None:
+        key = inventory.port_key(self.rows, frontend.service)
+        asked = self._probed.service(key.service) if key is not None else None
+        if asked is not None and asked.off:
+            self.say("probes", f"{asked.asks} is asked for, and not made: {asked.off}")
 
     def _health(self, frontend: tables.Frontend, known: typing.Collection[inventory.Backend]) -> None:
         ill = [one for one in known if one.health and one.state is not tables.BackendState.DRAINING]
@@ -281,7 +296,12 @@ class Walk:
             self.say("health", f"{which}: all of them are used")
             return
         named = [listing.place(addresses.text(one.address), one.port) for one in ill]
-        why = [",".join(listing.health_names(one.health)) for one in ill]
+        key = inventory.port_key(self.rows, frontend.service)
+        why = []
+        for one in ill:
+            trouble = self._probed.backend(key, one) if key is not None else None
+            said = ",".join(listing.health_names(one.health))
+            why.append(f"{said}: {trouble.reason}, since {trouble.since}" if trouble is not None else said)
         left_out = ", ".join(f"{place} ({reason})" for place, reason in zip(named, why, strict=True))
         self.say("health", f"left out as unhealthy: {left_out}")
 

@@ -4,6 +4,7 @@ Kept in a one-row map beside the other pins, so that the next version can tell
 whether it may adopt the datapath, and translate rows whose layout has changed.
 """
 
+import contextlib
 import os
 import typing
 
@@ -11,11 +12,10 @@ import msgspec
 
 import lbproxy
 from lbproxy import abi
-from lbproxy.kernel import libbpf
+from lbproxy.kernel import one_row
 
 PIN: typing.Final = "identity"
 _SIZE: typing.Final = 1 << 16
-_KEY: typing.Final = bytes(4)
 
 
 class FieldOf(msgspec.Struct, frozen=True, array_like=True):
@@ -58,28 +58,14 @@ def of_this_version(fingerprint: str, cgroup: str, sizes: typing.Mapping[str, in
 
 def read(root: str | os.PathLike[str]) -> Identity | None:
     """The identity pinned in a folder; None where there is none or it can not be understood."""
-    try:
-        fd = libbpf.obj_get(f"{root}/{PIN}")
-    except FileNotFoundError:
+    row = one_row.read(f"{root}/{PIN}")
+    if row is None:
         return None
-    try:
-        row = libbpf.lookup(fd, _KEY, libbpf.map_info(fd).value_size) or b""
+    with contextlib.suppress(msgspec.DecodeError):
         return msgspec.json.decode(row.rstrip(b"\0"), type=Identity)
-    except msgspec.DecodeError:
-        return None
-    finally:
-        os.close(fd)
+    return None
 
 
 def write(root: str | os.PathLike[str], identity: Identity) -> None:
     """Pin an identity, in place of an earlier one: whoever is killed here leaves one of the two."""
-    text = msgspec.json.encode(identity)
-    path = f"{root}/{PIN}"
-    pinned = os.path.exists(path)
-    fd = libbpf.obj_get(path) if pinned else libbpf.map_create("array", "lb_identity", 4, _SIZE, 1, 0)
-    try:
-        libbpf.update(fd, _KEY, text.ljust(_SIZE, b"\0"))
-        if not pinned:
-            libbpf.obj_pin(fd, path)
-    finally:
-        os.close(fd)
+    one_row.write(f"{root}/{PIN}", "lb_identity", _SIZE, msgspec.json.encode(identity))

@@ -11,7 +11,7 @@ import logging
 import random
 import time
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
 
 from lbproxy.core import addresses, health, listing, model, probe, probing, state, token_bucket, topology
 from lbproxy.probes import asking
@@ -59,6 +59,8 @@ class Prober:
         # When a node loses its network, thousands go down at once.
         self._lines = token_bucket.TokenBucket(LINES, LINES_PER_S, clock())
         self._unsaid = 0
+        self._asked: dict[model.ServiceName, str] = {}
+        self._changes = 0
 
     def take_over(self, note: Note, down: Iterable[tuple[model.PortKey, topology.Place]]) -> None:
         """Say who takes verdicts, and which backends an earlier agent had found down: before the first pass.
@@ -79,6 +81,14 @@ class Prober:
         own: Set[bytes] = frozenset(),
     ) -> None:
         """Take what a pass has put in force, and this node's own addresses."""
+        names = list(names)
+        for name in names:
+            service = cluster.service(name)
+            if service is not None and service.probe is not None:
+                self._asked[name] = probe.describe(service.probe)
+                self._changes += 1
+            elif self._asked.pop(name, None) is not None:
+                self._changes += 1
         if not self._most:
             return
         self._hand_on(self._probing.look(cluster, names, self._clock(), own))
@@ -110,6 +120,25 @@ class Prober:
     def late_s(self) -> float:
         """How long the probe that waits longest has been due."""
         return self._probing.late_s(self._clock())
+
+    @property
+    def off(self) -> str:
+        """Why nobody is probed, whatever Services ask for; empty where they are."""
+        return "" if self._most else "--probe-concurrency is 0 on this node"
+
+    @property
+    def asked(self) -> Mapping[model.ServiceName, str]:
+        """The Services whose annotations ask for a probe, and what for."""
+        return self._asked
+
+    @property
+    def changes(self) -> int:
+        """Grows whenever `asked` or `troubles` may be other ones than before."""
+        return self._changes + self._probing.changes
+
+    def troubles(self) -> Iterator[probing.Trouble]:
+        """Every backend that is down or failed its last probe; times are of `clock`."""
+        return self._probing.troubles()
 
     def down(self) -> Mapping[model.PortKey, tuple[int, int]]:
         """Of each probed service port, how many backends probes have found down, and how many there are."""

@@ -11,6 +11,7 @@ import typing
 
 import pytest
 
+from lbproxy import noting
 from lbproxy.lab import cluster, traffic
 from tests import polling
 from tests.kube import certificates
@@ -157,6 +158,17 @@ def test_a_backend_whose_probes_fail_is_out_until_they_pass(
     (row,) = [one for one in json.loads(agent.lbproxy("backends", "tcp", "-o", "json"))
               if one["ip"] == lab["n1/p2"].ipv4 and one["port_name"] == "http"]  # fmt: skip
     assert (row["state"], row["health"], row["sets"]) == ("unhealthy", ["probe-failed"], [])
+    ip = lab["n1/p2"].ipv4
+    polling.eventually(
+        lambda: any(
+            not one.up and (one.name, one.ip) == ("tcp", ip) for one in noting.read(agent.root).troubles
+        )
+    )
+    said = f"{ip}:8080 of default/tcp:http: down, failing since "
+    (line,) = [one for one in agent.lbproxy("backends", "tcp").splitlines() if one.startswith(said)]
+    assert line.endswith(reasons["tcp"])
+    (asked,) = {one["probe"]["asks"] for one in json.loads(agent.lbproxy("services", "http", "-o", "json"))}
+    assert asked == f"http:/healthz at port {probed.HTTP} every 1s"
     # One target for each address and port, however many service ports lead there.
     assert values(metrics, "lbproxy_probe_targets") == [len(PROBES) * len(PODS) * 2]
     events = [one for one in test_life.events(api) if one["reason"] == "BackendUnhealthy"]

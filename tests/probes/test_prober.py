@@ -203,6 +203,8 @@ async def test_where_nothing_may_be_probed_nothing_is_and_nothing_is_down() -> N
     assert bench.answers.asked == []
     assert len(bench.book) == 0
     assert bench.prober.targets == 0
+    assert bench.prober.off == "--probe-concurrency is 0 on this node"
+    assert test_probing.WEB in bench.prober.asked
 
 
 @in_virtual_time

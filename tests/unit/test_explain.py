@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbproxy import abi, config_types, errors, explain
-from lbproxy.core import explanation, health, inventory, model, node_rows, tables, topology, walk
+from lbproxy.core import explanation, health, inventory, model, node_rows, notes, tables, topology, walk
 from lbproxy.kernel import fake, inspection, maps
 from tests import installing
 from tests.installing import endpoint
@@ -59,9 +59,10 @@ def ask(
     hooks: walk.Hooks = HOOKS,
     netns: tuple[int, ...] = (),
     port: int = 0,
+    noted: notes.Notes = notes.NOTHING,
 ) -> explanation.Explanation:
     target = walk.Target(*config_types.parse_destination(to))
-    return explanation.explain(cluster, hooks, source, target, NOW_S, netns, port)
+    return explanation.explain(cluster, hooks, source, target, NOW_S, netns, port, noted)
 
 
 @pytest.mark.parametrize(
@@ -665,6 +666,22 @@ def test_backends_of_weight_0_and_unhealthy_ones_are_left_out() -> None:
         "10.244.0.2": "its weight is 0",
         "10.244.0.3": "it is unhealthy: probe-failed",
     }
+    failed = notes.Trouble("default", "web", "http", 6, "10.244.0.3", 8080, False, 0, 2, "refused", 60)
+    told = ask("pod", "10.96.0.1:80", cluster=made, noted=notes.Notes(troubles=(failed,)))
+    [said] = [one.result for one in told.steps if one.step == "health"]
+    assert said.endswith("10.244.0.3:8080 (probe-failed: refused, since 1970-01-01T00:01:00Z)")
+
+
+def test_probes_that_are_asked_for_and_not_made_are_named() -> None:
+    off = notes.Notes(
+        probes_off="--probe-concurrency is 0", asked=(notes.Asked("default", "web", "tcp every 5s"),)
+    )
+    for to, said in (
+        ("10.96.0.1:80", ["tcp every 5s is asked for, and not made: --probe-concurrency is 0"]),
+        ("10.96.0.4:80", []),
+    ):
+        told = ask("pod", to, noted=off)
+        assert [one.result for one in told.steps if one.step == "probes"] == said
 
 
 def test_nobody_is_left_out_where_a_client_is_remembered() -> None:

@@ -139,6 +139,33 @@ def test_a_backend_falls_after_so_many_failures_and_rises_after_so_many_successe
     assert cluster.probing.down() == {user("10.0.0.1").port: (0, 1)}
 
 
+def test_troubles_say_since_when_and_why() -> None:
+    cluster = Cluster("10.0.0.1")
+
+    def troubles() -> list[tuple[bool, int, int, str]]:
+        found = list(cluster.probing.troubles())
+        assert all(one.user == user("10.0.0.1") and one.since_s == began_s for one in found)
+        return [(one.up, one.in_a_row, one.needed, one.reason) for one in found]
+
+    assert list(cluster.probing.troubles()) == []
+    cluster.results(FAILED)
+    began_s = cluster.now_s
+    assert troubles() == [(True, 1, 3, "refused")]
+    cluster.results(PASSED)
+    assert troubles() == []
+    cluster.results(FAILED)
+    began_s = cluster.now_s
+    changes = cluster.probing.changes
+    cluster.results(FAILED, FAILED, probing.Result(passed=False, reason="no answer"), PASSED)
+    assert troubles() == [(False, 1, 2, "no answer")]
+    assert cluster.probing.changes > changes
+    cluster.results(PASSED)
+    assert troubles() == []
+    cluster.results(FAILED)
+    cluster.annotate(None)
+    assert troubles() == []
+
+
 def test_only_results_in_a_row_count() -> None:
     cluster = Cluster("10.0.0.1")
     cluster.results(*[FAILED, FAILED, PASSED] * 5)

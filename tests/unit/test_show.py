@@ -7,12 +7,13 @@ import json
 import pathlib
 import typing
 
+import msgspec
 import pytest
 import yaml
 
-from lbproxy import abi, errors, render, show, trace
+from lbproxy import abi, errors, noting, render, show, trace
 from lbproxy.core import devices as roles
-from lbproxy.core import fill, inventory, listing, model, tables
+from lbproxy.core import fill, inventory, listing, model, notes, tables
 from lbproxy.kernel import fake, inspection, maps
 from tests import installing
 from tests.installing import endpoint
@@ -107,6 +108,7 @@ def test_services_as_json(pinned: Pinned, capsys: pytest.CaptureFixture[str]) ->
         "source_ranges": [],
         "mode": "snat",
         "all_unhealthy": False,
+        "probe": None,
     }
     assert web4["frontends"] == [
         {"ip": "10.96.0.10", "port": 80, "type": "ClusterIP"},
@@ -142,6 +144,7 @@ def backend(ip: str, **fields: object) -> dict[str, object]:
         "usable": True,
         "health": [],
         "open_connections": None,
+        "probe": None,
         **fields,
     }
 
@@ -267,14 +270,71 @@ def test_plain_tables_can_be_split_at_blanks(pinned: Pinned, capsys: pytest.Capt
         "ALGORITHM",
         "CONNECTIONS",
         "REFUSED",
+        "PROBE",
     ]
-    assert dns.split() == ["default/dns:UDP", "ClusterIP=10.96.0.53:53", "-", "0/0", "random", "0", "0"]
+    assert dns.split() == ["default/dns:UDP", "ClusterIP=10.96.0.53:53", "-", "0/0", "random", "0", "0", "-"]
     assert web4.split()[0] == "shop/web:http/TCP"
     assert web4.split()[1].split(",")[:2] == ["ClusterIP=10.96.0.10:80", "NodePort=*:30080"]
     assert web4.split()[1].endswith(",+1")
     assert web4.split()[3] == "2/3"
     assert "[fd00::10]:80" in web6
     assert web4.isascii()
+
+
+FELL, FAILING = "10.244.0.1", "10.244.0.2"
+REFUSED = "connection refused"
+
+
+def noted(**changes: typing.Any) -> notes.Notes:
+    def trouble(ip: str, *, up: bool, needed: int) -> notes.Trouble:
+        return notes.Trouble("default", "web", "http", 6, ip, 8080, up, 1, needed, REFUSED, 1_000_000_000)
+
+    return msgspec.structs.replace(
+        notes.Notes(
+            asked=(notes.Asked("default", "web", "http:/healthz every 2s"),),
+            troubles=(trouble(FELL, up=False, needed=2), trouble(FAILING, up=True, needed=3)),
+        ),
+        **changes,
+    )
+
+
+def test_probes_are_shown_and_why_they_fail(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noting, "read", lambda _root: noted())
+    pinned.installer.service("default/web", ["10.96.0.1"], [endpoint(FELL), endpoint(FAILING)])
+    pinned.installer.service("other/web", ["10.96.0.2"], [endpoint(FELL)])
+    since = "2001-09-09T01:46:40Z"
+    down = {"up": False, "in_a_row": 1, "needed": 2, "reason": REFUSED, "since": since}
+    failing = {**down, "up": True, "needed": 3}
+    web, other = json.loads(run(capsys, "services", "json"))
+    assert web["probe"] == {"asks": "http:/healthz every 2s", "off": ""}
+    assert [one["probe"] for one in web["backends"]] == [down, failing]
+    assert other["probe"] is other["backends"][0]["probe"] is None
+    assert [one["probe"] for one in json.loads(run(capsys, "backends", "json"))] == [down, failing, None]
+
+    assert [line.split()[-1] for line in run(capsys, "services").splitlines()] == [
+        "PROBE",
+        "http:/healthz",
+        "-",
+    ]
+    lines = run(capsys, "backends").splitlines()
+    assert [line.split()[-1] for line in lines[:4]] == ["PROBE", "down,1/2", "failing,1/3", "-"]
+    assert lines[5:] == [
+        f"{FELL}:8080 of default/web:http: down, failing since {since}: {REFUSED}; passed 1 of 2 times since",
+        f"{FAILING}:8080 of default/web:http: failing since {since}, 1 of 3 times in a row: {REFUSED}",
+    ]
+
+
+def test_services_say_that_probes_are_off(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off = noted(probes_off="--probe-concurrency is 0", troubles=())
+    monkeypatch.setattr(noting, "read", lambda _root: off)
+    pinned.installer.service("default/web", ["10.96.0.1"], [endpoint(FELL)])
+    _, row, *below = run(capsys, "services").splitlines()
+    assert row.split()[-1] == "http:/healthz,off"
+    assert below == ["", "Probes are asked for and not made: --probe-concurrency is 0."]
 
 
 def test_what_is_open_is_shown_where_it_is_counted(

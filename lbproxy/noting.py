@@ -1,0 +1,79 @@
+"""Writes down what only the agent knows, for the read-side commands: a pin beside the tables (core.notes).
+
+They so need no way to the agent, and still know what it found when it is gone.
+"""
+
+import asyncio
+import logging
+import pathlib
+import time
+import typing
+
+from lbproxy.core import notes
+from lbproxy.kernel import one_row
+
+if typing.TYPE_CHECKING:
+    # The read-side commands have no use for an agent's parts.
+    from lbproxy import controller
+    from lbproxy.probes import prober
+
+PIN: typing.Final = "notes"
+_PAUSE_S: typing.Final = 1.0
+_READS: typing.Final = 5  # of a row that is being written each time
+_log = logging.getLogger(__name__)
+
+
+class Noting:
+    """Looks every second, and writes what has changed."""
+
+    def __init__(self, root: pathlib.Path, probes: "prober.Prober", control: "controller.Controller") -> None:
+        self._path = f"{root}/{PIN}"
+        self._probes = probes
+        self._control = control
+        self._written = b""
+        self._written_of: object = None
+        self._problem = ""
+
+    async def run(self) -> typing.NoReturn:
+        """Write until cancelled."""
+        while True:
+            self.look()
+            await asyncio.sleep(_PAUSE_S)
+
+    def look(self) -> None:
+        """Write down what is not written yet."""
+        # Where nothing has changed, nothing is gathered.
+        known = (self._probes.changes, dict(self._control.rejected))
+        if known == self._written_of:
+            return
+        ahead_s = time.time() - time.monotonic()
+        document = notes.encode(
+            self._probes.off,
+            self._probes.asked.items(),
+            self._probes.troubles(),
+            self._control.rejected.items(),
+            lambda at_s: at_s + ahead_s,
+        )
+        try:
+            if document != self._written:
+                one_row.write(self._path, "lb_notes", notes.MOST_BYTES, document)
+        except OSError as error:
+            if str(error) != self._problem:
+                _log.warning("cannot write down what probes found, for `lbproxy backends`: %s", error)
+            self._problem = str(error)
+        else:
+            self._written, self._written_of, self._problem = document, known, ""
+
+
+def read(root: pathlib.Path) -> notes.Notes:
+    """What the agent has written down; nothing where none has, or where it can not be understood."""
+    for _ in range(_READS):
+        try:
+            row = one_row.read(f"{root}/{PIN}")
+        except OSError:
+            break
+        if row is None:
+            break
+        if (found := notes.decode(row)) is not None:
+            return found
+    return notes.NOTHING
