@@ -237,6 +237,10 @@ class _Book:
         """Whose a network namespace is."""
         return "on the node" if netns == self._node_ports.host_netns else "in a pod"
 
+    def begins_nothing(self, *, by_socket: bool) -> str:
+        """Why lbproxy begins no flow now; empty where it does."""
+        return walk.begins_nothing(self._rows, by_socket=by_socket)
+
     def explained(self, outcome: story.Outcome, of: story.Connection) -> story.Outcome:
         """An outcome with what the tables say of it now."""
         outcome = msgspec.structs.replace(outcome, flow=self._flow(of))

@@ -91,6 +91,10 @@ class Names(typing.Protocol):
         """Whose a network namespace is: the node's, or a pod's."""
         ...
 
+    def begins_nothing(self, *, by_socket: bool) -> str:
+        """Why lbproxy begins no flow now; empty where it does."""
+        ...
+
 
 @dataclasses.dataclass(slots=True)
 class Connection:
@@ -115,6 +119,7 @@ class Connection:
     refused: str = ""  # by whom, in words
     dropped: str = ""  # where, in words
     ended: str = ""
+    left_for: str = ""  # why it was left alone, though it is a service's
 
     @property
     def is_of_lbproxy(self) -> bool:
@@ -228,6 +233,9 @@ class Story:
             kind, error = "untouched", ""
             connection.backend = event.destination
             text += ": left as it is"
+            if service:
+                connection.left_for = self._names.begins_nothing(by_socket=True)
+                text += f", for {connection.left_for}" if connection.left_for else ""
         return self._line(
             connection,
             event,
@@ -374,6 +382,8 @@ class Story:
     def outcome(self, connection: Connection) -> Outcome:
         """What it came to; the reason, and the row of its flow, are for whoever can read the tables."""
         service = self._names.service(connection.dialled, connection.protocol)
+        if service and not connection.by_socket and connection.backend in (None, connection.dialled):
+            connection.left_for = self._names.begins_nothing(by_socket=False)
         verdict, text = _verdict(connection, service)
         led = connection.backend if connection.backend != connection.dialled else None
         return Outcome(
@@ -433,12 +443,15 @@ def _verdict(of: Connection, service: str) -> tuple[Verdict, str]:
     """Judge by what weighs most: a refusal, then what was lost, then whether anybody answered."""
     led = of.backend is not None and of.backend != of.dialled
     to = f"led to {of.backend}" if led else "left as it is"
+    if of.left_for and not led:
+        to += f", for {of.left_for}"
     if of.masquerade:
         to += f", masqueraded as {of.masquerade}"
     if of.error:
         return Verdict.REFUSED, f"refused at the socket with {events.error_name(of.error)}"
     if of.refused:
-        return Verdict.REFUSED, f"{to}, refused {of.refused}" if led else f"refused {of.refused}"
+        named = led or of.left_for
+        return Verdict.REFUSED, f"{to}, refused {of.refused}" if named else f"refused {of.refused}"
     if of.tunnel:
         return (
             Verdict.BALANCED,
@@ -450,6 +463,8 @@ def _verdict(of: Connection, service: str) -> tuple[Verdict, str]:
         why = "nobody answered" if of.timed_out else "the application gave up before anybody answered"
         return Verdict.UNANSWERED, f"{to}; {why}"
     if not led:
+        if of.left_for:
+            return Verdict.UNTOUCHED, to
         if service and of.by_socket and not of.established:
             return (
                 Verdict.DROPPED,

@@ -106,6 +106,15 @@ _AFFINITY_KEY: typing.Final = abi.LAYOUTS["affinity_key"]
 _AFFINITY: typing.Final = abi.LAYOUTS["affinity"]
 
 
+def begins_nothing(rows: inventory.Rows, *, by_socket: bool) -> str:
+    """Why lbproxy begins no flow now, which another proxy gets; empty where it does."""
+    if inventory.is_set(rows, tables.Handover.RETURN):
+        return "the node is given back (`lbproxy migrate return`): nothing new is begun"
+    if not by_socket and inventory.is_set(rows, tables.Handover.LEARN):
+        return "what another proxy has begun is being found out: what begins meanwhile counts to it"
+    return ""
+
+
 class Walk:
     """One connection on its way; what the two paths have in common."""
 
@@ -198,17 +207,11 @@ class Walk:
 
     def handover(self, *, by_socket: bool) -> None:
         """End here where what begins now is left to another proxy: lbproxy comes after it, or goes."""
-        if inventory.is_set(self.rows, tables.Handover.RETURN):
-            answer = "the node is given back (`lbproxy migrate return`): nothing new is begun"
-            raise self.ending(
-                "handover", answer, Verdict.UNTOUCHED, "it is left to the proxy that comes next"
-            )
+        if answer := begins_nothing(self.rows, by_socket=by_socket):
+            returning = inventory.is_set(self.rows, tables.Handover.RETURN)
+            whom = "the proxy that comes next" if returning else "the proxy that was here before"
+            raise self.ending("handover", answer, Verdict.UNTOUCHED, f"it is left to {whom}")
         learning = inventory.is_set(self.rows, tables.Handover.LEARN)
-        if learning and not by_socket:
-            answer = "what another proxy has begun is being found out: what begins meanwhile counts to it"
-            raise self.ending(
-                "handover", answer, Verdict.UNTOUCHED, "it is left to the proxy that was here before"
-            )
         if learning and self.target.protocol is model.Protocol.UDP:
             self.say("handover", "what unconnected sockets begin is left to the proxy that was here before")
 

@@ -10,6 +10,7 @@ import typing
 
 import pytest
 
+from lbproxy.core import tables
 from lbproxy.kernel import device_links, libbpf, observers, programs
 from lbproxy.lab import cluster, netns
 from tests import polling
@@ -174,6 +175,20 @@ def test_what_becomes_of_a_pods_connection(
     assert words in outcome.get("reason", ""), outcome
     if address == "10.96.0.7":
         assert outcome["text"].endswith("refused by 10.244.2.2:9 itself")
+
+
+def test_why_nothing_is_begun_while_the_node_is_given_back(agent: agents.Agent) -> None:
+    agent.maps.apply([tables.handover(tables.Handover.RETURN, 1)])
+    try:
+        with tracing(agent, "--to", "10.96.0.1") as trace:
+            # Nobody else is here to have it.
+            assert not agent.at("n1/p1").udp("10.96.0.1", 53, timeout_s=0.2).server
+            trace.until("untouched")
+            outcome, *_ = verdicts(trace.end())
+    finally:
+        agent.maps.apply([tables.handover(tables.Handover.RETURN, 0)])
+    assert outcome["text"].startswith("left as it is, for the node is given back (`lbproxy migrate return`)")
+    assert (outcome["verdict"], outcome["reason"]) == ("untouched", "it is left to the proxy that comes next")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,16 @@ NODE = end("172.18.0.1", 1234)
 NOBODY = end("::", 0)
 
 
+RETURNING = "the node is given back"
+
+
 class Names:
+    def __init__(self, returning: str = "") -> None:
+        self.returning = returning
+
+    def begins_nothing(self, *, by_socket: bool) -> str:
+        return self.returning
+
     def service(self, of: events.End, protocol: int) -> str:
         return "shop/cart:http" if of == VIP else ""
 
@@ -84,8 +93,8 @@ class Tape:
     def connect(self, number: int, to: events.End, **more: typing.Any) -> None:
         self.tell(events.Kind.CONNECT, number, NOBODY, to, VIP, netns=7, pid=42, process="curl", **more)
 
-    def play(self) -> tuple[list[story.Line], list[story.Outcome]]:
-        told = story.Story(Names())
+    def play(self, returning: str = "") -> tuple[list[story.Line], list[story.Outcome]]:
+        told = story.Story(Names(returning))
         lines = [line for event in self.told for line in told.hear(event)]
         lines += told.settle()
         return lines, [told.outcome(connection) for connection in told.connections]
@@ -107,8 +116,8 @@ def tape() -> Tape:
     return Tape()
 
 
-def verdict(tape: Tape) -> tuple[str, str]:
-    (outcome,) = tape.play()[1]
+def verdict(tape: Tape, returning: str = "") -> tuple[str, str]:
+    (outcome,) = tape.play(returning)[1]
     return outcome.verdict, outcome.text
 
 
@@ -128,6 +137,31 @@ def test_a_socket_that_is_led_to_a_backend(tape: Tape) -> None:
     assert (outcome.verdict, outcome.source) == ("balanced", "10.244.1.2:40000")
     assert (outcome.destination, outcome.backend) == ("10.96.0.1:80", "10.244.2.2:8080")
     assert outcome.text == "led to 10.244.2.2:8080, established, closed by this side"
+
+
+def test_while_the_node_is_given_back_that_is_why_nothing_is_begun(tape: Tape) -> None:
+    tape.connect(5, VIP)
+    assert verdict(tape)[0] == "dropped"
+    assert tape.play(RETURNING)[0][0].text.endswith(f"left as it is, for {RETURNING}")
+    assert verdict(tape, RETURNING) == ("untouched", f"left as it is, for {RETURNING}")
+    tape.tell(events.Kind.ESTABLISHED, 5, POD, VIP)
+    assert verdict(tape, RETURNING) == ("untouched", f"left as it is, for {RETURNING}")
+
+
+def test_nobody_who_answers_a_connection_that_is_left_to_another_proxy(tape: Tape) -> None:
+    tape.connect(5, VIP)
+    tape.tell(events.Kind.TIMEOUT, 5, POD, VIP, last=True)
+    tape.tell(events.Kind.STATE, 5, old_state=events.SYN_SENT, new_state=events.CLOSE)
+    assert verdict(tape, RETURNING) == ("unanswered", f"left as it is, for {RETURNING}; nobody answered")
+
+
+def test_packets_while_the_node_is_given_back(tape: Tape) -> None:
+    tape.packet(5, (CLIENT, VIP), (CLIENT, VIP), tcp_flags=SYN)
+    assert verdict(tape) == ("untouched", "lbproxy leaves it as it is")
+    assert verdict(tape, RETURNING) == ("untouched", f"left as it is, for {RETURNING}")
+    tape.packet(6, (CLIENT, VIP), (CLIENT, BACKEND), tcp_flags=ACK)
+    begun_before = tape.play(RETURNING)[1][1]
+    assert begun_before.text.startswith("led to")
 
 
 def test_a_socket_that_is_refused(tape: Tape) -> None:
