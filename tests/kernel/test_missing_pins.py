@@ -154,6 +154,7 @@ async def test_the_agent_logs_what_it_puts_back_and_ends_where_it_can_not_go_on(
     assert "datapath_problem: can not be put back: [Errno 1] not now" in told
 
 
+@pytest.mark.usefixtures("spare_cache")
 def test_cleanup_of_a_folder_with_generations_leaves_nothing(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,7 @@ def look(lab: cluster.Lab, agent: Contained) -> None:
     assert "files" in lab.check_output("n1", argv, cgroup=False, timeout_s=60)
 
 
+@pytest.mark.usefixtures("spare_cache")
 @pytest.mark.parametrize("overlay", ["default", "hostile"])
 def test_what_the_containers_may_do_is_enough(overlay: str, lab: cluster.Lab, api: agents.Api) -> None:
     given, cleaning = rights(f"overlays/{overlay}"), rights("cleanup")

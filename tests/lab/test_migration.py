@@ -108,6 +108,7 @@ def newcomers(lab: cluster.Lab) -> list[traffic.Client]:
     ]
 
 
+@pytest.mark.usefixtures("spare_cache")
 @pytest.mark.parametrize("mode", MODES)
 def test_there_and_back(lab: cluster.Lab, mode: load.Backend) -> None:
     loaded, ports = rules(lab, mode)

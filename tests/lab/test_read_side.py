@@ -280,6 +280,7 @@ def test_a_missing_hook_is_told(node_: Node, capsys: pytest.CaptureFixture[str])
     assert node_.run("status") == 0
 
 
+@pytest.mark.usefixtures("spare_cache")
 def test_a_cgroup_that_is_gone_is_told(
     node_: Node, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,6 +315,7 @@ def test_readers_say_in_one_line_that_nothing_is_there(
         assert f"no lbproxy datapath in {tmp_path}/none" in err
 
 
+@pytest.mark.usefixtures("spare_cache")
 def test_cleanup_leaves_nothing_and_can_be_repeated(
     node_: Node, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -235,6 +235,7 @@ def test_ending_an_agent_leaves_the_datapath_serving(agent: agents.Agent) -> Non
         agent.serves_on("web", more=200)
 
 
+@pytest.mark.usefixtures("spare_cache")
 def test_cleanup_leaves_no_trace(agent: agents.Agent) -> None:
     with agent.at("n1/p1").open(manifests.cluster_ip(WEB), TCP) as held:
         running = subprocess.run(
