@@ -49,6 +49,10 @@
 #define LB_SET_LOCAL 0x2
 #define LB_SET_HERE 0x4	   /* on this node, usable or not; no frontend draws from it */
 #define LB_SET_COUNTED 0x8 /* what it has open is counted; nor from this one */
+/* Why it is not in the Cluster set, or has no weight in one; no program asks. */
+#define LB_SET_NOT_HINTED 0x10
+#define LB_SET_ZONE_KEEPS 0x20
+#define LB_SET_NO_WEIGHT 0x40
 
 /* backend.state. Only ACTIVE and TERMINATING backends stand in slots, or keep the
  * flows of unconnected sockets that are already theirs.

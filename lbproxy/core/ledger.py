@@ -333,7 +333,7 @@ class Ledger:
                 service,
                 self._locality(backend.node_name, backend.zone),
                 backend.weight,
-                backend.sets | counted,
+                backend.sets | backend.left_out | counted,
                 backend.health,
             )
         return rows

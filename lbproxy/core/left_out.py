@@ -47,24 +47,24 @@ def left_out(
 
 
 def _why(backend: inventory.Backend, backend_set: int, drawn: typing.Sequence[inventory.Backend]) -> str:
-    """The reason, or those there may be where the rows do not tell; `drawn` are drawn from."""
+    """The reason, or those there may be where a row does not tell; `drawn` are drawn from."""
     if backend.state in _BY_STATE:
         return _BY_STATE[backend.state]
     if backend_set == tables.BackendSet.LOCAL and not backend.sets & tables.BackendSet.HERE:
         return "it is on another node, and the policy is Local"
     if backend.health:
         return f"it is unhealthy: {', '.join(listing.health_names(backend.health))}"
-    if not backend.weight:
-        return "its weight is 0"
     if backend.sets & backend_set:
-        return "no slot leads to it yet"
+        return "no slot leads to it yet" if backend.weight else "its weight is 0"
+    sets = tables.BackendSet
+    if backend_set == sets.CLUSTER and backend.sets & sets.NOT_HINTED:
+        return "topology hints give it to others"
+    if backend.sets & sets.NO_WEIGHT:
+        return "its weight is 0"
+    if backend.sets & sets.ZONE_KEEPS:
+        zone = next((one.zone for one in drawn), "")
+        return f"{zone} keeps its own flows: lbproxy.io/zone-spill-over"
     if not drawn:
         return "it is in no set that is drawn from"
-    local = tables.BackendSet.LOCAL
-    if backend.sets & local and not any(one.sets & local for one in drawn):
-        # In a set where nobody has more, a weight of 0 is written as 1.
-        return "its weight is 0 (as all have in the Local set, where it is used), or topology hints forbid it"
-    zones = {one.zone for one in drawn}
-    if len(zones) == 1 and backend.zone not in zones and (zone := zones.pop()):
-        return f"{zone} keeps its own flows: lbproxy.io/zone-spill-over, or topology hints"
-    return "topology hints give it to others"  # nothing else narrows a set so
+    # An agent of an earlier version has written the row.
+    return "its weight is 0, lbproxy.io/zone-spill-over keeps flows in their zone, or hints give it to others"

@@ -7,6 +7,7 @@ frontend other than the ClusterIP stands twice: pods and the node draw from the 
 set (ETP-4, ETP-5), clients outside from the Local one (ETP-3).
 """
 
+import itertools
 import typing
 from collections.abc import Iterable, Sequence
 
@@ -19,6 +20,9 @@ NODE_PORT_ADDRESS = {model.Family.IPV4: addresses.IPV4_ZERO, model.Family.IPV6: 
 
 
 _HERE = tables.BackendSet.HERE.value
+_NOT_HINTED = tables.BackendSet.NOT_HINTED.value
+_ZONE_KEEPS = tables.BackendSet.ZONE_KEEPS.value
+_NO_WEIGHT = tables.BackendSet.NO_WEIGHT.value
 
 
 class FrontendPlan(msgspec.Struct, frozen=True, gc=False):
@@ -52,6 +56,7 @@ class BackendPlan(msgspec.Struct, frozen=True, gc=False):
     zone: str
     weight: int
     health: int = 0  # tables.Health bits: who speaks against it
+    left_out: int = 0  # BackendSet bits that say why it is not in a set, for people's eyes
 
 
 class PortPlan(msgspec.Struct, frozen=True, gc=False):
@@ -132,17 +137,18 @@ def plan_service(
                 panic = service.probe.panic if service.probe is not None else 0.0
                 usable, spared = _healthy(usable, endpoints, against, node_name, zone, panic)
             frontends = _frontends(service, port, cluster_ip, usable, restricted=bool(ranges), dsr=dsr)
-            shares = weights.shares(service.weights, endpoints, usable.sets)
+            shares = weighted = weights.shares(service.weights, endpoints, usable.sets)
             if spills:
                 shares = spill.shares(service.zone_spill_over, zone, endpoints, *shares, said=service.weights)
+            left = _left_out(endpoints, against, usable, weighted[0], shares[0])
             plans.append(
                 PortPlan(
                     key=key,
                     frontends=frontends,
                     backends=tuple(
-                        _backend(place, endpoint, sets, weight, node_name, bits)
-                        for place, endpoint, sets, weight, bits in zip(
-                            places, endpoints, *shares, against, strict=True
+                        _backend(place, endpoint, sets, weight, node_name, bits, why)
+                        for place, endpoint, sets, weight, bits, why in zip(
+                            places, endpoints, *shares, against, left, strict=True
                         )
                     ),
                     algorithm=defaults.algorithm if service.algorithm is None else service.algorithm,
@@ -278,9 +284,35 @@ def _healthy(
         wider = health.exclude(all_sets, down)
         if not wider.spared & topology.CLUSTER:
             sets, chosen = all_sets, wider
+            usable = usable._replace(hinted=False)
     if panic:
         chosen = health.exclude(sets, down, panic)
     return usable._replace(sets=chosen.sets), chosen.spared
+
+
+def _left_out(
+    endpoints: Sequence[model.Endpoint],
+    against: Sequence[int],
+    usable: topology.Usable,
+    weighted: Sequence[int],
+    kept: Sequence[int],
+) -> Iterable[int]:
+    """For each endpoint, why it is in fewer sets than it might be; health and its state speak for themselves.
+
+    `usable` are the sets by hints and health, `weighted` those after weights, `kept` after what zones keep.
+    """
+    if not usable.hinted and weighted is usable.sets and kept is weighted:
+        return itertools.repeat(0, len(endpoints))
+    found = []
+    for endpoint, ill, chosen, heavy, mine in zip(
+        endpoints, against, usable.sets, weighted, kept, strict=True
+    ):
+        bits = _NO_WEIGHT if chosen & ~heavy else 0
+        bits |= _ZONE_KEEPS if heavy & ~mine else 0
+        if usable.hinted and endpoint.ready and not ill and not chosen & topology.CLUSTER:
+            bits |= _NOT_HINTED
+        found.append(bits)
+    return found
 
 
 def _drawn_from(frontends: Iterable[FrontendPlan]) -> int:
@@ -295,7 +327,13 @@ def _drops(usable: topology.Usable, bit: int) -> bool:
 
 
 def _backend(
-    place: topology.Place, endpoint: model.Endpoint, sets: int, weight: int, node_name: str, against: int
+    place: topology.Place,
+    endpoint: model.Endpoint,
+    sets: int,
+    weight: int,
+    node_name: str,
+    against: int,
+    left_out: int,
 ) -> BackendPlan:
     if node_name and endpoint.node_name == node_name:
         sets |= _HERE
@@ -316,6 +354,7 @@ def _backend(
         endpoint.zone,
         weight,
         against,
+        left_out,
     )
 
 

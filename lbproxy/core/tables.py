@@ -92,6 +92,10 @@ class BackendSet(enum.IntFlag):
     LOCAL = abi.constant("SET_LOCAL")
     HERE = abi.constant("SET_HERE")  # no frontend draws from it
     COUNTED = abi.constant("SET_COUNTED")  # nor from this one
+    # Nor from these, which say why a backend is in no other.
+    NOT_HINTED = abi.constant("SET_NOT_HINTED")  # topology hints give it to others
+    ZONE_KEEPS = abi.constant("SET_ZONE_KEEPS")  # this zone's own backends bear all of its flows
+    NO_WEIGHT = abi.constant("SET_NO_WEIGHT")
 
 
 class BackendState(enum.IntEnum):

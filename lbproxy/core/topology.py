@@ -21,11 +21,13 @@ class Usable(typing.NamedTuple):
     """For each endpoint, in order, the sets it is in (CLUSTER, LOCAL or both, or 0).
 
     `has_any` tells that some node has an endpoint to use: an empty set then means
-    to drop, and to refuse where there is none anywhere (EP-8, REJ-1, REJ-4).
+    to drop, and to refuse where there is none anywhere (EP-8, REJ-1, REJ-4); `hinted`
+    that hints have narrowed the Cluster set.
     """
 
     sets: tuple[int, ...]
     has_any: bool
+    hinted: bool = False
 
 
 def merge(
@@ -75,7 +77,7 @@ def usable(endpoints: Sequence[model.Endpoint], node_name: str, zone: str, *, hi
         if endpoint.node_name == node_name and node_name and (endpoint.ready if local_ready else draining):
             bits |= LOCAL
         sets.append(bits)
-    return Usable(tuple(sets), any_ready or any_draining)
+    return Usable(tuple(sets), any_ready or any_draining, level is not None)
 
 
 def is_draining(endpoint: model.Endpoint) -> bool:

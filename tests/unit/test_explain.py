@@ -629,19 +629,47 @@ def test_a_backend_of_another_zone_is_left_out_by_hints() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hints", "options"), [(((installing.ZONE,), ("zone-b",)), {}), (((), ()), {"zone_spill_over": 10.0})]
+    ("hints", "options", "because"),
+    [
+        (((installing.ZONE,), ("zone-b",)), {}, "topology hints give it to others"),
+        (((), ()), {"zone_spill_over": 10.0}, "zone-a keeps its own flows: lbproxy.io/zone-spill-over"),
+        # Hints are for those who do not spill over.
+        (
+            ((installing.ZONE,), ("zone-b",)),
+            {"zone_spill_over": 10.0},
+            "zone-a keeps its own flows: lbproxy.io/zone-spill-over",
+        ),
+        (
+            ((), ()),
+            {"weights": model.Weights({installing.address("10.244.0.2"): 0}, {}, {})},
+            "its weight is 0",
+        ),
+        (
+            ((), ()),
+            {
+                "weights": model.Weights({installing.address("10.244.0.2"): 0}, {}, {}),
+                "zone_spill_over": 10.0,
+            },
+            "its weight is 0",
+        ),
+    ],
 )
-def test_a_zone_that_keeps_its_flows_leaves_the_others_out(
-    hints: tuple[tuple[str, ...], tuple[str, ...]], options: dict[str, typing.Any]
+def test_what_leaves_a_backend_of_another_zone_out(
+    hints: tuple[tuple[str, ...], tuple[str, ...]], options: dict[str, typing.Any], because: str
 ) -> None:
-    """By hints or by the annotation: the rows do not tell which."""
     here = endpoint("10.244.0.1", zone_hints=hints[0])
     there = endpoint("10.244.0.2", "node-2", zone_hints=hints[1])
     there = msgspec.structs.replace(there, zone="zone-b")
-    found = ask("pod", "10.96.0.1:80", cluster=a_service_of(here, there, **options))
-    assert why(found) == {
-        "10.244.0.2": "zone-a keeps its own flows: lbproxy.io/zone-spill-over, or topology hints"
-    }
+    cluster = a_service_of(here, there, **options)
+    assert why(ask("pod", "10.96.0.1:80", cluster=cluster)) == {"10.244.0.2": because}
+    earlier = ~(tables.BackendSet.NOT_HINTED | tables.BackendSet.ZONE_KEEPS | tables.BackendSet.NO_WEIGHT)
+    for key, row in list(cluster.rows(tables.Table.BACKENDS)):
+        backend = tables.backend(row)
+        cluster.apply(
+            [tables.Put(tables.Table.BACKENDS, key, backend._replace(sets=backend.sets & earlier).pack())]
+        )
+    (said,) = why(ask("pod", "10.96.0.1:80", cluster=cluster)).values()
+    assert "its weight is 0, lbproxy.io/zone-spill-over keeps" in said
 
 
 def test_weight_0_among_local_ones_that_all_have_0_is_said() -> None:
@@ -649,7 +677,23 @@ def test_weight_0_among_local_ones_that_all_have_0_is_said() -> None:
     cluster = a_service_of(READY, endpoint("10.244.0.2", "node-2"), weights=weights, external_local=True)
     found = ask("pod", "10.96.0.1:80", cluster=cluster)
     assert [choice.ip for choice in found.backends] == ["10.244.0.2"]
-    assert why(found)["10.244.0.1"].startswith("its weight is 0 (as all have in the Local set")
+    assert why(found)["10.244.0.1"] == "its weight is 0"
+
+
+def test_hints_that_lead_to_unhealthy_ones_alone_leave_nobody_out() -> None:
+    made = fake.FakeMaps(installing.SIZES)
+    installer = installing.Installer(made, maps.capacity(installing.SIZES))
+    port = model.PortKey(model.ServiceName("default", "web"), "http", model.Protocol.TCP, model.Family.IPV4)
+    ill = topology.Place(installing.address("10.244.0.1"), 8080)
+    installer.health.note(port, ill, health.Source.ACTIVE, usable=False)
+    here = endpoint("10.244.0.1", zone_hints=(installing.ZONE,))
+    others = [endpoint(f"10.244.0.{number}", zone_hints=("zone-b",)) for number in (2, 3)]
+    weights = model.Weights({installing.address("10.244.0.3"): 0}, {}, {})
+    installer.service("default/web", ["10.96.0.1"], [here, *others], weights=weights)
+    assert why(ask("pod", "10.96.0.1:80", cluster=made)) == {
+        "10.244.0.1": "it is unhealthy: probe-failed",
+        "10.244.0.3": "its weight is 0",
+    }
 
 
 def test_backends_of_weight_0_and_unhealthy_ones_are_left_out() -> None:
