@@ -38,11 +38,12 @@ def _remove_kube_proxys() -> int:
     done.all()
     for what in done.removed:
         output.write(f"removed what kube-proxy left: {what}")
-    if not (done.removed or done.failed):
+    left = [*done.failed, *done.unable]
+    if not (done.removed or left):
         output.write("nothing to remove: kube-proxy has left nothing")
-    for what in done.failed:
+    for what in left:
         print(f"lbproxy: error: {what}", file=sys.stderr)
-    return 1 if done.failed else 0
+    return 1 if left else 0
 
 
 def _remove(root: pathlib.Path, *, beside_agent: bool) -> str:

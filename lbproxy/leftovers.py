@@ -1,69 +1,108 @@
 """Looks for what kube-proxy left in the kernel, and removes it when told to.
 
-A tool that is not installed, or a table that does not exist, is no failure: then
-there is nothing to remove with it. What the tools themselves report is.
+What is in nf_tables (nftables mode, and iptables-nft) is found and removed over netlink, without
+any tool. iptables-legacy and sets need their tools; where one is missing, what it would have
+removed is named, and stays. What the tools themselves report is a failure.
 """
 
+import contextlib
+import errno
 import os
-import pathlib
 import shutil
 import socket
 import subprocess
 import typing
 
 from lbproxy.core import leftovers
+from lbproxy.kernel import legacy_tables, nf_tables
 
 _TIMEOUT_S: typing.Final = 120.0
 _LOCK_WAIT_S: typing.Final = "30"  # for /run/xtables.lock (CO-6)
-_PROC: typing.Final = pathlib.Path("/proc/net")
+_ATTEMPTS: typing.Final = 5  # to remove chains while others change theirs
 
 
-class _Tool(typing.NamedTuple):
-    """One of the families and flavours of iptables; `names` is the file with its tables."""
+class _Flavour(typing.NamedTuple):
+    """iptables for one family: of nf_tables, and of old."""
 
-    name: str
-    names: pathlib.Path | None
+    family: socket.AddressFamily
+    nft_family: str
+    nft: str
+    legacy: str
+    plain: str  # as distributions with only one of them call it
 
 
 _FLAVOURS: typing.Final = (
-    _Tool("iptables-nft", None),
-    _Tool("ip6tables-nft", None),
-    _Tool("iptables-legacy", _PROC / "ip_tables_names"),
-    _Tool("ip6tables-legacy", _PROC / "ip6_tables_names"),
+    _Flavour(socket.AF_INET, "ip", "iptables-nft", "iptables-legacy", "iptables"),
+    _Flavour(socket.AF_INET6, "ip6", "ip6tables-nft", "ip6tables-legacy", "ip6tables"),
 )
-_PLAIN: typing.Final = (_Tool("iptables", None), _Tool("ip6tables", None))
 
 
 class Cleanup:
-    """What was removed, and what could not be."""
+    """What was removed, what could not be, and what is there but needs a tool that is not."""
 
     def __init__(self) -> None:
         self.removed: list[str] = []
         self.failed: list[str] = []
+        self.unable: list[str] = []
 
     def all(self) -> None:
         """Remove everything that is kube-proxy's, whatever mode it ran in."""
-        for tool in _installed():
-            self._iptables(tool)
-        self._nftables()
+        for flavour in _FLAVOURS:
+            self._nft_chains(flavour)
+            self._legacy_chains(flavour)
+        self._nft_tables()
         self._ipvs()
         # Rules that match them are gone by now.
         self._ipsets()
 
-    def _iptables(self, tool: _Tool) -> None:
-        if not _has_table(tool):
-            return
-        saved = self._run(f"{tool.name}-save")
-        found = leftovers.removal(saved or "")
-        if found.script:
-            what = f"{tool.name}: {found.chains} chains and {found.jumps} rules that lead to them"
-            self._do(what, f"{tool.name}-restore", "-w", _LOCK_WAIT_S, "--noflush", given=found.script)
+    def _nft_chains(self, flavour: _Flavour) -> None:
+        chains = jumps = 0
+        try:
+            there = nf_tables.tables()
+            for table in leftovers.TABLES:
+                if (flavour.nft_family, table) in there:
+                    removed = _without_chains(flavour.nft_family, table)
+                    chains, jumps = chains + removed[0], jumps + removed[1]
+        except OSError as error:
+            self.failed.append(f"{flavour.nft}: {error.strerror}")
+        if chains:
+            self.removed.append(_chains(flavour.nft, chains, jumps))
 
-    def _nftables(self) -> None:
-        if not shutil.which("nft"):
+    def _legacy_chains(self, flavour: _Flavour) -> None:
+        try:
+            if not _legacy(flavour):
+                return
+        except OSError as error:
+            self.failed.append(f"{flavour.legacy}: {error.strerror}")
             return
-        for family, table in leftovers.nft_tables(self._run("nft", "list", "tables") or ""):
-            self._do(f"nftables: table {family} {table}", "nft", "delete", "table", family, table)
+        tool = next(
+            (tool for tool in (flavour.legacy, flavour.plain) if shutil.which(f"{tool}-restore")), None
+        )
+        if tool is None:
+            self.unable.append(
+                f"{flavour.legacy}: kube-proxy's chains, which only {flavour.legacy}-restore can remove, "
+                "and it is not installed here"
+            )
+            return
+        found = leftovers.removal(self._run(f"{tool}-save") or "")
+        if found.script:
+            what = _chains(tool, found.chains, found.jumps)
+            self._do(what, f"{tool}-restore", "-w", _LOCK_WAIT_S, "--noflush", given=found.script)
+
+    def _nft_tables(self) -> None:
+        try:
+            there = nf_tables.tables()
+        except OSError as error:
+            self.failed.append(f"nftables: {error.strerror}")
+            return
+        for family, table in leftovers.nft_tables(there):
+            what = f"nftables: table {family} {table}"
+            try:
+                nf_tables.delete_table(family, table)
+            except OSError as error:
+                self.failed.append(f"{what}: {error.strerror}")
+            else:
+                self.removed.append(what)
 
     def _ipvs(self) -> None:
         index = {name: number for number, name in socket.if_nameindex()}.get(leftovers.IPVS_DEVICE)
@@ -109,15 +148,15 @@ class Cleanup:
 
 
 def present() -> list[str]:
-    """Name what kube-proxy has left, by its modes; looked for where that costs little."""
+    """Name what kube-proxy has left, by its modes; what can not be asked for is not named."""
     found = []
-    for tool in _installed():
-        if _has_table(tool, leftovers.CANARY_TABLE) and f":{leftovers.CANARY} " in _said(
-            f"{tool.name}-save", "-t", leftovers.CANARY_TABLE
-        ):
-            found.append(f"{tool.name} chains")
-    if shutil.which("nft"):
-        tables = leftovers.nft_tables(_said("nft", "list", "tables"))
+    for flavour in _FLAVOURS:
+        for name, there in ((flavour.nft, _nft), (flavour.legacy, _legacy)):
+            with contextlib.suppress(OSError):
+                if there(flavour):
+                    found.append(f"{name} chains")
+    with contextlib.suppress(OSError):
+        tables = leftovers.nft_tables(nf_tables.tables())
         found += [f"nftables table {family} {table}" for family, table in tables]
     if any(name == leftovers.IPVS_DEVICE for _, name in socket.if_nameindex()):
         found.append(f"IPVS device {leftovers.IPVS_DEVICE}")
@@ -125,33 +164,50 @@ def present() -> list[str]:
 
 
 def unseen() -> list[str]:
-    """What `present` can not look into, since the tools for it are not installed."""
-    found = [] if _installed() else ["iptables"]
-    return found if shutil.which("nft") else [*found, "nftables"]
+    """What `present` may not look into."""
+    found = []
+    for name, ask in (
+        ("iptables", lambda: [_legacy(one) for one in _FLAVOURS]),
+        ("nftables", nf_tables.tables),
+    ):
+        try:
+            ask()
+        except OSError:
+            found.append(name)
+    return found
 
 
-def _installed() -> list[_Tool]:
-    """The tools there are; by their plain names only where there are no others."""
-    flavoured = [tool for tool in _FLAVOURS if shutil.which(f"{tool.name}-save")]
-    return flavoured or [tool for tool in _PLAIN if shutil.which(f"{tool.name}-save")]
+def _nft(flavour: _Flavour) -> bool:
+    return nf_tables.has_chain(flavour.nft_family, leftovers.CANARY_TABLE, leftovers.CANARY)
 
 
-def _has_table(tool: _Tool, table: str = "") -> bool:
-    """Whether the kernel has tables of a tool already: asking the legacy one would load their modules."""
-    if tool.names is None:
-        return True
-    try:
-        names = tool.names.read_text().split()
-    except OSError:
-        return False
-    return table in names if table else bool(names)
+def _legacy(flavour: _Flavour) -> bool:
+    return legacy_tables.has_chain(flavour.family, leftovers.CANARY_TABLE, leftovers.CANARY)
 
 
-def _said(*argv: str) -> str:
-    try:
-        return _output(argv)
-    except (OSError, subprocess.SubprocessError):
-        return ""
+def _without_chains(family: str, table: str) -> tuple[int, int]:
+    """Remove kube-proxy's chains from a table; how many, and rules that led to them. Raises OSError."""
+    for attempt in range(_ATTEMPTS):
+        since = nf_tables.generation()
+        chains = nf_tables.chains(family, table)
+        rules = [
+            leftovers.Rule(one.chain, str(one.handle), one.target)
+            for one in nf_tables.jumps(family, table, leftovers.PREFIX)
+        ]
+        own, jumps = leftovers.chosen(chains, rules)
+        leading = [nf_tables.Rule(one.chain, int(one.which), one.target) for one in jumps]
+        try:
+            nf_tables.delete_chains(family, table, own, leading, since)
+        except OSError as error:
+            if error.errno != errno.ERESTART or attempt + 1 == _ATTEMPTS:
+                raise
+        else:
+            return len(own), len(jumps)
+    return 0, 0
+
+
+def _chains(name: str, chains: int, jumps: int) -> str:
+    return f"{name}: {chains} chains and {jumps} rules that lead to them"
 
 
 def _output(argv: typing.Sequence[str], given: str = "") -> str:

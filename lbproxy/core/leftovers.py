@@ -7,11 +7,13 @@ KUBE-FIREWALL, which both have (CO-1). So does a chain that somebody else's rule
 import re
 import shlex
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 # In every iptables mode, in a table with next to nothing else in it: there it is looked for.
 CANARY: typing.Final = "KUBE-PROXY-CANARY"
 CANARY_TABLE: typing.Final = "mangle"
+PREFIX: typing.Final = "KUBE-"  # of the names of all its chains
+TABLES: typing.Final = ("mangle", "nat", "filter")  # of iptables, that it has chains in
 NFT_TABLES: typing.Final = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
 IPVS_DEVICE: typing.Final = "kube-ipvs0"
 
@@ -35,9 +37,11 @@ class Removal(typing.NamedTuple):
     jumps: int
 
 
-class _Rule(typing.NamedTuple):
+class Rule(typing.NamedTuple):
+    """A rule of a chain that leads to another one; `which` tells it from others: its text, or a number."""
+
     chain: str
-    text: str
+    which: str
     target: str
 
 
@@ -51,7 +55,7 @@ def removal(saved: str) -> Removal:
             continue
         chains, jumps = chains + len(own), jumps + len(deleted)
         script += [f"*{table}", *(f":{chain} - [0:0]" for chain in own)]
-        script += [f"-D {rule.chain} {rule.text}" for rule in deleted]
+        script += [f"-D {rule.chain} {rule.which}" for rule in deleted]
         script += [*(f"-X {chain}" for chain in own), "COMMIT"]
     return Removal("".join(f"{line}\n" for line in script), chains, jumps)
 
@@ -61,10 +65,27 @@ def ipsets(names: str) -> list[str]:
     return [name for name in names.split() if _IPSET.fullmatch(name)]
 
 
-def nft_tables(listed: str) -> list[tuple[str, str]]:
-    """Choose kube-proxy's tables from what `nft list tables` printed."""
-    found = {tuple(line.split()[1:3]) for line in listed.splitlines() if line.startswith("table ")}
+def nft_tables(there: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Choose kube-proxy's tables from those of nf_tables, by family and name."""
+    found = set(there)
     return [table for table in NFT_TABLES if table in found]
+
+
+def chosen(chains: Mapping[str, bool], rules: Sequence[Rule]) -> tuple[list[str], list[Rule]]:
+    """The chains of a table that are to go, and rules of its built-in chains that lead to them.
+
+    `chains` says which there are, and whether each is built in; `rules` are at least those that
+    lead to chains of kube-proxy's.
+    """
+    own = {name: None for name, built_in in chains.items() if not built_in and _CHAIN.fullmatch(name)}
+    # A chain that others need goes on doing for them what it did.
+    needed = [rule.target for rule in rules if not chains.get(rule.chain, False) and rule.chain not in own]
+    while needed:
+        kept = needed.pop()
+        if kept in own:
+            del own[kept]
+            needed += [rule.target for rule in rules if rule.chain == kept]
+    return list(own), [rule for rule in rules if chains.get(rule.chain, False) and rule.target in own]
 
 
 def _tables(saved: str) -> Iterator[tuple[str, list[str]]]:
@@ -78,29 +99,17 @@ def _tables(saved: str) -> Iterator[tuple[str, list[str]]]:
             lines.append(line)
 
 
-def _of_kube_proxy(lines: Iterable[str]) -> tuple[list[str], list[_Rule]]:
-    """The chains of a table that are to go, and rules of its built-in chains that lead to them."""
-    own: dict[str, None] = {}
-    built_in = set()
+def _of_kube_proxy(lines: Iterable[str]) -> tuple[list[str], list[Rule]]:
+    chains: dict[str, bool] = {}
     rules = []
     for line in lines:
         if line.startswith(":"):
             chain, policy = line[1:].split()[:2]
-            if _CHAIN.fullmatch(chain):
-                own[chain] = None
-            elif policy != "-":
-                built_in.add(chain)
-        elif line.startswith("-A ") and " KUBE-" in line:
+            chains[chain] = policy != "-"
+        elif line.startswith("-A ") and f" {PREFIX}" in line:
             chain, text = line[3:].split(" ", 1)
-            rules.append(_Rule(chain, text, _target(text)))
-    # A chain that others need goes on doing for them what it did.
-    needed = [rule.target for rule in rules if rule.chain not in built_in and rule.chain not in own]
-    while needed:
-        kept = needed.pop()
-        if kept in own:
-            del own[kept]
-            needed += [rule.target for rule in rules if rule.chain == kept]
-    return list(own), [rule for rule in rules if rule.chain in built_in and rule.target in own]
+            rules.append(Rule(chain, text, _target(text)))
+    return chosen(chains, rules)
 
 
 def _target(rule: str) -> str:

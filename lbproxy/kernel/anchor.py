@@ -18,27 +18,17 @@ import errno
 import logging
 import typing
 
-from lbproxy.kernel import netlink
+from lbproxy.kernel import netlink, nf_tables
 
 _log = logging.getLogger(__name__)
 
 NAME: typing.Final = "lbproxy-handover"
 _COMMENT: typing.Final = b"keeps connections that kube-proxy began alive; removed when they have ended"
 
-_NETLINK_NETFILTER: typing.Final = 12
-_NF_TABLES: typing.Final = 10
-_NEW_TABLE, _GET_TABLE, _DEL_TABLE, _NEW_CHAIN, _NEW_RULE = (
-    _NF_TABLES << 8 | number for number in (0, 1, 2, 3, 6)
-)
-_CREATE: typing.Final = 0x400
-_APPEND: typing.Final = 0x800
-_INET: typing.Final = bytes([1, 0, 0, 0])  # nfgenmsg: NFPROTO_INET
-# Of linux/netfilter/nf_tables.h.
-_TABLE_NAME, _TABLE_USERDATA = 1, 6
-_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_TYPE = 1, 3, 4, 7
+_INET: typing.Final = nf_tables.family("inet")
+# Of linux/netfilter/nf_tables.h, and of no use to others.
+_TABLE_USERDATA, _CHAIN_TYPE = 6, 7
 _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
-_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
-_LIST_ELEMENT, _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 1, 2
 _CT_REGISTER, _CT_KEY = 1, 2
 _REGISTER_1, _STATE = 1, 0
 _NAT_CHAINS: typing.Final = (("prerouting", 0, -100), ("postrouting", 4, 100))
@@ -73,8 +63,8 @@ class Keeper:
 def exists() -> bool:
     """Whether it is there, in the network namespace of the thread that asks."""
     try:
-        with netlink.Netlink(_NETLINK_NETFILTER) as socket:
-            socket.request(_GET_TABLE, _INET + _text(_TABLE_NAME, NAME))
+        with nf_tables.opened() as socket:
+            socket.request(nf_tables.GET_TABLE, _INET + nf_tables.text(nf_tables.TABLE_NAME, NAME))
     except OSError:
         return False
     return True
@@ -84,39 +74,40 @@ def make() -> None:
     """Make it, unless it is there. Raises OSError."""
     if exists():
         return
-    requests = [(_NEW_TABLE, _CREATE, _INET + _text(_TABLE_NAME, NAME) + _comment(_COMMENT))]
+    table = nf_tables.text(nf_tables.TABLE_NAME, NAME) + _comment(_COMMENT)
+    requests = [(nf_tables.NEW_TABLE, nf_tables.CREATE, _INET + table)]
     for name, number, priority in _NAT_CHAINS:
         hook = _number(_HOOK_NUMBER, number) + _number(_HOOK_PRIORITY, priority)
-        chain = _text(_CHAIN_TABLE, NAME) + _text(_CHAIN_NAME, name)
-        chain += netlink.attribute(_CHAIN_HOOK, [hook]) + _text(_CHAIN_TYPE, "nat")
-        requests.append((_NEW_CHAIN, _CREATE, _INET + chain))
-    tracked = _text(_CHAIN_TABLE, NAME) + _text(_CHAIN_NAME, "tracked")
-    requests.append((_NEW_CHAIN, _CREATE, _INET + tracked))
+        chain = nf_tables.text(nf_tables.CHAIN_TABLE, NAME) + nf_tables.text(nf_tables.CHAIN_NAME, name)
+        chain += netlink.attribute(nf_tables.CHAIN_HOOK, [hook]) + nf_tables.text(_CHAIN_TYPE, "nat")
+        requests.append((nf_tables.NEW_CHAIN, nf_tables.CREATE, _INET + chain))
+    tracked = nf_tables.text(nf_tables.CHAIN_TABLE, NAME) + nf_tables.text(nf_tables.CHAIN_NAME, "tracked")
+    requests.append((nf_tables.NEW_CHAIN, nf_tables.CREATE, _INET + tracked))
     look = [_number(_CT_REGISTER, _REGISTER_1), _number(_CT_KEY, _STATE)]
-    expression = [_text(_EXPRESSION_NAME, "ct"), netlink.attribute(_EXPRESSION_DATA, look)]
-    rule = _text(_RULE_TABLE, NAME) + _text(_RULE_CHAIN, "tracked")
-    rule += netlink.attribute(_RULE_EXPRESSIONS, [netlink.attribute(_LIST_ELEMENT, expression)])
-    requests.append((_NEW_RULE, _CREATE | _APPEND, _INET + rule))
-    with netlink.Netlink(_NETLINK_NETFILTER) as socket:
-        socket.batch(_NF_TABLES, requests)
+    expression = [
+        nf_tables.text(nf_tables.EXPRESSION_NAME, "ct"),
+        netlink.attribute(nf_tables.EXPRESSION_DATA, look),
+    ]
+    rule = nf_tables.text(nf_tables.RULE_TABLE, NAME) + nf_tables.text(nf_tables.RULE_CHAIN, "tracked")
+    rule += netlink.attribute(
+        nf_tables.RULE_EXPRESSIONS, [netlink.attribute(nf_tables.LIST_ELEMENT, expression)]
+    )
+    requests.append((nf_tables.NEW_RULE, nf_tables.CREATE | nf_tables.APPEND, _INET + rule))
+    with nf_tables.opened() as socket:
+        socket.batch(nf_tables.SUBSYSTEM, requests)
 
 
 def remove() -> bool:
     """Remove it; whether it was there. Raises OSError."""
     if not exists():
         return False
-    with netlink.Netlink(_NETLINK_NETFILTER) as socket:
-        try:
-            socket.batch(_NF_TABLES, [(_DEL_TABLE, 0, _INET + _text(_TABLE_NAME, NAME))])
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            return False
+    try:
+        nf_tables.delete_table("inet", NAME)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False
     return True
-
-
-def _text(number: int, value: str) -> bytes:
-    return netlink.attribute(number, value.encode() + b"\0")
 
 
 def _number(number: int, value: int) -> bytes:

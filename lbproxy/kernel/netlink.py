@@ -4,6 +4,7 @@ pyroute2 knows neither all of them nor how to do without ten megabytes.
 """
 
 import collections.abc
+import contextlib
 import os
 import socket
 import struct
@@ -18,6 +19,10 @@ _DONE: typing.Final = 3
 _BATCH_BEGIN: typing.Final = 0x10
 _BATCH_END: typing.Final = 0x11
 _NESTED: typing.Final = 0x8000
+_NUMBER: typing.Final = 0x3FFF  # of an attribute, without what is said of its value
+_BATCH_GENERATION: typing.Final = 1
+_SO_SNDBUFFORCE: typing.Final = 32
+_LAST: typing.Final = 2  # sequence number of a batch's last request; all others have 1
 _RECEIVE_BYTES: typing.Final = 65536
 _TIMEOUT_S: typing.Final = 10.0
 _HEADER: typing.Final = struct.Struct("=IHHII")  # nlmsghdr
@@ -58,32 +63,54 @@ class Netlink:
             if answered == _ERROR:
                 _check(answer[start:end])
 
-    def batch(self, subsystem: int, requests: collections.abc.Sequence[tuple[int, int, bytes]]) -> None:
+    def get(self, kind: int, request: bytes) -> bytes:
+        """What the one message holds that answers. Raises OSError."""
+        self._send(kind, 0, request)
+        answered, start, end = next(_messages(answer := self._socket.recv(_RECEIVE_BYTES)))
+        if answered == _ERROR:
+            _check(answer[start:end])
+        return answer[start:end]
+
+    def batch(
+        self,
+        subsystem: int,
+        requests: collections.abc.Sequence[tuple[int, int, bytes]],
+        generation: int = 0,
+    ) -> None:
         """Have several things of a netfilter subsystem done at once, or none.
 
-        Of each: kind, flags and payload. Raises OSError with the kernel's reason for the first one
-        that it does not take.
+        Of each: kind, flags and payload. With a generation only where nobody has changed anything
+        since (else ERESTART). Raises OSError with the kernel's reason for the first one that it does
+        not take.
         """
+        if not requests:
+            return
         ends = struct.pack("=BBH", 0, 0, socket.htons(subsystem))
-        packed = _packed(_BATCH_BEGIN, _REQUEST, ends)
-        for kind, flags, request in requests:
-            packed += _packed(kind, _REQUEST | _ACK | flags, request)
-        self._socket.send(packed + _packed(_BATCH_END, _REQUEST, ends))
-        left = len(requests)
-        while left > 0:
+        since = attribute(_BATCH_GENERATION, generation.to_bytes(4, "big")) if generation else b""
+        *first, last = requests
+        packed = [_packed(_BATCH_BEGIN, _REQUEST, ends + since)]
+        packed += [_packed(kind, _REQUEST | flags, request) for kind, flags, request in first]
+        # Of what goes well only the last is told: there is no room for an answer to each.
+        packed.append(_packed(last[0], _REQUEST | _ACK | last[1], last[2], _LAST))
+        whole = b"".join((*packed, _packed(_BATCH_END, _REQUEST, ends)))
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(whole))
+        self._socket.send(whole)
+        while True:
             answer = self._socket.recv(_RECEIVE_BYTES)
             for answered, start, end in _messages(answer):
                 if answered == _ERROR:
                     _check(answer[start:end])
-                    left -= 1
+                    if _HEADER.unpack_from(answer, start + 4)[3] == _LAST:
+                        return
 
     def _send(self, kind: int, flags: int, request: bytes) -> None:
         self._socket.send(_HEADER.pack(_HEADER.size + len(request), kind, _REQUEST | flags, 1, 0) + request)
 
 
-def _packed(kind: int, flags: int, request: bytes) -> bytes:
+def _packed(kind: int, flags: int, request: bytes, sequence: int = 1) -> bytes:
     size = _HEADER.size + len(request)
-    return _HEADER.pack(size, kind, flags, 1, 0) + request + bytes(_aligned(size) - size)
+    return _HEADER.pack(size, kind, flags, sequence, 0) + request + bytes(_aligned(size) - size)
 
 
 def attribute(number: int, value: bytes | collections.abc.Iterable[bytes]) -> bytes:
@@ -96,13 +123,16 @@ def attribute(number: int, value: bytes | collections.abc.Iterable[bytes]) -> by
 
 def attributes(packed: bytes) -> dict[int, bytes]:
     """The attributes that follow a message's fixed part, by number."""
-    found: dict[int, bytes] = {}
+    return dict(each_attribute(packed))
+
+
+def each_attribute(packed: bytes) -> collections.abc.Iterator[tuple[int, bytes]]:
+    """Number and value of each attribute, where one may be there more than once."""
     at = 0
     while at + _ATTRIBUTE.size <= len(packed):
         length, number = _ATTRIBUTE.unpack_from(packed, at)
-        found[number] = packed[at + _ATTRIBUTE.size : at + length]
+        yield number & _NUMBER, packed[at + _ATTRIBUTE.size : at + length]
         at += max(_aligned(length), _ATTRIBUTE.size)
-    return found
 
 
 def _messages(answer: bytes) -> collections.abc.Iterator[tuple[int, int, int]]:

@@ -150,12 +150,45 @@ def test_tools_that_are_missing_are_no_failure() -> None:
     assert "kube-proxy has left nothing" in inside("PATH=/none; cleanup")
 
 
-def test_what_can_not_be_removed_is_told_and_fails(tmp_path: pathlib.Path) -> None:
-    tool = tmp_path / "nft"
-    tool.write_text("#!/bin/sh\n[ $1 = list ] && echo table ip kube-proxy && exit\necho no >&2; exit 1\n")
-    tool.chmod(0o755)
-    printed = inside(f"PATH={tmp_path}; cleanup 2>&1 || echo status $?")
-    assert printed.endswith("lbproxy: error: nft delete table ip kube-proxy: no\nstatus 1\n")
+def test_what_needs_a_tool_that_is_missing_is_told_and_fails() -> None:
+    printed = inside(
+        """
+        iptables-legacy-restore
+        PATH=/none; cleanup 2>&1 || echo status $?
+        """,
+        KUBE_PROXY,
+    )
+    assert printed.endswith("iptables-legacy-restore can remove, and it is not installed here\nstatus 1\n")
+
+
+def test_what_can_not_be_removed_is_told_and_fails() -> None:
+    # Somebody's map leads to a chain of kube-proxy's: the kernel keeps it, and so all of the table.
+    printed = inside(
+        """
+        iptables-nft-restore
+        nft add map ip nat theirs '{ type inet_service : verdict; }'
+        nft add element ip nat theirs '{ 80 : jump KUBE-SERVICES }'
+        cleanup 2>&1 || echo status $?
+        iptables-nft-save -t nat
+        """,
+        KUBE_PROXY,
+    )
+    assert "lbproxy: error: iptables-nft: Device or resource busy\nstatus 1\n" in printed
+    assert '-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES' in printed
+
+
+def test_many_chains_go_at_once_and_without_a_tool() -> None:
+    printed = inside(
+        """
+        { echo '*nat'; echo ':KUBE-SERVICES - [0:0]'; echo '-A OUTPUT -j KUBE-SERVICES'
+          seq 10000 13999 | tr 0-9 A-J | sed 's/.*/:KUBE-SVC-ABCDEFGHIJK& - [0:0]/'
+          echo COMMIT; } | iptables-nft-restore
+        (PATH=/none; cleanup)
+        iptables-nft-save | grep -c KUBE || true
+        """
+    )
+    assert "iptables-nft: 4001 chains and 1 rules that lead to them" in printed
+    assert printed.endswith("\n0\n")
 
 
 def test_it_is_seen_that_kube_proxy_was_here() -> None:

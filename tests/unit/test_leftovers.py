@@ -111,5 +111,15 @@ def test_sets_and_tables_are_told_by_name() -> None:
         "KUBE-CLUSTER-IP",
         "KUBE-6-NODE-PORT-LOCAL-SCTP-HASH",
     ]
-    listed = "table ip filter\ntable ip6 kube-proxy\ntable inet kube-proxy\n"
-    assert leftovers.nft_tables(listed) == [("ip6", "kube-proxy")]
+    there = [("ip", "filter"), ("ip6", "kube-proxy"), ("inet", "kube-proxy")]
+    assert leftovers.nft_tables(there) == [("ip6", "kube-proxy")]
+
+
+def test_rules_may_be_told_by_numbers_and_of_chains_that_came_just_now() -> None:
+    rules = [
+        leftovers.Rule("OUTPUT", "7", "KUBE-SERVICES"),
+        leftovers.Rule("NEW", "8", "KUBE-MARK-MASQ"),
+        leftovers.Rule("KUBE-SERVICES", "9", SVC),
+    ]
+    chains = {"OUTPUT": True, "KUBE-SERVICES": False, SVC: False, "KUBE-MARK-MASQ": False}
+    assert leftovers.chosen(chains, rules) == (["KUBE-SERVICES", SVC], [rules[0]])
