@@ -34,12 +34,13 @@ from lbproxy import (
     node_watch,
     noting,
     open_connections,
+    orders,
     packet_path,
     secrecy,
     stale_sockets,
     web,
 )
-from lbproxy.core import events, model, outliers, probing, restoring, tables
+from lbproxy.core import events, migration, model, outliers, probing, restoring, tables
 from lbproxy.kernel import bpffs, datapath, features, maps, node
 from lbproxy.probes import asking, prober, trust
 
@@ -196,6 +197,7 @@ class _Agent:
         self._health_checks = health_checks.HealthChecks(settings, self._health_check_failed)
         self._node_watch = node_watch.NodeWatch(settings, both_families=node_watch.has_both_families())
         self._ejecting = ejecting.Ejecting(self._ejection_says)
+        self._orders = orders.Orders(settings, self._carried_out)
         self._prober = prober.Prober(
             settings.probe_concurrency,
             self._telemetry.probed,
@@ -281,10 +283,11 @@ class _Agent:
             spaces.run(control.ready),
             self._watch_hooks(),
             packets.run(),
+            self._take_over(hand_over, packets, control, spaces if learns else None),
+            _watch_return(hand_over, control),
+            self._orders.run(kernel, self._writing, control),
         ):
             tasks.create_task(running)
-        tasks.create_task(self._take_over(hand_over, packets, control, spaces if learns else None))
-        tasks.create_task(_watch_return(hand_over, control))
         tasks.create_task(self._announce(control, started_s))
         grew = self._reports.grew if self._reports is not None else lambda _what: None
         larger = growing.Growing(
@@ -379,6 +382,7 @@ class _Agent:
 
     def _emit(self, batch: typing.Sequence[events.Event]) -> None:
         self._node_watch.take(batch)
+        self._orders.take(batch)
         if self._controller is None:
             self._backlog.append(batch)
         else:
@@ -398,6 +402,10 @@ class _Agent:
         self._health_checks.passed(state, names, facts, control.health)
         self._prober.passed(state, names, frozenset(facts.local) if facts is not None else frozenset())
         self._ejecting.passed(control.reconciler, names)
+
+    def _carried_out(self, report: migration.Report) -> None:
+        if self._reports is not None:
+            self._reports.migration(report)
 
     def _health_check_failed(self, service: model.ServiceName, port: int, why: str) -> None:
         if self._reports is not None:

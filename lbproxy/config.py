@@ -52,6 +52,13 @@ class LogFormat(enum.StrEnum):
     JSON = "json"
 
 
+class TakeOver(enum.StrEnum):
+    """Whether the agent does what its Node tells it of the way from kube-proxy and back."""
+
+    NEVER = "never"
+    WHEN_TOLD = "when-told"
+
+
 class ListenAddress(typing.NamedTuple):
     """An IP address and a port to serve on."""
 
@@ -126,6 +133,7 @@ class Config:
     masquerade_all: bool = False
     masquerade_ports: tuple[int, int] | None = None  # first and last; None: what the node leaves free
     keep_client_address: bool = False  # towards pods of this node
+    take_over: TakeOver = TakeOver.NEVER
     flow_timeouts: node_rows.Timeouts = node_rows.DEFAULT_TIMEOUTS
     detect_local_mode: DetectLocalMode = DetectLocalMode.CLUSTER_CIDR
     cluster_cidrs: tuple[IPNetwork, ...] = ()

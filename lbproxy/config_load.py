@@ -238,6 +238,7 @@ def _build(resolved: _Resolved, host: Host, problems: list[str]) -> config.Confi
         masquerade_all=get("--masquerade-all"),
         masquerade_ports=get("--masquerade-ports"),
         keep_client_address=get("--keep-client-address"),
+        take_over=get("--take-over"),
         flow_timeouts=_flow_timeouts(resolved),
         detect_local_mode=get("--detect-local-mode"),
         cluster_cidrs=_cluster_cidrs(resolved, problems),

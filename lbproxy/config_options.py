@@ -195,6 +195,15 @@ OWN_OPTIONS = (
         help="pods of this node see their client's address under Cluster policy too; kube-proxy masquerades",
     ),
     Option(
+        flags=("--take-over",),
+        own_field="takeOver",
+        type=types.choice(config.TakeOver),
+        default="never",
+        group=Group.DATAPATH,
+        help="when-told: remove kube-proxy's rules, or leave new flows to it again, when the annotation "
+        "lbproxy.io/migrate of this node's Node says so; `lbproxy migrate cluster` writes it",
+    ),
+    Option(
         flags=("--healthz-bind-address",),
         kube_fields=("healthzBindAddress",),
         type=types.LISTEN,

@@ -77,6 +77,7 @@ class Controller:
         self.datapath_problem = ""  # a hook that is gone and can not be put back
         self.handover_problem = ""  # why no flow is begun yet beside another proxy's
         self.return_notice = ""  # that none is to be begun any more
+        self.migration_problem = ""  # why what the Node says is not carried out
         self.device_problems: typing.Sequence[str] = ()  # what keeps the packet path from devices
         self._node_due_s: float | None = None
         self._astray = False  # the ledger may no longer be what the kernel holds
@@ -323,7 +324,13 @@ class Controller:
     def reasons(self) -> list[str]:
         """What is not as it should be, one line each."""
         reasons = [*self._shortfalls.reasons(self.reconciler), *self._node.reasons]
-        problems = (self.growth_problem, self.datapath_problem, self.handover_problem, self.return_notice)
+        problems = (
+            self.growth_problem,
+            self.datapath_problem,
+            self.handover_problem,
+            self.return_notice,
+            self.migration_problem,
+        )
         reasons += [one for one in problems if one]
         reasons += self.device_problems
         if self.reconciler.awaits_node:

@@ -13,13 +13,10 @@ from collections.abc import Iterator
 
 import msgspec
 
-from lbproxy import errors, flow_table, handover, leftovers, output, render
-from lbproxy.core import conntrack, inventory, model, tables
-from lbproxy.kernel import anchor, inspection, maps, surroundings
-from lbproxy.kernel import conntrack as tracker
+from lbproxy import errors, leftovers, output, render, taking_over
+from lbproxy.core import inventory, migration, tables
+from lbproxy.kernel import anchor, inspection, maps
 
-_BATCH_ROWS = 4096
-_KUBE_PROXY = "kube-proxy"
 _HOW_TO_STOP = (
     "take its DaemonSet off this node, for instance: kubectl -n kube-system patch daemonset kube-proxy -p "
     '\'{"spec":{"template":{"spec":{"nodeSelector":{"lbproxy.io/no":"where"}}}}}\''
@@ -33,8 +30,8 @@ class Status(msgspec.Struct, frozen=True):
     returning: bool  # no flow is begun any more
     learning: bool  # the agent is about to take over
     kube_proxy_running: bool
-    kube_proxy_rules: list[str]  # what of kube-proxy is in force, where tools to look are installed
-    not_looked_for: list[str]  # whose tools are not
+    kube_proxy_rules: list[str]  # what of kube-proxy is in force
+    not_looked_for: list[str]  # what of it may not be looked for
     kept_alive: bool  # by the table inet lbproxy-handover
     flows_of_kube_proxy: dict[str, int]  # to addresses that lbproxy serves, by protocol
     flows_of_lbproxy: dict[str, int]
@@ -58,25 +55,17 @@ def main(args: argparse.Namespace) -> int:
 
 def read(root: pathlib.Path, opened: maps.BpfMaps) -> Status:
     """Look at everything. Raises AgentError where the kernel can not be asked."""
-    try:
-        theirs = handover.theirs(opened, tracker.translated)
-    except OSError as error:
-        raise errors.AgentError(f"cannot read the connection tracker: {error.strerror}") from error
-    counts, _ = flow_table.count(opened)
-    ours: dict[str, int] = {}
-    for kind, count in sorted(counts.flows.items()):
-        name = model.Protocol(kind.proto).name
-        ours[name] = ours.get(name, 0) + count
+    found = taking_over.flows(opened)
     return Status(
         inspection.agent(root).running,
         inventory.is_set(opened, tables.Handover.RETURN),
         inventory.is_set(opened, tables.Handover.LEARN),
-        bool(_kube_proxies()),
+        bool(taking_over.kube_proxies()),
         leftovers.present(),
         leftovers.unseen(),
         anchor.exists(),
-        {model.Protocol(proto).name: count for proto, count in sorted(theirs.items())},
-        ours,
+        found.of_kube_proxy,
+        found.of_lbproxy,
         sum(1 for _, row in opened.rows("sockets") if any(row[:8])),
     )
 
@@ -89,12 +78,12 @@ def _take_over(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool) -> in
         )
     if found.learning:
         raise errors.AgentError("the agent is not ready yet: try again when /healthz says 200")
-    if running := _kube_proxies():
+    if running := taking_over.kube_proxies():
         pids = ", ".join(map(str, running))
         raise errors.AgentError(
             f"kube-proxy runs here (pid {pids}), and would write its rules again: {_HOW_TO_STOP}"
         )
-    kept = _said(found.flows_of_kube_proxy)
+    kept = migration.counted(found.flows_of_kube_proxy)
     output.write(f"connections that kube-proxy began, and that stay as they are: {kept}")
     if dry_run:
         for what in found.kube_proxy_rules:
@@ -102,27 +91,18 @@ def _take_over(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool) -> in
         if found.returning:
             output.write("would begin new flows again")
         return 0
+    done = taking_over.take_over(opened, taking_over.Flows(found.flows_of_kube_proxy, found.flows_of_lbproxy))
     if found.returning:
-        opened.apply([tables.handover(tables.Handover.RETURN, 0)])
         output.write("new flows are lbproxy's again")
-    if found.flows_of_kube_proxy:
-        # The agent has made it long ago, but for flows that have come in the last seconds.
-        try:
-            anchor.make()
-        except OSError as error:
-            raise errors.AgentError(f"cannot make table inet {anchor.NAME}: {error.strerror}") from error
-    done = leftovers.Cleanup()
-    done.all()
     for what in done.removed:
         output.write(f"removed: {what}")
-    left = leftovers.present()
-    for what in (*done.failed, *(f"{what} is still there" for what in left)):
+    for what in (*done.failed, *done.unable, *(f"{what} is still there" for what in done.left)):
         print(f"lbproxy: error: {what}", file=sys.stderr)
-    if done.failed or left:
+    if done.failed or done.unable or done.left:
         return 1
-    for tool in found.not_looked_for:
-        output.write(f"not looked for, since its tools are not installed here: {tool}")
-    still = _said(handover.theirs(opened, tracker.translated))
+    for what in found.not_looked_for:
+        output.write(f"not looked for, for want of rights: {what}")
+    still = migration.counted(taking_over.flows(opened).of_kube_proxy)
     output.write(f"taken over. Connections that kube-proxy began and that go on: {still}")
     return 0
 
@@ -134,33 +114,17 @@ def _return(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool, force: b
             "kube-proxy is not to be seen here, and nobody would serve new connections: start it first, "
             "beside lbproxy (ports 10256 and 10249 it gets when lbproxy ends); --force where it is there"
         )
-    ours = _said(found.flows_of_lbproxy)
+    ours = migration.counted(found.flows_of_lbproxy)
     if dry_run:
         output.write(f"would begin no flow any more, and leave new ones to kube-proxy; going on: {ours}")
         return 0
-    settings, now = inventory.settings(opened), flow_table.tick()
-    known: set[tuple[int, conntrack.Tuple]] = set()
-
-    def reserve() -> int:
-        batches = opened.batches(tables.Table.FLOWS, _BATCH_ROWS)
-        found = (one for batch in batches for one in conntrack.reserved(*batch, now, settings))
-        new = {(one.proto, one.ends): one for one in found if (one.proto, one.ends) not in known}
-        known.update(new)
-        return tracker.reserve(new.values())
-
-    try:
-        # Before and after: else what begins meanwhile, or what kube-proxy begins at once, had none.
-        count = reserve()
-        opened.apply([tables.handover(tables.Handover.RETURN, 1)])
-        count += reserve()
-    except OSError as error:
-        print(f"lbproxy: cannot keep ports from kube-proxy: {error.strerror}", file=sys.stderr)
-        opened.apply([tables.handover(tables.Handover.RETURN, 1)])
-    else:
-        if count:
-            output.write(
-                f"{count} ports that flows are masqueraded with are reserved in the connection tracker"
-            )
+    done = taking_over.give_back(opened)
+    if done.problem:
+        print(f"lbproxy: {done.problem}", file=sys.stderr)
+    elif done.reserved:
+        output.write(
+            f"{done.reserved} ports that flows are masqueraded with are reserved in the connection tracker"
+        )
     output.write("new flows are kube-proxy's from now on, also after a restart of the agent")
     output.write(f"what goes on with lbproxy: {ours}; `lbproxy migrate status` says when it has ended")
     output.write(
@@ -190,24 +154,13 @@ def _present(found: Status) -> Iterator[render.Table | str]:
             ("agent", "runs" if found.agent_running else "does not run"),
             ("kube-proxy", "runs" if found.kube_proxy_running else "does not run here, or is not seen"),
             ("kube-proxy's rules", rules),
-            ("connections kube-proxy began", _said(found.flows_of_kube_proxy)),
+            ("connections kube-proxy began", migration.counted(found.flows_of_kube_proxy)),
             (
                 "kept alive without its rules",
                 f"yes, by table inet {anchor.NAME}" if found.kept_alive else "no",
             ),
-            ("flows lbproxy translates", _said(found.flows_of_lbproxy)),
+            ("flows lbproxy translates", migration.counted(found.flows_of_lbproxy)),
             ("sockets led to a backend", found.sockets_of_lbproxy),
         ],
         prose=True,
     )
-
-
-def _said(counts: dict[str, int] | dict[int, int]) -> str:
-    named = {
-        one if isinstance(one, str) else model.Protocol(one).name: count for one, count in counts.items()
-    }
-    return ", ".join(f"{count} {name}" for name, count in named.items()) or "none"
-
-
-def _kube_proxies() -> list[int]:
-    return [one.pid for one in surroundings.neighbours() if one.command == _KUBE_PROXY]

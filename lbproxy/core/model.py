@@ -161,3 +161,4 @@ class Node(msgspec.Struct, frozen=True, gc=False):
     pod_cidrs: tuple[str, ...]
     eligible: bool
     deleting: bool = False  # one of the two reasons not to be eligible
+    migrate: str = ""  # what its agent is told to do (core/migration.py)

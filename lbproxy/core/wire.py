@@ -188,11 +188,18 @@ class NodeLabels(_Wire):
     zone: str | None = msgspec.field(default=None, name="topology.kubernetes.io/zone")
 
 
+class NodeAnnotations(_Wire):
+    """The annotation that tells a Node's agent something (core/migration.py)."""
+
+    migrate: _Any = msgspec.field(default="", name="lbproxy.io/migrate")
+
+
 class NodeMetadata(_Wire):
     """A Node's metadata."""
 
     name: str
     labels: NodeLabels | None = None
+    annotations: NodeAnnotations | None = None
     deletion_timestamp: _Any = None
 
 

@@ -15,8 +15,10 @@ import time
 import typing
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from lbproxy import secrecy
-from lbproxy.core import events, model, token_bucket
+from lbproxy.core import events, migration, model, token_bucket
 from lbproxy.kube import client
 
 CONTROLLER = "lbproxy"
@@ -74,6 +76,8 @@ class Reports:
         )
         # Likewise: many small mistakes do not keep a rejection from being told.
         self._warning_bucket = token_bucket.TokenBucket(BURST, REFILL_PER_S, monotonic())
+        # Somebody waits for the answer.
+        self._order_bucket = token_bucket.TokenBucket(BURST, REFILL_PER_S, monotonic())
         self._queue: asyncio.Queue[tuple[str, dict[str, object]]] = asyncio.Queue(QUEUE_EVENTS)
         self._failing = False
 
@@ -124,6 +128,15 @@ class Reports:
         """Say that tables of this node were made larger."""
         self._enqueue(self._node, "Normal", "MapsGrown", "GrowMaps", what)
 
+    def migration(self, report: migration.Report) -> None:
+        """Say what became of what the Node told its agent, to people and to whoever told it."""
+        kind = "Warning" if report.problem else "Normal"
+        told = {migration.REPORT: msgspec.json.encode(report).decode()}
+        note = migration.described(report)
+        self._enqueue(
+            self._node, kind, migration.REASON, "Migrate", note, self._order_bucket, annotations=told
+        )
+
     async def run(self) -> typing.NoReturn:
         """Post what is queued until cancelled."""
         while True:
@@ -172,16 +185,20 @@ class Reports:
         action: str,
         note: str,
         bucket: token_bucket.TokenBucket | None = None,
+        annotations: Mapping[str, str] | None = None,
     ) -> bool:
         regarding = {field: value for field, value in regarding.items() if value}
         # Events about objects without a namespace are kept in this one (EV-1).
         namespace = regarding.get("namespace", "default")
         stem = regarding["name"][: NAME_CHARACTERS - 17]
         now = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC)
+        metadata: dict[str, object] = {"name": f"{stem}.{secrets.token_hex(8)}", "namespace": namespace}
+        if annotations:
+            metadata["annotations"] = {name: secrecy.without(text) for name, text in annotations.items()}
         body: dict[str, object] = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            "metadata": {"name": f"{stem}.{secrets.token_hex(8)}", "namespace": namespace},
+            "metadata": metadata,
             "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "reportingController": CONTROLLER,
             "reportingInstance": self._instance,

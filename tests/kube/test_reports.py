@@ -4,9 +4,10 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
-from lbproxy.core import events, model
+from lbproxy.core import events, migration, model
 from lbproxy.kube import client, reports
 from lbproxy.lab import apiserver
 from tests.kube.conftest import eventually
@@ -245,3 +246,21 @@ async def test_the_health_of_backends_is_said_on_their_service_and_keeps_nobody_
     assert (body["regarding"]["kind"], body["regarding"]["name"]) == ("Service", "web")
     assert post.bodies[-1]["reason"] == "InvalidObject"
     assert reporter.dropped == 1
+
+
+async def test_what_became_of_an_order_is_said_to_people_and_to_programs() -> None:
+    post = Post()
+    reporter = reports.Reports(post, "node-a")
+    told = migration.Report("take-over/1", serving=True, removed=("table",), flows_of_kube_proxy={"TCP": 2})
+    async with running(reporter):
+        reporter.migration(told)
+        reporter.migration(migration.Report("return/2", "no rules"))
+        await eventually(lambda: len(post.bodies) == 2)
+    done, failed = post.bodies
+    assert done["regarding"] == {"kind": "Node", "name": "node-a", "apiVersion": "v1"}
+    assert (done["reason"], done["type"], failed["type"]) == (migration.REASON, "Normal", "Warning")
+    assert done["note"] == (
+        "take-over/1: done; removed: table; lbproxy serves, going on with kube-proxy: 2 TCP"
+    )
+    carried = done["metadata"]["annotations"][migration.REPORT]
+    assert msgspec.json.decode(carried, type=migration.Report) == told

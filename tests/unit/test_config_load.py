@@ -475,8 +475,10 @@ def test_a_file_says_how_to_masquerade(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(
         "apiVersion: lbproxy.io/v1alpha1\nkind: LbproxyConfiguration\n"
-        "masqueradePorts: 50000-59999\nkeepClientAddress: true\nmode: dsr\n"
+        "masqueradePorts: 50000-59999\nkeepClientAddress: true\nmode: dsr\ntakeOver: when-told\n"
     )
     loaded = load("--config", str(file))
     assert (loaded.masquerade_ports, loaded.keep_client_address) == ((50000, 59999), True)
     assert loaded.mode is model.PacketMode.DSR
+    assert loaded.take_over is config.TakeOver.WHEN_TOLD
+    assert load().take_over is config.TakeOver.NEVER

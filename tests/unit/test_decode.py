@@ -205,6 +205,21 @@ def test_a_node_about_to_go_is_not_eligible(encoded: Encoding, metadata: Object,
     assert value.deleting is bool(metadata)
 
 
+@pytest.mark.parametrize(
+    ("annotations", "told"),
+    [
+        (None, ""),
+        ({}, ""),
+        ({"lbproxy.io/migrate": "take-over/1"}, "take-over/1"),
+        ({"lbproxy.io/migrate": 1}, "1"),
+    ],
+)
+def test_a_node_says_what_its_agent_is_to_do(annotations: Object | None, told: str) -> None:
+    read = decode.node({"metadata": {"name": "node-a", "annotations": annotations}}).value
+    assert isinstance(read, model.Node)
+    assert read.migrate == told
+
+
 def test_a_node_with_another_taint_or_little_else_is_eligible() -> None:
     assert decode.node(a_node(spec={"taints": [{"key": "dedicated"}]})).value == model.Node(
         "node-a", (), "zone-1", (), True

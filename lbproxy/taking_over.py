@@ -1,0 +1,113 @@
+"""What a node's migration comes to: kube-proxy's rules go, or flows are left to it again.
+
+`lbproxy migrate` does it when somebody at the node says so, the agent when its Node does.
+"""
+
+import os
+import typing
+
+from lbproxy import errors, flow_table, handover, leftovers
+from lbproxy.core import conntrack, inventory, model, tables
+from lbproxy.kernel import anchor, maps, surroundings
+from lbproxy.kernel import conntrack as tracker
+
+_BATCH_ROWS: typing.Final = 4096
+_KUBE_PROXY: typing.Final = "kube-proxy"
+_PORTS: typing.Final = {10256: "healthz", 10249: "metrics"}  # kube-proxy's, and by default ours
+
+
+class Flows(typing.NamedTuple):
+    """Flows to addresses that lbproxy serves, by protocol, and by who translates them."""
+
+    of_kube_proxy: dict[str, int]
+    of_lbproxy: dict[str, int]
+
+
+class Removed(typing.NamedTuple):
+    """What was removed of kube-proxy's, what failed, what no tool is there for, and what is in force now."""
+
+    removed: tuple[str, ...]
+    failed: tuple[str, ...]
+    unable: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+class Returned(typing.NamedTuple):
+    """How many ports were kept from kube-proxy, and why that may be too few."""
+
+    reserved: int
+    problem: str
+
+
+def flows(kernel: maps.Maps) -> Flows:
+    """Count them. Raises AgentError where the connection tracker can not be read."""
+    try:
+        theirs = handover.theirs(kernel, tracker.translated)
+    except OSError as error:
+        raise errors.AgentError(f"cannot read the connection tracker: {error.strerror}") from error
+    counts, _ = flow_table.count(kernel)
+    ours: dict[str, int] = {}
+    for kind, count in sorted(counts.flows.items()):
+        name = model.Protocol(kind.proto).name
+        ours[name] = ours.get(name, 0) + count
+    return Flows({model.Protocol(proto).name: count for proto, count in sorted(theirs.items())}, ours)
+
+
+def kube_proxies() -> list[int]:
+    """The processes of this network namespace that are kube-proxy, as far as processes are seen from here."""
+    return [one.pid for one in surroundings.neighbours() if one.command == _KUBE_PROXY]
+
+
+def kube_proxys_ports() -> list[str]:
+    """Which of kube-proxy's ports another process than this one has, where its processes are not seen."""
+    found = []
+    for port, what in _PORTS.items():
+        listener = surroundings.listener(what, "", "0.0.0.0", port)
+        if listener.taken and listener.pid != os.getpid():
+            found.append(f"{port} ({what})")
+    return found
+
+
+def take_over(kernel: maps.Maps, found: Flows) -> Removed:
+    """Begin new flows, and remove what kube-proxy has left; flows that go on are kept alive before that.
+
+    Raises AgentError where nothing may be removed yet.
+    """
+    if inventory.is_set(kernel, tables.Handover.RETURN):
+        kernel.apply([tables.handover(tables.Handover.RETURN, 0)])
+    if found.of_kube_proxy:
+        # The agent has made it long ago, but for flows that have come in the last seconds.
+        try:
+            anchor.make()
+        except OSError as error:
+            raise errors.AgentError(f"cannot make table inet {anchor.NAME}: {error.strerror}") from error
+    done = leftovers.Cleanup()
+    done.all()
+    return Removed(tuple(done.removed), tuple(done.failed), tuple(done.unable), tuple(leftovers.present()))
+
+
+def give_back(kernel: maps.Maps) -> Returned:
+    """Begin no flow any more, and keep the ports of those that go on from kube-proxy."""
+    settings, now = inventory.settings(kernel), flow_table.tick()
+    known: set[tuple[int, conntrack.Tuple]] = set()
+
+    def reserve() -> int:
+        batches = kernel.batches(tables.Table.FLOWS, _BATCH_ROWS)
+        found = (one for batch in batches for one in conntrack.reserved(*batch, now, settings))
+        new = {(one.proto, one.ends): one for one in found if (one.proto, one.ends) not in known}
+        known.update(new)
+        return tracker.reserve(new.values())
+
+    count, problem = 0, ""
+    # Before and after: else what begins meanwhile, or what kube-proxy begins at once, had none.
+    try:
+        count = reserve()
+    except OSError as error:
+        problem = f"cannot keep ports from kube-proxy: {error.strerror}"
+    kernel.apply([tables.handover(tables.Handover.RETURN, 1)])
+    if not problem:
+        try:
+            count += reserve()
+        except OSError as error:
+            problem = f"cannot keep ports from kube-proxy: {error.strerror}"
+    return Returned(count, problem)
