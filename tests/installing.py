@@ -37,10 +37,13 @@ def address(text: str) -> bytes:
     return packed
 
 
-def endpoint(ip: str, node: str = NODE, **fields: typing.Any) -> model.Endpoint:
+def endpoint(
+    ip: str, node: str = NODE, zone_hints: tuple[str, ...] = (), **fields: typing.Any
+) -> model.Endpoint:
     """A ready endpoint, unless `fields` say otherwise."""
-    values = {"ready": True, "serving": True, "terminating": False, "zone_hints": (), "node_hints": ()}
-    return model.Endpoint(address=address(ip), node_name=node, zone=ZONE, **{**values, **fields})
+    place = model.Place(node, ZONE, zone_hints)
+    values = {"ready": True, "serving": True, "terminating": False, "place": place}
+    return model.Endpoint(address=address(ip), **{**values, **fields})
 
 
 class Installer:

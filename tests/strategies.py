@@ -115,6 +115,13 @@ def services(draw: st.DrawFn) -> model.Service:
     )
 
 
+def _endpoint(
+    address: bytes, ready: bool, serving: bool, terminating: bool, *rest: typing.Any
+) -> model.Endpoint:
+    *place, weight = rest
+    return model.Endpoint(address, ready, serving, terminating, model.Place(*place), weight)
+
+
 def endpoints(family: model.Family, heaviest: int = 1) -> st.SearchStrategy[model.Endpoint]:
     """An endpoint in any of its conditions."""
     return picks(
@@ -127,7 +134,7 @@ def endpoints(family: model.Family, heaviest: int = 1) -> st.SearchStrategy[mode
         [(), *((zone,) for zone in ZONES), ZONES],
         [(), *((node,) for node in NODES), NODES[:2]],
         range(1, heaviest + 1),
-    ).map(lambda picked: model.Endpoint(*picked))
+    ).map(lambda picked: _endpoint(*picked))
 
 
 @st.composite

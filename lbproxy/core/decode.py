@@ -147,7 +147,7 @@ def _fill_in(value: wire.Service | wire.EndpointSlice | wire.Node) -> None:
 
 def _service(value: wire.Service, warnings: list[str]) -> events.Upsert:
     metadata = value.metadata
-    name = events.ObjectName(_namespace(metadata.namespace), _name(metadata.name, _LABEL))
+    name = model.ServiceName(_namespace(metadata.namespace), _name(metadata.name, _LABEL))
     spec = value.spec or wire.ServiceSpec()
     cluster_ip = spec.cluster_ip or (spec.cluster_ips[0] if spec.cluster_ips else "")
     if (
@@ -171,7 +171,7 @@ def _service(value: wire.Service, warnings: list[str]) -> events.Upsert:
         events.Kind.SERVICE,
         name,
         model.Service(
-            name=model.ServiceName(*name),
+            name=name,
             cluster_ips=cluster_ips,
             external_ips=_external_ips(spec.external_ips, families, warnings),
             load_balancer_ips=_outside_addresses(load_balancer_ips, families),
@@ -475,10 +475,12 @@ def _endpoints(
                 ready,
                 serving,
                 terminating,
-                _interned(endpoint.node_name),
-                _interned(endpoint.zone),
-                _hinted(hints.for_zones) if hints else (),
-                _hinted(hints.for_nodes) if hints else (),
+                _shared_place(
+                    _interned(endpoint.node_name),
+                    _interned(endpoint.zone),
+                    _hinted(hints.for_zones) if hints else (),
+                    _hinted(hints.for_nodes) if hints else (),
+                ),
             )
         )
     if bad:
@@ -574,6 +576,13 @@ def _shared_probe(asked: str, settings: str) -> probe.Probe:
 @functools.lru_cache(1024)
 def _shared_slice_ports(ports: tuple[model.SlicePort, ...]) -> tuple[model.SlicePort, ...]:
     return ports
+
+
+@functools.lru_cache(8192)
+def _shared_place(
+    node_name: str, zone: str, zone_hints: tuple[str, ...], node_hints: tuple[str, ...]
+) -> model.Place:
+    return model.Place(node_name, zone, zone_hints, node_hints)
 
 
 def _interned(text: str | None) -> str:

@@ -22,14 +22,7 @@ class Kind(enum.StrEnum):
     MANIFEST = "Manifest"  # not of the API: a file of the manifests source, in `Rejected` alone
 
 
-class ObjectName(typing.NamedTuple):
-    """An object's place in the API; `namespace` is empty for a Node."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+ObjectName = model.ObjectName
 
 
 class Upsert(typing.NamedTuple):

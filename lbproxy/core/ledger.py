@@ -132,7 +132,8 @@ class Ledger:
         # Those with least-connections, a set that keeps its order; and how often one was added.
         self.counted: dict[model.PortKey, None] = {}
         self.counted_anew = 0
-        self._ports: dict[model.ServiceName, tuple[model.PortKey, ...]] = {}
+        # Most have one: as in the state, no tuple around each of these.
+        self._ports: dict[model.ServiceName, model.PortKey | tuple[model.PortKey, ...]] = {}
         self._localities: dict[tuple[str, str], int] = {}
         self.claims = claims.Claims()
         self.range_rows = 0
@@ -174,7 +175,8 @@ class Ledger:
 
     def ports(self, name: model.ServiceName) -> tuple[model.PortKey, ...]:
         """What of a Service is in the kernel."""
-        return self._ports.get(name, ())
+        known = self._ports.get(name, ())
+        return (known,) if isinstance(known, model.PortKey) else known
 
     def change(
         self, wanted: typing.Mapping[model.ServiceName, typing.Sequence[plan.PortPlan]], now_s: float
@@ -191,7 +193,7 @@ class Ledger:
         self._of_nobody = []
         for name, ports in wanted.items():
             keep = {port.key for port in ports}
-            for key in self._ports.get(name, ()):
+            for key in self.ports(name):
                 if key not in keep:
                     self._remove(key, out, now_s)
         for name, ports in wanted.items():
@@ -202,8 +204,7 @@ class Ledger:
                     refused[port.key] = full
             kept = tuple(port.key for port in ports if port.key in self.installed)
             self._ports.pop(name, None)
-            if kept:
-                self._ports[name] = kept
+            self._set_ports(name, kept)
         out.names += self._unwritten
         self._unwritten = []
         for write in out.ranges_gone:
@@ -300,6 +301,10 @@ class Ledger:
         self._write_frontends(port.key, frontends, have.frontends if have else {}, out)
         if have is not None:
             self._retire(have, want, out, now_s)
+
+    def _set_ports(self, name: model.ServiceName, ports: tuple[model.PortKey, ...]) -> None:
+        if ports:
+            self._ports[name] = ports if len(ports) > 1 else ports[0]
 
     def _put_installed(self, key: model.PortKey, want: installed.Installed) -> None:
         # Anew, not in place: a key that was restored is a copy of what the state holds anyway. So are
@@ -549,7 +554,7 @@ class Ledger:
         """Take a service port as the kernel has it."""
         self.installed[key] = found
         self._note_counted(key, found)
-        self._ports[key.service] = (*self._ports.get(key.service, ()), key)
+        self._set_ports(key.service, (*self.ports(key.service), key))
         for frontend in found.frontends:
             self.claims.claim(frontend, key)
         self._count(found)

@@ -56,14 +56,20 @@ class SourceRange(typing.NamedTuple):
     prefix_length: int
 
 
-class ServiceName(typing.NamedTuple):
-    """What names a Service: the unit of change."""
+class ObjectName(typing.NamedTuple):
+    """An object's place in the API; `namespace` is empty for a Node."""
 
     namespace: str
     name: str
 
     def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+
+class ServiceName(ObjectName):
+    """What names a Service: the unit of change."""
+
+    __slots__ = ()
 
 
 class PortKey(typing.NamedTuple):
@@ -118,6 +124,15 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     ejection: ejection_.Ejection | None = None  # None: no backend is left out for failing
 
 
+class Place(msgspec.Struct, frozen=True, gc=False):
+    """Where an endpoint is and for whom: of many endpoints the same, so that they share one."""
+
+    node_name: str
+    zone: str
+    zone_hints: tuple[str, ...] = ()
+    node_hints: tuple[str, ...] = ()
+
+
 class Endpoint(msgspec.Struct, frozen=True, gc=False):
     """One address of an EndpointSlice with its conditions resolved to their defaults (EP-1)."""
 
@@ -125,10 +140,7 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
     ready: bool
     serving: bool
     terminating: bool
-    node_name: str
-    zone: str
-    zone_hints: tuple[str, ...]
-    node_hints: tuple[str, ...]
+    place: Place
     weight: int = 1
 
 

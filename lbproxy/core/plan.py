@@ -335,7 +335,7 @@ def _backend(
     against: int,
     left_out: int,
 ) -> BackendPlan:
-    if node_name and endpoint.node_name == node_name:
+    if node_name and endpoint.place.node_name == node_name:
         sets |= _HERE
     if endpoint.ready:
         backend_state = tables.BackendState.ACTIVE
@@ -350,8 +350,8 @@ def _backend(
         place.port,
         backend_state,
         sets,
-        endpoint.node_name,
-        endpoint.zone,
+        endpoint.place.node_name,
+        endpoint.place.zone,
         weight,
         against,
         left_out,

@@ -416,7 +416,7 @@ def users(
             if all(User(key, place) in down for place in chosen):
                 sets = topology.usable(endpoints, node_name, zone, hinted=False).sets
             for place, bits in zip(places, sets, strict=True):
-                here = bool(node_name) and merged[place].node_name == node_name
+                here = bool(node_name) and merged[place].place.node_name == node_name
                 if bits & drawn and reach.may_be_probed(place.address, own, here=here):
                     asked_at = service.probe.port or place.port
                     found[User(key, place)] = Target(place.address, asked_at, asked)

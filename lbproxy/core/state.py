@@ -31,7 +31,8 @@ class ClusterState:
         self.node_name = node_name
         self._services: dict[model.ServiceName, model.Service] = {}
         self._slices: dict[events.ObjectName, model.EndpointSlice] = {}
-        self._slices_of: dict[model.ServiceName, tuple[model.EndpointSlice, ...]] = {}
+        # Nearly all have one: a tuple around each would be half a megabyte with 10,000 Services.
+        self._slices_of: dict[model.ServiceName, model.EndpointSlice | tuple[model.EndpointSlice, ...]] = {}
         self._node: model.Node | None = None
         self._synced: set[events.Kind] = set()
 
@@ -81,7 +82,8 @@ class ClusterState:
 
     def slices(self, name: model.ServiceName) -> tuple[model.EndpointSlice, ...]:
         """Return the slices that name a Service, in no particular order."""
-        return self._slices_of.get(name, ())
+        filed = self._slices_of.get(name, ())
+        return filed if isinstance(filed, tuple) else (filed,)
 
     def services(self) -> Iterator[model.Service]:
         """Iterate over the Services that are to be balanced."""
@@ -136,20 +138,23 @@ class ClusterState:
         return self._known(old.service)
 
     def _file(self, slice_: model.EndpointSlice) -> None:
-        self._slices_of[slice_.service] = (*self._slices_of.get(slice_.service, ()), slice_)
+        self._set_slices(slice_.service, (*self.slices(slice_.service), slice_))
 
     def _refile(self, slice_: model.EndpointSlice) -> None:
-        filed = self._slices_of[slice_.service]
-        self._slices_of[slice_.service] = tuple(
-            slice_ if other.name == slice_.name else other for other in filed
+        filed = self.slices(slice_.service)
+        self._set_slices(
+            slice_.service, tuple(slice_ if other.name == slice_.name else other for other in filed)
         )
 
     def _unfile(self, slice_: model.EndpointSlice) -> None:
-        rest = tuple(other for other in self._slices_of[slice_.service] if other.name != slice_.name)
-        if rest:
-            self._slices_of[slice_.service] = rest
+        filed = self.slices(slice_.service)
+        self._set_slices(slice_.service, tuple(other for other in filed if other.name != slice_.name))
+
+    def _set_slices(self, name: model.ServiceName, filed: tuple[model.EndpointSlice, ...]) -> None:
+        if filed:
+            self._slices_of[name] = filed if len(filed) > 1 else filed[0]
         else:
-            del self._slices_of[slice_.service]
+            self._slices_of.pop(name, None)
 
     def _known(self, name: model.ServiceName) -> Set[model.ServiceName]:
         return {name} if name in self._services else NOTHING

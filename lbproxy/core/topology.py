@@ -63,7 +63,7 @@ def usable(endpoints: Sequence[model.Endpoint], node_name: str, zone: str, *, hi
     # A start comes by every endpoint of the cluster: nothing is called that need not be.
     ready = [endpoint for endpoint in endpoints if endpoint.ready]
     any_ready = bool(ready)
-    local_ready = bool(node_name) and node_name in [endpoint.node_name for endpoint in ready]
+    local_ready = bool(node_name) and node_name in [endpoint.place.node_name for endpoint in ready]
     level = _hinted_level(ready, node_name, zone) if hinted else None
     any_draining = False
     sets = []
@@ -74,7 +74,11 @@ def usable(endpoints: Sequence[model.Endpoint], node_name: str, zone: str, *, hi
         if in_cluster and level is not None:
             in_cluster = level(endpoint, node_name, zone)
         bits = CLUSTER if in_cluster else 0
-        if endpoint.node_name == node_name and node_name and (endpoint.ready if local_ready else draining):
+        if (
+            endpoint.place.node_name == node_name
+            and node_name
+            and (endpoint.ready if local_ready else draining)
+        ):
             bits |= LOCAL
         sets.append(bits)
     return Usable(tuple(sets), any_ready or any_draining, level is not None)
@@ -97,13 +101,13 @@ def _hinted_level(
 
     One ready endpoint without a hint of a level switches that level off.
     """
-    if not ready or not (ready[0].node_hints or ready[0].zone_hints):
+    if not ready or not (ready[0].place.node_hints or ready[0].place.zone_hints):
         return None
-    if all(endpoint.node_hints for endpoint in ready) and any(
+    if all(endpoint.place.node_hints for endpoint in ready) and any(
         _hinted_for_node(endpoint, node_name, zone) for endpoint in ready
     ):
         return _hinted_for_node
-    if all(endpoint.zone_hints for endpoint in ready) and any(
+    if all(endpoint.place.zone_hints for endpoint in ready) and any(
         _hinted_for_zone(endpoint, node_name, zone) for endpoint in ready
     ):
         return _hinted_for_zone
@@ -111,8 +115,8 @@ def _hinted_level(
 
 
 def _hinted_for_node(endpoint: model.Endpoint, node_name: str, _zone: str) -> bool:
-    return bool(node_name) and node_name in endpoint.node_hints
+    return bool(node_name) and node_name in endpoint.place.node_hints
 
 
 def _hinted_for_zone(endpoint: model.Endpoint, _node_name: str, zone: str) -> bool:
-    return bool(zone) and zone in endpoint.zone_hints
+    return bool(zone) and zone in endpoint.place.zone_hints

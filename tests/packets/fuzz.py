@@ -283,7 +283,7 @@ def _service(made: harness.Harness, lot: random.Random, number: int, protocol: m
     pods = [POD_A, POD_A6, POD_B, POD_B6, NODE, NODE6]
     backends = lot.sample(pods, lot.choice((0, 1, 2, 4, 6, 6)))
     node_of = {POD_B: "node-2", POD_B6: "node-2"}
-    states: tuple[dict[str, bool], ...] = (
+    states: tuple[dict[str, typing.Any], ...] = (
         {},
         {},
         {},

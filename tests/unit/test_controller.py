@@ -499,7 +499,9 @@ def hinted_slice() -> model.EndpointSlice:
     return msgspec.structs.replace(
         plain,
         endpoints=tuple(
-            msgspec.structs.replace(endpoint, node_name="node-b", zone_hints=(f"zone-{number}",))
+            msgspec.structs.replace(
+                endpoint, place=model.Place("node-b", endpoint.place.zone, (f"zone-{number}",))
+            )
             for number, endpoint in enumerate(plain.endpoints, 1)
         ),
     )

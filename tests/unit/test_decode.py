@@ -158,7 +158,11 @@ def test_endpoint_slice(encoded: Encoding) -> None:
             ports=(model.SlicePort("http", model.Protocol.TCP, 8080),),
             endpoints=(
                 model.Endpoint(
-                    ips("10.244.1.2")[0], False, True, True, "node-a", "zone-1", ("zone-1",), ("node-a",)
+                    ips("10.244.1.2")[0],
+                    False,
+                    True,
+                    True,
+                    model.Place("node-a", "zone-1", ("zone-1",), ("node-a",)),
                 ),
             ),
             trigger_time_s=60.25,
@@ -751,7 +755,7 @@ def test_ten_thousand_endpoints_in_one_slice(encoded: Encoding) -> None:
     ]
     decoded = slice_of(decode.endpoint_slice(encoded(a_slice(endpoints=endpoints))))
     assert len({endpoint.address for endpoint in decoded.endpoints}) == 10_000
-    assert len({id(endpoint.node_name) for endpoint in decoded.endpoints}) == 7, "names are shared"
+    assert len({id(endpoint.place) for endpoint in decoded.endpoints}) == 7, "places are shared"
 
 
 def test_short_manifests_get_the_api_servers_defaults() -> None:

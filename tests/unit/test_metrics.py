@@ -176,7 +176,7 @@ def service(name: model.ServiceName = WEB, cluster_ip: str = "10.96.0.1", **more
 
 
 def endpoint(address: str, node: str = NODE, ready: bool = True, terminating: bool = False) -> model.Endpoint:
-    return model.Endpoint(ip(address), ready, True, terminating, node, "", (), ())
+    return model.Endpoint(ip(address), ready, True, terminating, model.Place(node, ""))
 
 
 class Scraped:
