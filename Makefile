@@ -54,7 +54,7 @@ bench: setup ## measure beside kube-proxy and no proxy (about 11 minutes, 16 wit
 	@$(VENV)/bin/python -m benchmarks.run quick $(BENCH_ARGS)
 
 .PHONY: bench-full
-bench-full: setup ## the same at 1 to 30,000 services, with more rounds (well over an hour)
+bench-full: setup ## the same at 1 to 30,000 services, with more rounds (about 50 minutes)
 	@$(VENV)/bin/python -m benchmarks.run full $(BENCH_ARGS)
 
 .PHONY: report

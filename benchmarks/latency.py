@@ -17,7 +17,7 @@ from benchmarks import arena, cluster, contestants, results
 
 _POLL_TIMEOUT_MS = 2000
 _SHOW_TIMEOUT_S = 200.0  # nftables with 30,000 services, and then some
-_PATIENCE_S, _FEW = 120.0, 5
+_PATIENCE_S, _FEW = 60.0, 3
 
 
 def programming(of: contestants.Contestant, changes: int, churn_per_s: float) -> results.Programming:

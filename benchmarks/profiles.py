@@ -47,22 +47,22 @@ QUICK = Profile(
 )
 FULL = Profile(
     name="full",
-    takes="well over an hour",
+    takes="about 50 minutes",
     services=(1, 100, 1_000, 5_000, 10_000, 30_000),
-    short_rounds=32,
-    short_s=0.4,
-    other_rounds=12,
-    other_s=0.3,
+    short_rounds=24,
+    short_s=0.3,
+    other_rounds=8,
+    other_s=0.25,
     others_everywhere=True,
     starts=5,
     changes=60,
     cpu_s=30.0,
-    packet_rounds=21,
+    packet_rounds=15,
     packet_services=30_000,
-    maglev_repeats=41,
-    balancing_rounds=15,
+    maglev_repeats=21,
+    balancing_rounds=9,
     outside_rounds=12,
-    outside_s=0.4,
+    outside_s=0.3,
 )
 # Shows that everything works; its figures mean nothing.
 SMOKE = Profile(
