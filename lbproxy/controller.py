@@ -333,6 +333,7 @@ class Controller:
         )
         reasons += [one for one in problems if one]
         reasons += self.device_problems
+        reasons += self._rejections.lines
         if self.reconciler.awaits_node:
             reasons.append(self._node_unread)
         if not self.ready.is_set():

@@ -360,7 +360,8 @@ WATCH_FAILURES = Definition(
 REJECTED_OBJECTS = Definition(
     "lbproxy_rejected_objects",
     Type.GAUGE,
-    "Objects that could not be understood and whose last good version is in force",
+    "Objects that could not be understood and whose last good version is in force; "
+    "of manifests, files and folders that can not be read, or are gone",
     KIND,
 )
 REJECTED = Definition(

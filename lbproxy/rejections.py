@@ -1,5 +1,6 @@
 """Which objects can not be understood as they are now, and which are odd; the log has each once."""
 
+import itertools
 import logging
 import typing
 
@@ -7,6 +8,7 @@ from lbproxy import metrics
 from lbproxy.core import events
 
 _log = logging.getLogger(__name__)
+_LINES: typing.Final = 10  # health answers are read by people
 
 Key = tuple[events.Kind, events.ObjectName]
 Report = typing.Callable[[events.Rejected | events.Upsert], None]
@@ -21,6 +23,15 @@ class Rejections:
         self._telemetry = telemetry
         self._report = report
         self._warned: dict[Key, tuple[str, ...]] = {}
+
+    @property
+    def lines(self) -> list[str]:
+        """What is rejected now, one line each; of many the first."""
+        some = itertools.islice(self.reasons.items(), _LINES)
+        lines = [events.rejection(kind, name, reason) for (kind, name), reason in some]
+        if more := len(self.reasons) - len(lines):
+            lines.append(f"and {more} more objects are rejected: see lbproxy_rejected_objects and the log")
+        return lines
 
     def take(self, event: events.Event) -> None:
         """Say what is new about an object, and forget what is no longer so."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from lbproxy import abi, handover, noting, render
-from lbproxy.core import fill, inventory, listing, notes, tables
+from lbproxy.core import events, fill, inventory, listing, notes, tables
 from lbproxy.kernel import inspection, maps
 
 # --- maps ---
@@ -171,7 +171,7 @@ def _given_back(opened: maps.BpfMaps) -> Iterator[str]:
 
 def _rejected(noted: notes.Notes) -> Iterator[str]:
     for one in noted.rejected[:_FEW]:
-        yield f"{one.kind} {one.name} is rejected, and its last good version in force: {one.reason}"
+        yield events.rejection(one.kind, one.name, one.reason)
     if len(noted.rejected) > _FEW:
         yield f"and {len(noted.rejected) - _FEW} more objects are rejected: see the agent's log"
 

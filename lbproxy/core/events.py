@@ -61,6 +61,11 @@ class Rejected(typing.NamedTuple):
     uid: str = ""
 
 
+def rejection(kind: str, name: object, reason: str) -> str:
+    """A rejection in a line."""
+    return f"{kind} {name} is rejected, and its last good version in force, if any: {reason}"
+
+
 class Accepted(typing.NamedTuple):
     """What was rejected under this name is no more: it is as it was before, or was none."""
 

@@ -104,11 +104,12 @@ class Manifests:
         try:
             found = _scan(self._path)
         except OSError as error:
-            reason = f"{self._path}: {error.strerror}; the last state stays in force"
-            if self.state.last_error != reason:
-                self.state.last_error = reason
-                _log.warning("%s", reason)
-            return []
+            reason = f"{error.strerror}; the last state stays in force"
+            if self.state.last_error == reason:
+                return []
+            self.state.last_error = reason
+            return [events.Rejected(*self._whole, reason)]
+        back = self._back()
         self.state.last_error = ""
         first = not self.state.synced
         changed = [name for name, signature in found.items() if self._is_due(name, signature, now=first)]
@@ -119,13 +120,27 @@ class Manifests:
             self._read(name)
         self.state.files = len(self._files)
         if not (first or changed or vanished):
-            return []
+            return back
         self.state.last_change_s = time.time()
-        batch = self._differences()
+        batch = back + self._differences()
         if first:
             batch += [events.Synced(kind) for kind in documents.GROUPS]
             self.state.synced = True
         return batch
+
+    @property
+    def _whole(self) -> Key:
+        return events.Kind.MANIFEST, events.ObjectName("", str(self._path))
+
+    def _back(self) -> list[events.Event]:
+        """What is to be told where the path was gone, and can be read again."""
+        if not self.state.last_error:
+            return []
+        # A path that is a file may be at fault in another way, too, and that goes on.
+        return [
+            events.Accepted(*self._whole),
+            *(known for known in self._rejected if _key(known) == self._whole),
+        ]
 
     def _is_due(self, name: str, signature: Signature, *, now: bool) -> bool:
         """Whether a file is to be read: it differs from what was read and has settled, or never does."""

@@ -397,17 +397,33 @@ def test_one_file_may_be_given_by_any_name(tmp_path: pathlib.Path) -> None:
     assert set(seen.present) == {"default/web"}
 
 
+def test_a_file_that_comes_back_as_bad_as_it_was_is_still_rejected(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("kind: Service\n  spec: [1, 2\n")
+    source = manifests.Manifests(path, lambda _batch: None)
+    (bad, *_) = rejected(source.look())
+    path.rename(tmp_path / "moved")
+    (gone,) = source.look()
+    (tmp_path / "moved").rename(path)
+    assert source.look() == [events.Accepted(gone.kind, gone.name), bad]  # type: ignore[union-attr]
+
+
 def test_a_path_that_goes_away_changes_nothing_until_it_is_back(folder: Folder) -> None:
     away = Folder(folder.path / "later")
+    gone = (events.Kind.MANIFEST, events.ObjectName("", str(away.path)))
+    reason = "No such file or directory; the last state stays in force"
+    assert away.look() == [events.Rejected(*gone, reason)]
     assert away.look() == []
-    assert "No such file" in away.source.state.last_error
+    assert away.source.state.last_error == reason
     away.path.mkdir()
     away.write("a.yaml", objects.service("web"))
-    away.look()
+    assert away.look()[0] == events.Accepted(*gone)
     assert away.names == {"default/web"}
     away.path.rename(folder.path / "moved")
-    assert away.look() == []
+    assert away.look() == [events.Rejected(*gone, reason)]
     (folder.path / "moved").rename(away.path)
+    # Nothing in it has changed, and that it is back is told all the same.
+    assert away.look() == [events.Accepted(*gone)]
     away.write("a.yaml", objects.service("db"))
     away.look()
     assert away.names == {"default/db"}

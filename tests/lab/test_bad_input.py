@@ -11,7 +11,7 @@ import typing
 
 import pytest
 
-from lbproxy import errors
+from lbproxy import errors, noting
 from lbproxy.core import tables
 from lbproxy.kernel import bpffs, features
 from lbproxy.lab import cluster
@@ -268,10 +268,12 @@ def test_a_folder_that_vanishes_and_comes_back(agent: agents.Agent, folder: agen
     try:
         assert "last state stays" in agent.says("No such file or directory")
         assert agent.at("n1/p1").tcp(manifests.cluster_ip(GOOD), TCP).server in PODS
+        polling.eventually(lambda: noting.read(agent.root).rejected)
+        assert f"Manifest {folder.path} is rejected" in agent.lbproxy("status")
     finally:
         away.rename(folder.path)
     with all_else_works(agent, folder):
-        pass
+        polling.eventually(lambda: not noting.read(agent.root).rejected)
 
 
 # --- the API server ---

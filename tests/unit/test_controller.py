@@ -355,14 +355,27 @@ async def test_a_rejection_is_reported_once_for_each_reason() -> None:
         agent.told(bad, bad, worse, bad)
         assert agent.reported == [bad, worse, bad]
         assert agent.control.rejected == {(events.Kind.SERVICE, name): "bad"}
+        said = "Service default/broken is rejected, and its last good version in force, if any: bad"
+        assert said in agent.control.reasons
         agent.told(events.Upsert(events.Kind.SERVICE, name, None))
         assert not agent.control.rejected
         for mended in (events.Delete(events.Kind.SERVICE, name), events.Accepted(events.Kind.SERVICE, name)):
             agent.told(bad)
             agent.told(mended)
             assert not agent.control.rejected
+            assert said not in agent.control.reasons
         assert agent.reported[-2:] == [bad, bad]
         assert agent.sample("lbproxy_rejected_total", kind="Service") == 5
+
+
+@in_virtual_time
+async def test_of_many_that_are_rejected_health_names_a_few() -> None:
+    async with Agent().running() as agent:
+        names = [events.ObjectName("default", f"broken-{number}") for number in range(13)]
+        agent.told(*(events.Rejected(events.Kind.SERVICE, name, "bad") for name in names))
+        *named, others = [line for line in agent.control.reasons if "rejected" in line]
+        assert len(named) == 10
+        assert others.startswith("and 3 more objects are rejected")
 
 
 @in_virtual_time
