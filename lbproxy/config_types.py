@@ -11,28 +11,39 @@ import ipaddress
 import pathlib
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from lbproxy import config
 from lbproxy.core import model
 
 T = typing.TypeVar("T")
 E = typing.TypeVar("E", bound=enum.Enum)
+Schema = Mapping[str, object]  # JSON Schema, draft 7
 
 PRIMARY = "primary"
 MAX_ROWS = 2**30
 _MAX_SERVICES: typing.Final = 1 << 24  # a flow's row has three bytes for its service
+# Coarser than the readers below, which have the last word.
+_IP_PATTERN: typing.Final = r"[0-9]+(\.[0-9]+){3}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
+_LISTEN_PATTERN: typing.Final = (
+    r"^([0-9]+(\.[0-9]+){3}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?"
+    r"|[0-9A-Fa-f.]*(:[0-9A-Fa-f.]*){2,})?$"
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ValueType(typing.Generic[T]):
-    """How one kind of value is written: `parse` reads a flag's text, `decode` a YAML value."""
+    """How one kind of value is written: `parse` reads a flag's text, `decode` a YAML value.
+
+    `schema` is what JSON Schema can say of the YAML value; it refuses nothing that `decode` takes.
+    """
 
     metavar: str
     parse: Callable[[str], T]
     decode: Callable[[object], T]
     encode: Callable[[T], object] = str
     joins: bool = False  # a repeated flag adds to the list; otherwise the last one counts
+    schema: Schema = dataclasses.field(default_factory=lambda: {"type": "string"}, hash=False)
 
 
 def _expect_text(value: object) -> str:
@@ -51,13 +62,25 @@ def _show(value: object) -> str:
     return repr(value)
 
 
-def _text_type(metavar: str, parse: Callable[[str], T], encode: Callable[[T], object] = str) -> ValueType[T]:
-    """A type that files hold as a string in the same syntax as the flag."""
-    return ValueType(metavar, parse, lambda value: parse(_expect_text(value)), encode)
+def _text_type(
+    metavar: str,
+    parse: Callable[[str], T],
+    encode: Callable[[T], object] = str,
+    pattern: str = "",
+    names: Sequence[str] = (),
+) -> ValueType[T]:
+    """A type that files hold as a string in the same syntax as the flag.
+
+    A schema knows it by a pattern, or by all the strings that there are.
+    """
+    schema: dict[str, object] = {"enum": [*names]} if names else {"type": "string"}
+    if pattern:
+        schema["pattern"] = pattern
+    return ValueType(metavar, parse, lambda value: parse(_expect_text(value)), encode, schema=schema)
 
 
 def _list_type(
-    metavar: str, parse: Callable[[str], T], encode: Callable[[T], object] = str
+    metavar: str, parse: Callable[[str], T], encode: Callable[[T], object] = str, pattern: str = ""
 ) -> ValueType[tuple[T, ...]]:
     """A comma-separated list as a flag, a YAML list in a file."""
 
@@ -69,7 +92,13 @@ def _list_type(
             raise ValueError(f"{_show(value)} is not a list")
         return tuple(parse(_expect_text(item)) for item in value)
 
-    return ValueType(metavar, parse_list, decode_list, lambda items: [encode(item) for item in items], True)
+    item: dict[str, object] = {"type": "string"}
+    if pattern:
+        item["pattern"] = pattern
+    schema = {"type": "array", "items": item}
+    return ValueType(
+        metavar, parse_list, decode_list, lambda items: [encode(item) for item in items], True, schema
+    )
 
 
 def _parse_bool(text: str) -> bool:
@@ -105,7 +134,8 @@ def integer(low: int, high: int = 2**31 - 1) -> ValueType[int]:
             raise ValueError(f"{_show(value)} is not a whole number")
         return check(value)
 
-    return ValueType("N", parse, decode, int)
+    schema = {"type": "integer", "minimum": low, "maximum": high}
+    return ValueType("N", parse, decode, int, schema=schema)
 
 
 def _parse_number(text: str) -> float:
@@ -131,6 +161,11 @@ _UNIT_NS = {
     "h": 3600 * 10**9,
 }
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+# A whole one, in what all dialects of patterns have in common.
+_DURATION_PATTERN = r"^[+-]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+$|^[+-]?0$"
+_DURATION_SCHEMA: Schema = {  # a number of a file is 0
+    "type": ["string", "integer"], "pattern": _DURATION_PATTERN, "minimum": 0, "maximum": 0,
+}  # fmt: skip
 
 
 def parse_duration_s(text: str) -> float:
@@ -285,7 +320,16 @@ def choice(kind: type[E], default: E | None = None, fold_case: bool = False) -> 
                 return member
         raise ValueError(f"{text!r} is not one of {', '.join(names)}")
 
-    return _text_type("|".join(names), parse, lambda member: str(member.value))
+    taken = [*names, ""] if default is not None else names
+    if fold_case:
+        return _text_type("|".join(names), parse, lambda member: str(member.value), pattern=_folded(taken))
+    return _text_type("|".join(names), parse, lambda member: str(member.value), names=taken)
+
+
+def _folded(names: Sequence[str]) -> str:
+    """A pattern of names in any case, in what all dialects of patterns have in common."""
+    letters = ["".join(f"[{c.upper()}{c}]" if c.isalpha() else c for c in name) for name in names]
+    return f"^({'|'.join(letters)})$"
 
 
 def named(values: Mapping[str, T]) -> ValueType[T]:
@@ -297,13 +341,24 @@ def named(values: Mapping[str, T]) -> ValueType[T]:
         return values[text]
 
     names = {value: name for name, value in values.items()}
-    return _text_type("|".join(values), parse, lambda value: names[value])
+    return _text_type("|".join(values), parse, lambda value: names[value], names=[*values])
 
 
 def _parse_path(text: str) -> pathlib.Path | None:
     if "\0" in text:
         raise ValueError(f"{text!r} is not a path")
     return pathlib.Path(text) if text else None
+
+
+def _rows_schema() -> Schema:
+    rows = {"type": "integer", "minimum": 1, "maximum": MAX_ROWS}
+    exact = {
+        "sockets": {"enum": [2**power for power in range(MAX_ROWS.bit_length())]},
+        "services": rows | {"maximum": _MAX_SERVICES},
+    }
+    names = [field.name for field in dataclasses.fields(config.MapRows)]
+    properties = {name: exact.get(name, rows) for name in names}
+    return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
 def _check_rows(rows: Mapping[str, object]) -> dict[str, int]:
@@ -350,27 +405,41 @@ def _decode_gates(value: object) -> dict[str, bool]:
 TEXT = _text_type("TEXT", str)
 NAME = _text_type("NAME", lambda text: text.strip())
 PATH = _text_type("PATH", _parse_path, lambda path: str(path or ""))
-BOOL = ValueType("true|false", _parse_bool, _decode_bool, bool)
-NUMBER = ValueType("N", _parse_number, _decode_number, float)
-DURATION = ValueType("DURATION", parse_duration_s, _decode_duration_s, format_duration)
+BOOL = ValueType("true|false", _parse_bool, _decode_bool, bool, schema={"type": "boolean"})
+NUMBER = ValueType("N", _parse_number, _decode_number, float, schema={"type": "number"})
+DURATION = ValueType(
+    "DURATION", parse_duration_s, _decode_duration_s, format_duration, schema=_DURATION_SCHEMA
+)
 POSITIVE_DURATION = ValueType(
     "DURATION",
     lambda text: _positive_s(parse_duration_s(text)),
     lambda value: _positive_s(_decode_duration_s(value)),
     format_duration,
+    schema=_DURATION_SCHEMA,
 )
-FLUSH_INTERVAL = ValueType("DURATION", parse_duration_s, _decode_flush_s, format_duration)
-LISTEN = _text_type("IP:PORT", parse_listen, lambda address: str(address or ""))
+FLUSH_INTERVAL = ValueType(
+    "DURATION",
+    parse_duration_s,
+    _decode_flush_s,
+    format_duration,
+    schema={"type": ["string", "integer"], "pattern": _DURATION_PATTERN, "minimum": 0},
+)
+LISTEN = _text_type("IP:PORT", parse_listen, lambda address: str(address or ""), pattern=_LISTEN_PATTERN)
 PORT_RANGE = _text_type(
-    "FIRST-LAST", parse_port_range, lambda ports: f"{ports[0]}-{ports[1]}" if ports else ""
+    "FIRST-LAST",
+    parse_port_range,
+    lambda ports: f"{ports[0]}-{ports[1]}" if ports else "",
+    pattern="^([0-9]{1,5}-[0-9]{1,5})?$",
 )
-IP = _text_type("IP", parse_ip)
-IPS = _list_type("IP", parse_ip)
-CIDRS = _list_type("CIDR", parse_cidr)
-NODE_PORT_RANGES = _list_type("CIDR", _parse_node_port_range)
+IP = _text_type("IP", parse_ip, pattern=f"^({_IP_PATTERN})$")
+IPS = _list_type("IP", parse_ip, pattern=f"^({_IP_PATTERN})$")
+CIDRS = _list_type("CIDR", parse_cidr, pattern=f"^({_IP_PATTERN})/[0-9]{{1,3}}$")
+NODE_PORT_RANGES = _list_type(
+    "CIDR", _parse_node_port_range, pattern=f"^({PRIMARY}|({_IP_PATTERN})/[0-9]{{1,3}})$"
+)
 NAMES = _list_type("NAME", str)
 MAP_ROWS: ValueType[dict[str, int]] = ValueType(
-    "NAME=N", _parse_rows, lambda value: _check_rows(_decode_mapping(value)), dict, True
+    "NAME=N", _parse_rows, lambda value: _check_rows(_decode_mapping(value)), dict, True, _rows_schema()
 )
 GATES: ValueType[dict[str, bool]] = ValueType(
     "NAME=BOOL",
@@ -378,5 +447,6 @@ GATES: ValueType[dict[str, bool]] = ValueType(
     _decode_gates,
     dict,
     True,
+    {"type": "object", "additionalProperties": {"type": "boolean"}},
 )
-ANY: ValueType[object] = ValueType("TEXT", str, lambda value: value, lambda value: value)
+ANY: ValueType[object] = ValueType("TEXT", str, lambda value: value, lambda value: value, schema={})

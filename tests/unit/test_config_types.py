@@ -4,11 +4,12 @@ import ipaddress
 import math
 import typing
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbproxy import config
+from lbproxy import config, config_kube_proxy, config_options
 from lbproxy import config_types as types
 from lbproxy.core import model
 
@@ -205,3 +206,54 @@ def test_refused_flag_texts(type_: types.ValueType[typing.Any], text: str) -> No
 def test_refused_file_values(type_: types.ValueType[typing.Any], value: object) -> None:
     with pytest.raises(ValueError, match=r"."):
         type_.decode(value)
+
+
+_WORDS: typing.Final = (
+    "0 30s 1m30s -0 +1.5h .5us 10µs 5 10.0.0.1 ::1 [::]:80 0.0.0.0:80 0.0.0.0 1.2.3.4:70000 10.0.0.0/8 "
+    "fd00::/8 1::2/200 ::ffff:1.2.3.4 fe80::1%eth0 [::1] primary 5-7 9-1 1-65535 random RANDOM maglev "
+    "iptables IPTABLES nftables snat dsr native off text json ClusterCIDR clustercidr true eth0 /x "
+)
+_NUMBERS: typing.Final = st.integers(-2, 2**31) | st.sampled_from([1, 64, 4096, 2**24 + 1]) | st.floats()
+_ANYTHING: typing.Final = st.recursive(
+    st.sampled_from(_WORDS.split(" ")) | st.booleans() | _NUMBERS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["flows", "sockets", "services", "Gate"]), inner, max_size=3),
+    ),
+    max_leaves=4,
+)
+
+
+@given(option=st.sampled_from(config_kube_proxy.OPTIONS), value=_ANYTHING)
+def test_what_the_agent_takes_its_schema_takes(option: config_options.Option, value: object) -> None:
+    validator = jsonschema.Draft7Validator(option.type.schema)
+    try:
+        option.type.decode(value)
+    except ValueError:
+        return
+    assert validator.is_valid(value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (types.BOOL, "true"),
+        (types.integer(0, 7), 8),
+        (types.DURATION, "30"),
+        (types.DURATION, 30),
+        (types.LISTEN, "host:80"),
+        (types.IPS, ["node-a"]),
+        (types.CIDRS, ["10.0.0.0"]),
+        (types.NODE_PORT_RANGES, ["secondary"]),
+        (types.PORT_RANGE, "50000"),
+        (types.MAP_ROWS, {"sockets": 1000}),
+        (types.MAP_ROWS, {"frontend": 1}),
+        (types.GATES, {"a": "true"}),
+        (types.choice(config.ProxyMode, fold_case=True), "ipvs2"),
+        (types.named({"a": 1}), "b"),
+    ],
+)
+def test_a_schema_refuses_what_is_plainly_wrong(kind: types.ValueType[typing.Any], value: object) -> None:
+    assert not jsonschema.Draft7Validator(kind.schema).is_valid(value)
+    with pytest.raises(ValueError, match=r".+"):
+        kind.decode(value)
