@@ -81,6 +81,10 @@ compiled: setup ## compile the programs into bpf/compiled, for an image without 
 	@rm -rf bpf/compiled
 	@$(VENV)/bin/python -m lbproxy.kernel.shipping
 
+.PHONY: chart
+chart: setup ## write the Helm chart of deploy/helm, of the kustomize folders and the option table
+	@$(VENV)/bin/python -m deploy.chart
+
 .PHONY: lock
 lock: setup ## write the versions that are installed now into requirements.lock, the image's with hashes
 	@{ echo '# Versions that the suite passes with; `make lock` writes them.'; \

@@ -8,8 +8,8 @@ import typing
 
 import pytest
 
+from deploy import kustomizing
 from lbproxy.lab import cluster
-from tests import kustomizing
 from tests.lab import agents, manifests
 
 KUSTOMIZE: typing.Final = pathlib.Path(__file__).parents[2] / "deploy/kustomize"

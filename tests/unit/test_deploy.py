@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 import lbproxy
+from deploy import kustomizing
 from lbproxy import __main__ as command
 from lbproxy import abi, config, config_flags, config_load, metrics_table
 from lbproxy.core import events, fill, model
 from lbproxy.kube import reflector, reports
-from tests import kustomizing
 
 ROOT: typing.Final = pathlib.Path(__file__).parents[2]
 KUSTOMIZE: typing.Final = ROOT / "deploy/kustomize"
