@@ -1,8 +1,8 @@
 """Every setting of the agent, written down once.
 
-The command line, the reading and writing of configuration files, validation and
-docs/configuration.md are all made from `OPTIONS`; kube-proxy's own settings are
-in `config_kube_proxy`. Defaults are written as the flag would be.
+The command line, the reading and writing of configuration files, validation,
+docs/configuration.md and the Helm chart (`make chart`) are all made from `OPTIONS`;
+kube-proxy's own settings are in `config_kube_proxy`. Defaults are written as the flag would be.
 """
 
 import dataclasses
