@@ -28,8 +28,8 @@ marathon: setup ## 100 kills and 100 upgrades, 10 minutes without an API server,
 		tests/lab/test_marathon.py tests/lab/test_changed_places.py tests/lab/test_hostile_clients.py $(PYTEST_ARGS)
 
 .PHONY: migration
-migration: setup ## from kube-proxy's rules to lbproxy and back with 1,000 connections, in each mode (about 4 minutes)
-	@LBPROXY_REQUIRE_ROOT=1 LBPROXY_MIGRATION=1000 $(VENV)/bin/python -m pytest tests/lab/test_migration.py $(PYTEST_ARGS)
+migration: setup ## from kube-proxy's rules to lbproxy and back with 1,000 connections of both families, in each mode (about 4 minutes)
+	@LBPROXY_REQUIRE_ROOT=1 LBPROXY_MIGRATION=1000 $(VENV)/bin/python -m pytest -s tests/lab/test_migration.py $(PYTEST_ARGS)
 
 .PHONY: fuzz
 fuzz: setup ## a million drawn frames through the packet programs and a reference of them (FUZZ_ARGS="--seed 1")

@@ -1,5 +1,7 @@
 """What kube-proxy 1.36 hands to `iptables-restore --noflush --counters` in iptables mode. Pure.
 
+The same goes to `ip6tables-restore` for IPv6, except where NodePorts at the loopback address are concerned.
+
     hooks    the jumps from built-in chains, and canaries; it makes them one by one, at its start
     full     all else, at its start and every hour, except the deletion of what was there before
     update   a change of some services: KUBE-SERVICES as a whole, of other chains only theirs
@@ -22,7 +24,7 @@ Ports = collections.abc.Sequence[model.ServicePort]
 Order = collections.abc.Sequence[int] | None
 
 LARGE = 1000  # with more endpoints, chains of services and endpoints go without comments
-SYSCTLS = {"net.ipv4.conf.all.route_localnet": "1"}  # for NodePorts at 127.0.0.1
+SYSCTLS = {"net.ipv4.conf.all.route_localnet": "1"}  # for NodePorts at 127.0.0.1; not for IPv6
 
 _NEW = "-m conntrack --ctstate NEW "
 # Each goes to the head of its chain, so that the last of them is the first to be walked.
@@ -140,9 +142,10 @@ def _text(
     for name in gone:
         made.nat_chains.append(_declared(name))
         made.nat_rules.append(f"-X {name}")
+    loopback = "! -d ::1/128 " if settings.family == 6 else ""
     made.nat_rules.append(
         '-A KUBE-SERVICES -m comment --comment "kubernetes service nodeports; NOTE: this must be the last '
-        'rule in this chain" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS'
+        f'rule in this chain" -m addrtype --dst-type LOCAL {loopback}-j KUBE-NODEPORTS'
     )
     _write_forward(made, settings)
     return _joined(
@@ -161,10 +164,11 @@ def _write_fixed(made: _Tables, settings: model.Settings) -> None:
         "-j MASQUERADE --random-fully",
         f"-A KUBE-MARK-MASQ -j MARK --or-mark {settings.mark}",
     ]
-    made.filter_rules.append(
-        '-A KUBE-FIREWALL -m comment --comment "block incoming localnet connections" -d 127.0.0.0/8 '
-        "! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
-    )
+    if settings.family == 4:
+        made.filter_rules.append(
+            '-A KUBE-FIREWALL -m comment --comment "block incoming localnet connections" -d 127.0.0.0/8 '
+            "! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
+        )
 
 
 def _write_forward(made: _Tables, settings: model.Settings) -> None:

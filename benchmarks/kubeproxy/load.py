@@ -39,6 +39,8 @@ class Rules:
         self.backend = backend
         self._command = command
         self._settings = settings
+        self._tool = backend.replace("ip", "ip6", 1) if settings.family == 6 else str(backend)
+        self._table = nftables.table(settings).split()
 
     def start(
         self,
@@ -48,7 +50,8 @@ class Rules:
         """Load all rules into a namespace without any; the seconds that all but jumps and sysctls took."""
         native = self.backend is Backend.NATIVE
         text = (nftables if native else iptables).full(ports, self._settings, order)
-        for key, value in (nftables if native else iptables).SYSCTLS.items():
+        sysctls = {} if native or self._settings.family == 6 else iptables.SYSCTLS
+        for key, value in sysctls.items():
             path = f"/proc/sys/{key.replace('.', '/')}"
             self._run(["/bin/sh", "-c", 'echo "$1" > "$2"', "sysctl", value, path])
         if not native:
@@ -86,9 +89,9 @@ class Rules:
         In iptables mode nothing is read but every 30 s, where there are many endpoints.
         """
         if self.backend is Backend.NATIVE:
-            argv = ["nft", "--json", "list", "table", *nftables.TABLE.split()]
+            argv = ["nft", "--json", "list", "table", *self._table]
         elif not iptables.is_large(ports):
-            argv = [f"{self.backend}-save", "-t", "nat"]
+            argv = [f"{self._tool}-save", "-t", "nat"]
         else:
             return 0.0
         started_s = time.perf_counter()
@@ -98,7 +101,7 @@ class Rules:
     def load(self, text: str) -> float:
         """Load a text of this backend's mode, and return the seconds that the tool took for it."""
         native = self.backend is Backend.NATIVE
-        argv = ["nft", "-f", "-"] if native else [f"{self.backend}-restore", "-w", "--noflush", "--counters"]
+        argv = ["nft", "-f", "-"] if native else [f"{self._tool}-restore", "-w", "--noflush", "--counters"]
         started_s = time.perf_counter()
         self._run(argv, text)
         return time.perf_counter() - started_s
@@ -109,19 +112,19 @@ class Rules:
         endpoints = port.endpoints if cluster else port.local_endpoints
         if self.backend is Backend.NATIVE:
             name = nftables.chain("service" if cluster else "local", port)
-            done = self._run(["nft", "list", "chain", *nftables.TABLE.split(), name], check=False)
-            found = re.findall(r"(\d+\.\S+) \. (\d+)", done.stdout)
+            done = self._run(["nft", "list", "chain", *self._table, name], check=False)
+            found = re.findall(r": (\S+) \. (\d+)", done.stdout)
             return found == [(each.ip, str(each.port)) for each in endpoints]
         name = iptables.chain("SVC" if cluster else "SVL", port)
-        done = self._run([self.backend, "-w", "-t", "nat", "-S", name], check=False)
+        done = self._run([self._tool, "-w", "-t", "nat", "-S", name], check=False)
         targets = re.findall(r"-j (KUBE-SEP\S+)", done.stdout)
         return targets == [iptables.chain("SEP", port, str(each)) for each in endpoints]
 
     def saved(self) -> str:
         """Return all rules, as the tool prints them."""
         if self.backend is Backend.NATIVE:
-            return self._run(["nft", "list", "table", *nftables.TABLE.split()]).stdout
-        return self._run([f"{self.backend}-save"]).stdout
+            return self._run(["nft", "list", "table", *self._table]).stdout
+        return self._run([f"{self._tool}-save"]).stdout
 
     def _run(
         self, argv: collections.abc.Sequence[str], text: str = "", *, check: bool = True

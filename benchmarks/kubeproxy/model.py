@@ -1,8 +1,9 @@
 """What a kube-proxy on one node knows of a cluster: its service ports with their endpoints. Pure.
 
-IPv4 only, and only what the benchmarks' cluster has: ClusterIPs and NodePorts, either
-traffic policy for both, and endpoints that are ready. `ports` refuses objects with
-more than that, rather than write other rules than kube-proxy would.
+Only what the benchmarks' cluster has: ClusterIPs and NodePorts, either traffic policy for both, and
+endpoints that are ready. A kube-proxy of two families writes the rules of each by themselves: so there is
+one family to a port, and to `Settings`. `ports` reads IPv4, and refuses objects with more than that, rather
+than write other rules than kube-proxy would.
 """
 
 import collections.abc
@@ -24,7 +25,7 @@ class Endpoint(typing.NamedTuple):
     is_local: bool
 
     def __str__(self) -> str:
-        return f"{self.ip}:{self.port}"
+        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class Settings:
     node_ip: str = ""  # NodePorts are served there; needed in nftables mode
     service_cidrs: tuple[str, ...] = ("10.96.0.0/12",)  # nftables mode: what else goes there is dropped
     masquerade_bit: int = 14
+    family: int = 4  # or 6
     drop_invalid: bool = True  # iptables mode; not where nf_conntrack_tcp_be_liberal is set
 
     @property

@@ -1,6 +1,6 @@
 """What kube-proxy 1.36 hands to `nft -f -` in nftables mode. Pure.
 
-    full     a table `ip kube-proxy`, at its start
+    full     a table `ip kube-proxy` or `ip6 kube-proxy`, at its start
     update   a change of some services: their chains, and what differs in sets and maps
     sweep    the chains that an update has emptied, a second or more later
 
@@ -19,8 +19,6 @@ from benchmarks.kubeproxy import model
 Ports = collections.abc.Sequence[model.ServicePort]
 Order = collections.abc.Sequence[int] | None
 
-TABLE = "ip kube-proxy"
-SYSCTLS: dict[str, str] = {}
 
 _BASE_CHAINS = (
     ("filter-prerouting-pre-dnat", "filter", "prerouting", -110),
@@ -46,11 +44,12 @@ _JUMPS = (
     ("filter-forward", _NEW, "cluster-ips-check"),
     ("filter-output", _NEW, "cluster-ips-check"),
 )
-_AT_SERVICE = "ipv4_addr . inet_proto . inet_service"
+# ADDR becomes the type of the family's addresses.
+_AT_SERVICE = "ADDR . inet_proto . inet_service"
 _SETS = (
-    ("hairpin-connections", f"ipv4_addr . {_AT_SERVICE}", "service hairpin connections"),
-    ("cluster-ips", "ipv4_addr", "Active ClusterIPs"),
-    ("nodeport-ips", "ipv4_addr", "IPs that accept NodePort traffic"),
+    ("hairpin-connections", f"ADDR . {_AT_SERVICE}", "service hairpin connections"),
+    ("cluster-ips", "ADDR", "Active ClusterIPs"),
+    ("nodeport-ips", "ADDR", "IPs that accept NodePort traffic"),
 )
 _MAPS = (
     ("no-endpoint-services", _AT_SERVICE, "vmap to drop or reject packets to services with no endpoints"),
@@ -67,6 +66,18 @@ _NAME_LIMIT = 240
 
 # (set or map, key) → (value, or "" in a set, and comment)
 _Elements = dict[tuple[str, str], tuple[str, str]]
+# What stands before the name of the table, and what after it.
+_Command = tuple[str, str]
+
+
+def table(settings: model.Settings) -> str:
+    """Return the family and the name of the table."""
+    return f"{_ip(settings)} kube-proxy"
+
+
+def _ip(settings: model.Settings) -> str:
+    """The family's name, also in what is asked of a packet."""
+    return "ip" if settings.family == 4 else "ip6"
 
 
 def chain(prefix: str, port: model.ServicePort) -> str:
@@ -86,7 +97,7 @@ def full(ports: Ports, settings: model.Settings, order: Order = None) -> str:
     for port in ports:
         lines += _own(port, settings)
     lines += [_added(where, key, *what) for (where, key), what in _elements(ports).items()]
-    return _joined(lines)
+    return _joined(lines, settings)
 
 
 def update(before: Ports, after: Ports, settings: model.Settings, order: Order = None) -> str:
@@ -102,17 +113,17 @@ def update(before: Ports, after: Ports, settings: model.Settings, order: Order =
         # A comment alone is no change to kube-proxy.
         if old is None or old[0] != what[0]:
             if old is not None:
-                lines.append(f"delete element {TABLE} {where} {{ {key} }}")
+                lines.append(("delete element", f"{where} {{ {key} }}"))
             lines.append(_added(where, key, *what))
-    lines += [f"flush chain {TABLE} {name}" for name in _stale(before, after, changed)]
-    lines += [f"delete element {TABLE} {where} {{ {key} }}" for where, key in had if (where, key) not in have]
-    return _joined(lines)
+    lines += [("flush chain", name) for name in _stale(before, after, changed)]
+    lines += [("delete element", f"{where} {{ {key} }}") for where, key in had if (where, key) not in have]
+    return _joined(lines, settings)
 
 
-def sweep(before: Ports, after: Ports) -> str:
+def sweep(before: Ports, after: Ports, settings: model.Settings) -> str:
     """Return what deletes the chains that this update has left empty, "" where there are none."""
     stale = _stale(before, after, model.changed(before, after))
-    return _joined(f"delete chain {TABLE} {name}" for name in stale)
+    return _joined((("delete chain", name) for name in stale), settings)
 
 
 def chains(port: model.ServicePort) -> list[str]:
@@ -127,76 +138,84 @@ def _stale(before: Ports, after: Ports, changed: collections.abc.Container[tuple
     return [name for port in before if port.owner in changed for name in chains(port) if name not in used]
 
 
-def _fixed(settings: model.Settings) -> collections.abc.Iterator[str]:
+def _fixed(settings: model.Settings) -> collections.abc.Iterator[_Command]:
     if not settings.node_ip:
         raise ValueError("in nftables mode, NodePorts need the address of the node")
-    yield f'add table {TABLE} {{ comment "rules for kube-proxy" ; }}'
+
+    def typed(key: str) -> str:
+        return key.replace("ADDR", f"ipv{settings.family}_addr")
+
+    yield "add table", '{ comment "rules for kube-proxy" ; }'
     for name, *_ in _BASE_CHAINS:  # whatever they were before
-        yield f"add chain {TABLE} {name}"
-        yield f"delete chain {TABLE} {name}"
+        yield "add chain", name
+        yield "delete chain", name
     for name, kind, hook, priority in _BASE_CHAINS:
-        yield f"add chain {TABLE} {name} {{ type {kind} hook {hook} priority {priority} ; }}"
-        yield f"flush chain {TABLE} {name}"
+        yield "add chain", f"{name} {{ type {kind} hook {hook} priority {priority} ; }}"
+        yield "flush chain", name
     for name in dict.fromkeys(target for _, _, target in _JUMPS):
         yield from _emptied(name)
     for source, condition, target in _JUMPS:
         yield _rule(source, f"{condition}jump {target}")
     for name, key, comment in _SETS:
-        yield f'add set {TABLE} {name} {{ type {key} ; comment "{comment}" ; }}'
+        yield "add set", f'{name} {{ type {typed(key)} ; comment "{comment}" ; }}'
     for name, key, comment in _MAPS:
-        yield f'add map {TABLE} {name} {{ type {key} : verdict ; comment "{comment}" ; }}'
-    yield f"flush set {TABLE} nodeport-ips"
+        yield "add map", f'{name} {{ type {typed(key)} : verdict ; comment "{comment}" ; }}'
+    yield "flush set", "nodeport-ips"
     yield _added("nodeport-ips", settings.node_ip, "", "")
     helper = "helper for @no-endpoint-services / @no-endpoint-nodeports"
-    yield f'add chain {TABLE} reject-chain {{ comment "{helper}" ; }}'
-    yield f"flush chain {TABLE} reject-chain"
+    yield "add chain", f'reject-chain {{ comment "{helper}" ; }}'
+    yield "flush chain", "reject-chain"
     yield _rule("reject-chain", "reject")
     yield from _masquerading(settings)
     yield from _checks(settings)
     yield from _dispatch(settings)
 
 
-def _masquerading(settings: model.Settings) -> collections.abc.Iterator[str]:
-    mark = settings.mark
+def _masquerading(settings: model.Settings) -> collections.abc.Iterator[_Command]:
+    mark, ip = settings.mark, _ip(settings)
     yield _rule("masquerading", f"mark and {mark} != 0 mark set mark xor {mark} masquerade fully-random")
     yield _rule(
         "masquerading",
-        "ct status dnat ip saddr . ip daddr . meta l4proto . th dport @hairpin-connections "
+        f"ct status dnat {ip} saddr . {ip} daddr . meta l4proto . th dport @hairpin-connections "
         "masquerade fully-random",
     )
 
 
-def _checks(settings: model.Settings) -> collections.abc.Iterator[str]:
+def _checks(settings: model.Settings) -> collections.abc.Iterator[_Command]:
+    ip = _ip(settings)
     yield _rule(
-        "cluster-ips-check", "ip daddr @cluster-ips reject", "Reject traffic to invalid ports of ClusterIPs"
+        "cluster-ips-check",
+        f"{ip} daddr @cluster-ips reject",
+        "Reject traffic to invalid ports of ClusterIPs",
     )
     if settings.service_cidrs:
         yield _rule(
             "cluster-ips-check",
-            f"ip daddr {{ {','.join(settings.service_cidrs)} }} drop",
+            f"{ip} daddr {{ {','.join(settings.service_cidrs)} }} drop",
             "Drop traffic to unallocated ClusterIPs",
         )
-    service = "ip daddr . meta l4proto . th dport vmap"
+    service = f"{ip} daddr . meta l4proto . th dport vmap"
     yield _rule("service-endpoints-check", f"{service} @no-endpoint-services")
     yield _rule(
         "nodeport-endpoints-check",
-        "ip daddr @nodeport-ips meta l4proto . th dport vmap @no-endpoint-nodeports",
+        f"{ip} daddr @nodeport-ips meta l4proto . th dport vmap @no-endpoint-nodeports",
     )
     yield _rule("firewall-check", f"{service} @firewall-ips")
 
 
-def _dispatch(settings: model.Settings) -> collections.abc.Iterator[str]:
+def _dispatch(settings: model.Settings) -> collections.abc.Iterator[_Command]:
+    ip = _ip(settings)
     if settings.cluster_cidr:
         yield _rule(
             "services",
-            f"ip daddr @cluster-ips ip saddr != {settings.cluster_cidr} {_masquerade(settings)}",
+            f"{ip} daddr @cluster-ips {ip} saddr != {settings.cluster_cidr} {_masquerade(settings)}",
             "masquerade clusterIP traffic from outside cluster",
         )
-    yield _rule("services", "ip daddr . meta l4proto . th dport vmap @service-ips")
-    yield _rule("services", "ip daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports")
+    yield _rule("services", f"{ip} daddr . meta l4proto . th dport vmap @service-ips")
+    yield _rule("services", f"{ip} daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports")
 
 
-def _own(port: model.ServicePort, settings: model.Settings) -> collections.abc.Iterator[str]:
+def _own(port: model.ServicePort, settings: model.Settings) -> collections.abc.Iterator[_Command]:
     """Write the chains that are a port's own."""
     for name in chains(port):
         yield from _emptied(name)
@@ -210,18 +229,22 @@ def _own(port: model.ServicePort, settings: model.Settings) -> collections.abc.I
             drawn = " , ".join(f"{index} : {each.ip} . {each.port}" for index, each in enumerate(endpoints))
             yield _rule(
                 chain(prefix, port),
-                f"meta l4proto {port.protocol} dnat ip addr . port to "
+                f"meta l4proto {port.protocol} dnat {_ip(settings)} addr . port to "
                 f"numgen random mod {len(endpoints)} map {{ {drawn} }}",
             )
 
 
-def _external(port: model.ServicePort, settings: model.Settings) -> collections.abc.Iterator[str]:
+def _external(port: model.ServicePort, settings: model.Settings) -> collections.abc.Iterator[_Command]:
     name, cluster = chain("external", port), chain("service", port)
     if not port.external_local:
         yield _rule(name, _masquerade(settings), "masquerade")
     else:
         if settings.cluster_cidr:
-            yield _rule(name, f"ip saddr {settings.cluster_cidr} goto {cluster}", "short-circuit pod traffic")
+            yield _rule(
+                name,
+                f"{_ip(settings)} saddr {settings.cluster_cidr} goto {cluster}",
+                "short-circuit pod traffic",
+            )
         yield _rule(name, f"fib saddr type local {_masquerade(settings)}", "masquerade local traffic")
         yield _rule(name, f"fib saddr type local goto {cluster}", "short-circuit local traffic")
     if port.answers_outside:
@@ -263,20 +286,20 @@ def _masquerade(settings: model.Settings) -> str:
     return f"mark set mark or {settings.mark}"
 
 
-def _emptied(name: str) -> tuple[str, str]:
-    return f"add chain {TABLE} {name}", f"flush chain {TABLE} {name}"
+def _emptied(name: str) -> tuple[_Command, _Command]:
+    return ("add chain", name), ("flush chain", name)
 
 
-def _rule(name: str, text: str, comment: str = "") -> str:
+def _rule(name: str, text: str, comment: str = "") -> _Command:
     said = f' comment "{comment}"' if comment else ""
-    return f"add rule {TABLE} {name} {text}{said}"
+    return "add rule", f"{name} {text}{said}"
 
 
-def _added(where: str, key: str, value: str, comment: str) -> str:
+def _added(where: str, key: str, value: str, comment: str) -> _Command:
     said = f' comment "{comment}"' if comment else ""
     verdict = f" : {value}" if value else ""
-    return f"add element {TABLE} {where} {{ {key}{said}{verdict} }}"
+    return "add element", f"{where} {{ {key}{said}{verdict} }}"
 
 
-def _joined(lines: collections.abc.Iterable[str]) -> str:
-    return "".join(f"{line}\n" for line in lines)
+def _joined(commands: collections.abc.Iterable[_Command], settings: model.Settings) -> str:
+    return "".join(f"{what} {table(settings)} {rest}\n" for what, rest in commands)

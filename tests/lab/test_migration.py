@@ -1,87 +1,179 @@
 """A node is taken over from kube-proxy and given back to it, and nobody notices.
 
 The rules are those that kube-proxy would have written (`benchmarks/kubeproxy`), in each of its
-three ways. Connections are of every kind: from a pod, from the node and from outside; TCP, connected
-and unconnected UDP; to a ClusterIP, a NodePort and a load balancer IP. LBPROXY_MIGRATION is how many
-TCP connections there are (`make migration`: 1,000).
+three ways, for both families at once. Connections are of every kind: from a pod, from the node and from
+outside; TCP, connected and unconnected UDP; to a ClusterIP, a NodePort and a load balancer IP; IPv4 and IPv6.
+LBPROXY_MIGRATION is how many TCP connections there are (`make migration`: 1,000), half of each family.
+LBPROXY_KUBE_PROXY is a real kube-proxy's program, to write the rules.
 """
 
 import collections.abc
 import contextlib
 import json
 import os
+import pathlib
+import subprocess
 import typing
 
 import pytest
 
-from benchmarks.kubeproxy import load, model
+from benchmarks.kubeproxy import load, model, program
 from lbproxy.lab import cluster, traffic
 from tests import polling
 from tests.lab import agents, manifests, talking
 from tests.lab.conftest import LabFactory
 
+FAMILIES = (4, 6)
 TCP_CONNECTIONS = int(os.environ.get("LBPROXY_MIGRATION", "60"))
 UDP_FLOWS = max(2, TCP_CONNECTIONS // 50)
+KUBE_PROXY = os.environ.get("LBPROXY_KUBE_PROXY")
 WEB = 1
-CLUSTER_IP, BALANCER = manifests.cluster_ip(WEB), "192.0.2.6"
+CLUSTER_IP = {family: manifests.cluster_ip(WEB, family) for family in FAMILIES}
+BALANCER = {4: "192.0.2.6", 6: "2001:db8::6"}
 NODE_PORT, UDP_NODE_PORT = 30080, 30053
 PODS = ("n1/p2", "n1/p3", "n2/p1", "n2/p2")
 PORTS = (manifests.HTTP.on_node_port(NODE_PORT), manifests.DNS.on_node_port(UDP_NODE_PORT))
-FLAGS = ("--cluster-cidr", "10.244.0.0/16")
+CLUSTER_CIDR = {4: "10.244.0.0/16", 6: "fd00:244::/32"}
+SERVICE_CIDRS = {4: ("10.96.0.0/12", "192.0.2.0/24"), 6: ("fd00:96::/112", "2001:db8::/64")}
+CLUSTER_CIDRS = ",".join(CLUSTER_CIDR.values())
+FLAGS = ("--cluster-cidr", CLUSTER_CIDRS)
 MODES = (load.Backend.NATIVE, load.Backend.NF_TABLES, load.Backend.LEGACY)
+_RULES_S = 60.0
 
 
 @pytest.fixture
 def lab(build_lab: LabFactory) -> collections.abc.Iterator[cluster.Lab]:
-    with build_lab(families=(4,)) as built:
+    with build_lab(families=FAMILIES) as built:
         for pod in PODS:
             built.serve(pod)
-        for address in (CLUSTER_IP, BALANCER):
-            built.check_output("outside", ["ip", "route", "add", address, "via", built["n1"].ipv4])
-        built.check_output("n2", ["ip", "route", "add", BALANCER, "via", built["n1"].ipv4])
+        for family in FAMILIES:
+            node, balancer = built["n1"].address(family), BALANCER[family]
+            for address in (CLUSTER_IP[family], balancer):
+                built.check_output("outside", ["ip", "route", "add", address, "via", node])
+            built.check_output("n2", ["ip", "route", "add", balancer, "via", node])
         yield built
 
 
 def objects(lab: cluster.Lab) -> list[manifests.Object]:
     return [
-        manifests.service("web", WEB, ports=PORTS, load_balancer=[{"ip": BALANCER}]),
+        manifests.service("web", WEB, ports=PORTS, load_balancer=[{"ip": ip} for ip in BALANCER.values()]),
         *manifests.slices("web", [lab[pod] for pod in PODS]),
-        manifests.node("n1", lab["n1"].ipv4),
+        manifests.node("n1", *lab["n1"].addresses),
     ]
 
 
-def rules(lab: cluster.Lab, mode: load.Backend) -> tuple[load.Rules, tuple[model.ServicePort, ...]]:
-    """kube-proxy's rules for the same; a load balancer IP is to the model another ClusterIP."""
-    endpoints = tuple(
-        sorted((model.Endpoint(lab[pod].ipv4, 8080, pod.startswith("n1")) for pod in PODS), key=str)
+class Generated:
+    """kube-proxy's rules for the same, and nobody who writes them."""
+
+    def __init__(self, lab: cluster.Lab, mode: load.Backend) -> None:
+        self.rules = {family: _rules(lab, mode, family) for family in FAMILIES}
+        self.ports = {family: _ports(lab, family) for family in FAMILIES}
+
+    def start(self) -> None:
+        for family, rules in self.rules.items():
+            rules.start(self.ports[family])
+
+    def stop(self) -> None:
+        """End whoever writes them; they stay."""
+
+
+class Real(Generated):
+    """A kube-proxy."""
+
+    def __init__(self, lab: cluster.Lab, mode: load.Backend, url: str, path: pathlib.Path) -> None:
+        super().__init__(lab, mode)
+        self._lab = lab
+        self._argv = program.command(path, program.version(path), mode, url, "n1", CLUSTER_CIDRS)
+        if mode is load.Backend.NATIVE:
+            addresses = ",".join(
+                f"{address}/{32 if '.' in address else 128}" for address in lab["n1"].addresses
+            )
+            self._argv += ["--nodeport-addresses", addresses]
+        self._environment = {
+            **os.environ, "PATH": f"{program.tools(lab.workdir / 'tools', mode)}:{os.environ['PATH']}"
+        }  # fmt: skip
+        self._log = lab.workdir / "kube-proxy.log"
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        with self._log.open("a") as log:
+            self._process = self._lab.popen(
+                "n1", self._argv, cgroup=False, env=self._environment, stdout=log, stderr=log
+            )
+        for family in FAMILIES:
+            polling.eventually(lambda family=family: self._written(family), _RULES_S)  # type: ignore[misc]
+
+    def _written(self, family: int) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self._log.read_text()
+        try:
+            saved = self.rules[family].saved()
+        except RuntimeError:  # no such table yet
+            return False
+        endpoints = (each.ip for port in self.ports[family] for each in port.endpoints)
+        node_ports = (str(port.node_port) for port in PORTS)
+        return all(each in saved for each in (BALANCER[family], *endpoints, *node_ports))
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(30)
+            self._process = None
+
+
+def _rules(lab: cluster.Lab, mode: load.Backend, family: int) -> load.Rules:
+    settings = model.Settings(
+        cluster_cidr=CLUSTER_CIDR[family],
+        node_ip=lab["n1"].address(family),
+        service_cidrs=SERVICE_CIDRS[family],
+        family=family,
     )
-    ports = tuple(
+    return load.Rules(lambda argv: lab.command("n1", argv), mode, settings)
+
+
+def _ports(lab: cluster.Lab, family: int) -> tuple[model.ServicePort, ...]:
+    """A load balancer IP is to the model another ClusterIP."""
+    pods = ((lab[pod].address(family), pod.startswith("n1")) for pod in PODS)
+    endpoints = tuple(sorted((model.Endpoint(address, 8080, here) for address, here in pods), key=str))
+    return tuple(
         model.ServicePort(
             "default", name, port.name, port.protocol.lower(), address, port.port, node_port, endpoints
         )
-        for name, address in (("web", CLUSTER_IP), ("web-lb", BALANCER))
+        for name, address in (("web", CLUSTER_IP[family]), ("web-lb", BALANCER[family]))
         for port in PORTS
         for node_port in (port.node_port if name == "web" else 0,)
     )
-    settings = model.Settings(
-        cluster_cidr="10.244.0.0/16", node_ip=lab["n1"].ipv4, service_cidrs=("10.96.0.0/12", "192.0.2.0/24")
-    )
-    return load.Rules(lambda argv: lab.command("n1", argv), mode, settings), ports
 
 
-def talkers(lab: cluster.Lab, stack: contextlib.ExitStack, tcp: int, udp: int) -> list[talking.Talker]:
+@contextlib.contextmanager
+def incumbent(lab: cluster.Lab, mode: load.Backend, url: str) -> collections.abc.Iterator[Generated]:
+    """Whose rules are there first, started."""
+    found = Real(lab, mode, url, pathlib.Path(KUBE_PROXY)) if KUBE_PROXY else Generated(lab, mode)
+    try:
+        found.start()
+        yield found
+    finally:
+        found.stop()
+
+
+def talkers(lab: cluster.Lab, stack: contextlib.ExitStack) -> list[talking.Talker]:
     """Connections of every kind, all of them open and answered."""
-    node, each = lab["n1"].ipv4, max(1, tcp // 6)
+    inside: list[talking.Target] = []
+    of_node: list[talking.Target] = []
+    outside: list[talking.Target] = []
+    each, udp = max(1, TCP_CONNECTIONS // 12), max(1, UDP_FLOWS // 2)
     dns = manifests.UDP_PORT
-    inside: list[talking.Target] = [
-        ("tcp", CLUSTER_IP, 80, each), ("tcp", node, NODE_PORT, each),
-        ("udp", CLUSTER_IP, dns, udp), ("sendto", CLUSTER_IP, dns, udp), ("sendto", node, UDP_NODE_PORT, udp),
-    ]  # fmt: skip
-    of_node: list[talking.Target] = [("tcp", CLUSTER_IP, 80, each), ("sendto", CLUSTER_IP, dns, udp)]
-    outside: list[talking.Target] = [
-        ("tcp", node, NODE_PORT, each), ("tcp", BALANCER, 80, each), ("tcp", CLUSTER_IP, 80, each),
-        ("udp", node, UDP_NODE_PORT, udp), ("sendto", BALANCER, dns, udp), ("udp", CLUSTER_IP, dns, udp),
-    ]  # fmt: skip
+    for family in FAMILIES:
+        node, virtual, balancer = lab["n1"].address(family), CLUSTER_IP[family], BALANCER[family]
+        inside += [
+            ("tcp", virtual, 80, each), ("tcp", node, NODE_PORT, each),
+            ("udp", virtual, dns, udp), ("sendto", virtual, dns, udp), ("sendto", node, UDP_NODE_PORT, udp),
+        ]  # fmt: skip
+        of_node += [("tcp", virtual, 80, each), ("sendto", virtual, dns, udp)]
+        outside += [
+            ("tcp", node, NODE_PORT, each), ("tcp", balancer, 80, each), ("tcp", virtual, 80, each),
+            ("udp", node, UDP_NODE_PORT, udp), ("sendto", balancer, dns, udp), ("udp", virtual, dns, udp),
+        ]  # fmt: skip
     made = [
         stack.enter_context(talking.Talker(lab, where, to))
         for where, to in (("n1/p1", inside), ("n1", of_node), ("outside", outside))
@@ -99,28 +191,31 @@ def all_whole(made: collections.abc.Iterable[talking.Talker]) -> None:
 
 def newcomers(lab: cluster.Lab) -> list[traffic.Client]:
     """New connections all the time, from inside and outside."""
-    node = lab["n1"].ipv4
-    return [
-        lab.client("n1/p1", "short", CLUSTER_IP, 80, timeout_s=20, pause_s=0.004),
-        lab.client("outside", "short", node, NODE_PORT, timeout_s=20, pause_s=0.004),
-        # Not from where the others come: a flow that gets an earlier one's port is that one, to everybody.
-        lab.client("n2", "udp-new", BALANCER, 53, timeout_s=20, pause_s=0.004),
-    ]
+    made = []
+    for family in FAMILIES:
+        to: tuple[tuple[str, traffic.Mode, str, int], ...] = (
+            ("n1/p1", "short", CLUSTER_IP[family], manifests.TCP_PORT),
+            ("outside", "short", lab["n1"].address(family), NODE_PORT),
+            # Not from where the others come: a flow that gets an earlier one's port is that one.
+            ("n2", "udp-new", BALANCER[family], manifests.UDP_PORT),
+        )
+        made += [lab.client(*where, timeout_s=20, pause_s=0.008) for where in to]
+    return made
 
 
 @pytest.mark.usefixtures("spare_cache")
 @pytest.mark.parametrize("mode", MODES)
 def test_there_and_back(lab: cluster.Lab, mode: load.Backend) -> None:
-    loaded, ports = rules(lab, mode)
-    loaded.start(ports)
     with contextlib.ExitStack() as stack:
-        old = talkers(lab, stack, TCP_CONNECTIONS, UDP_FLOWS)
-        storm = newcomers(lab)
         api = stack.enter_context(agents.Api(lab.netns("n1"), *objects(lab)))
+        kube_proxy = stack.enter_context(incumbent(lab, mode, api.source[1]))
+        old = talkers(lab, stack)
+        storm = newcomers(lab)
         agent = stack.enter_context(agents.Agent(lab, api.source, *agents.SMALL_MAPS, *FLAGS))
         assert "of another proxy stay with it" in agent.says("took over")
         all_whole(old)
-        new = talkers(lab, stack, TCP_CONNECTIONS, UDP_FLOWS)
+        new = talkers(lab, stack)
+        kube_proxy.stop()
         assert not removed(agent, "--dry-run")
         assert status(agent)["kube_proxy_rules"]
         assert removed(agent)
@@ -136,9 +231,9 @@ def test_there_and_back(lab: cluster.Lab, mode: load.Backend) -> None:
         assert seen["flows_of_kube_proxy"]["TCP"] == sum(one.tcp for one in old)
         assert seen["kept_alive"]
 
-        loaded.start(ports)
+        kube_proxy.start()
         assert "reserved" in agent.lbproxy("migrate", "return")
-        last = talkers(lab, stack, TCP_CONNECTIONS, UDP_FLOWS)
+        last = talkers(lab, stack)
         assert status(agent)["returning"]
         assert "new connections are left to kube-proxy" in agent.lbproxy("status")
         polling.eventually(lambda: "new connections are left to kube-proxy" in agent.log, 10)
@@ -147,6 +242,7 @@ def test_there_and_back(lab: cluster.Lab, mode: load.Backend) -> None:
         all_whole([*old, *new, *last])
         assert status(agent)["flows_of_kube_proxy"]["TCP"] >= sum(one.tcp for one in (*old, *last))
 
+        ended = [one.report() for one in new]
         for one in new:
             one.close()
         agent.stop()
@@ -156,6 +252,13 @@ def test_there_and_back(lab: cluster.Lab, mode: load.Backend) -> None:
         results = [client.stop() for client in storm]
         assert [one.failures for one in results] == [{}] * len(results)
         assert all(one.count > 0 for one in results)
+        reports = [*ended, *(one.report() for one in (*old, *last))]
+        tcp = sum(one.tcp for one in (*old, *new, *last))
+        print(
+            f"\n{mode}: {tcp} TCP connections, {sum(one.open for one in reports) - tcp} UDP flows, "
+            f"{sum(one.asked for one in reports)} questions, {sum(one.lost for one in reports)} datagrams "
+            f"asked for again; {sum(one.count for one in results)} new connections meanwhile, none failed"
+        )
 
 
 def status(agent: agents.Agent) -> dict[str, typing.Any]:

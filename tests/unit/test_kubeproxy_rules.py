@@ -170,6 +170,46 @@ def test_services_that_have_more_than_is_modelled_are_refused() -> None:
         model.ports([service], NODE)
 
 
+# --- IPv6 ---
+
+
+def in_ipv6(text: str) -> str:
+    """Put an address of IPv6 in place of each one of IPv4, in the same order when sorted as text."""
+    ends = re.sub(r"(\d+)\.(\d+)\.(\d+)\.(\d+)(?=:\d)", r"[fd00::\1:\2:\3:\4]", text)
+    return re.sub(r"(\d+)\.(\d+)\.(\d+)\.(\d+)", r"fd00::\1:\2:\3:\4", ends)
+
+
+SETTINGS_6 = dataclasses.replace(
+    SETTINGS,
+    family=6,
+    cluster_cidr=in_ipv6(SETTINGS.cluster_cidr),
+    node_ip=in_ipv6(SETTINGS.node_ip),
+    service_cidrs=tuple(map(in_ipv6, SETTINGS.service_cidrs)),
+)
+
+
+@given(_ports())
+def test_ipv6_has_the_rules_of_ipv4_with_other_addresses(ports: tuple[model.ServicePort, ...]) -> None:
+    same = tuple(
+        dataclasses.replace(
+            port,
+            cluster_ip=in_ipv6(port.cluster_ip),
+            endpoints=tuple(each._replace(ip=in_ipv6(each.ip)) for each in port.endpoints),
+        )
+        for port in ports
+    )
+    wanted = in_ipv6(nftables.full(ports, SETTINGS)).replace("ipv4_addr", "ipv6_addr")
+    assert nftables.full(same, SETTINGS_6) == re.sub(r"\bip (kube-proxy|[sd]?addr)", r"ip6 \1", wanted)
+
+    def hashed(text: str) -> str:
+        """Without the names that are hashes of an endpoint's address."""
+        return re.sub(r"KUBE-SEP-\w+", "KUBE-SEP", text)
+
+    wanted = re.sub(r"-A KUBE-FIREWALL .*\n", "", iptables.full(ports, SETTINGS))
+    wanted = in_ipv6(wanted).replace("LOCAL -j KUBE-NODEPORTS", "LOCAL ! -d ::1/128 -j KUBE-NODEPORTS")
+    assert hashed(iptables.full(same, SETTINGS_6)) == hashed(wanted)
+
+
 # --- names, which are the same on every node that runs kube-proxy ---
 
 
@@ -301,7 +341,7 @@ def test_an_update_leads_where_all_rules_anew_would(
     tables, table = loaded(before)
     tables.restore(iptables.update(before, after, SETTINGS))
     table.load(nftables.update(before, after, SETTINGS))
-    table.load(nftables.sweep(before, after))
+    table.load(nftables.sweep(before, after, SETTINGS))
     fresh_tables, fresh_table = loaded(after)
     assert tables.chains == fresh_tables.chains
     assert table.chains == fresh_table.chains
