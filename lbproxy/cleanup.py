@@ -8,7 +8,7 @@ import os
 import pathlib
 import sys
 
-from lbproxy import errors, leftovers, output
+from lbproxy import errors, leftovers, noting, output
 from lbproxy.kernel import anchor, bpffs, bytecode, datapath, hooks, inspection
 
 _FOLDERS = ("links", "programs", "maps")
@@ -91,8 +91,9 @@ def _is_there(root: pathlib.Path) -> bool:
 
 
 def _ours(path: pathlib.Path) -> bool:
+    known = (*datapath.NAMES, noting.PIN)
     # A bpffs shows iterators of its own, such as maps.debug, in its root.
-    return path.name.removeprefix(hooks.NEW) in datapath.NAMES or path.name.endswith(".debug")
+    return path.name.removeprefix(hooks.NEW) in known or path.name.endswith(".debug")
 
 
 def _counts(root: pathlib.Path) -> list[str]:

@@ -15,9 +15,9 @@ import typing
 import pytest
 
 from lbproxy import __main__ as command
-from lbproxy import abi, cgroup2
-from lbproxy.core import model
-from lbproxy.kernel import bpffs, datapath, inspection, maps, node, programs
+from lbproxy import abi, cgroup2, noting
+from lbproxy.core import model, notes
+from lbproxy.kernel import bpffs, datapath, inspection, maps, node, one_row, programs
 from lbproxy.lab import cgroups
 from tests import installing, polling
 
@@ -326,6 +326,8 @@ def test_cleanup_leaves_nothing_and_can_be_repeated(
     try:
         made = Node(root, cgroup)
         made.installer.service("default/web", ["127.97.0.1"], [])
+        # As an agent does a second after its start.
+        one_row.write(f"{root}/{noting.PIN}", "lb_notes", notes.MOST_BYTES, b"")
         assert made.connect("SOCK_STREAM,127.97.0.1,80") == ["ECONNREFUSED"]
         assert counts(made, capsys)["refused"] == 1
         service_stats = made.maps.row("service_stats", (1).to_bytes(4, sys.byteorder))
