@@ -113,6 +113,12 @@
  */
 #define LB_HELD_EARLIER 2
 
+/* When a SYN came, in flow.backend: the monotonic clock in ns, shifted, but for the lowest bit,
+ * which says that it went unanswered before, and counts so already. 0: not known.
+ */
+#define LB_SYN_SHIFT 10
+#define LB_SYN_UNANSWERED 0x1
+
 /* Times in flows and fragments are in ticks: the coarse monotonic clock in ns,
  * shifted; a tick is about a second.
  */
@@ -207,14 +213,16 @@ struct backend_load {
 	__u32 closed; /* and that were seen to end */
 };
 
-/* What became of this node's TCP connections to a backend, as sockets saw it. Counts wrap. */
+/* What became of TCP connections to a backend: as this node's sockets saw it, and of what began
+ * elsewhere as packets told it. Counts wrap.
+ */
 struct backend_health {
 	__u64 handshake_us; /* the sum of what those that were answered took */
 	__u32 established;
 	__u32 refused;
 	__u32 unanswered; /* no answer to the first SYN for a second, or no way there */
 	__u32 resets;	  /* open ones that the backend has reset */
-	__u32 lost;	  /* open ones given up, since nothing was acknowledged any more */
+	__u32 lost;	  /* open ones of sockets, given up: nothing was acknowledged any more */
 	__u32 srtt_us;	  /* of late */
 };
 
@@ -324,8 +332,12 @@ struct flow {
 	__be32 addr[4];
 	__be16 sport;
 	__be16 dport;
-	__u32 backend; /* which must serve for the row to hold, if UDP; 0 in rows of other stages */
-	__u32 seen;    /* tick of the last packet, either direction */
+	/* Of what the client sends, where that comes in: which must serve for the row to hold, if
+	 * UDP. Of TCP's answers, where they leave: when the latest SYN came (LB_SYN_*). 0 in
+	 * others.
+	 */
+	__u32 backend;
+	__u32 seen;	 /* tick of the last packet, either direction */
 	__u8 service[3]; /* lowest byte first */
 	__u8 state;
 };

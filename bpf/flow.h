@@ -11,12 +11,18 @@
 #define LB_FLOW_H
 
 #include "counters.h"
+#include "health.h"
 #include "load.h"
 #include "packet.h"
 
 #define LB_EEXIST 17
 #define LB_AF_INET 2
 #define LB_AF_INET6 10
+
+/* A SYN that is repeated after so long was not answered: the second that clients wait at first,
+ * less what the network may have held up the SYN before.
+ */
+#define LB_UNANSWERED_US 750000
 
 /* Rows that a SYN flood may occupy before new flows go to flows_new. */
 #define LB_MOST_UNASSURED (LB_ROWS_FLOWS / 2)
@@ -341,6 +347,84 @@ static __always_inline bool flow_is_counted(const struct flow_key *key, const st
 	       (row->state & (LB_FLOW_ORIGINAL | LB_FLOW_TUNNEL)) == LB_FLOW_ORIGINAL;
 }
 
+/* The time of a SYN, as rows of answers keep it. */
+static __always_inline __u32 syn_now(void)
+{
+	return (bpf_ktime_get_ns() >> LB_SYN_SHIFT) & ~LB_SYN_UNANSWERED;
+}
+
+/* How long ago that was, in us. */
+static __always_inline __u32 syn_age(__u32 syn)
+{
+	__u64 age = (__u32)(syn_now() - (syn & ~LB_SYN_UNANSWERED));
+
+	return (age << LB_SYN_SHIFT) / 1000;
+}
+
+/* Finds the other row of a pair; NULL where it is another flow's by now. */
+static __always_inline struct flow *flow_other(const struct flow_key *key, const struct flow *row,
+					       struct flow_key *other_key)
+{
+	struct flow *other;
+
+	flow_partner(key, row, other_key);
+	other = flow_row(other_key);
+	return other && flow_leads_back(other, key) ? other : NULL;
+}
+
+/* A client has repeated its SYN: nobody has answered the one before. That time runs from the last
+ * one is kept in the row of the answers.
+ */
+static __always_inline void syn_again(const struct flow_key *key, const struct flow *row)
+{
+	struct backend_health *to;
+	struct flow_key reply_key;
+	struct flow *reply;
+	__u32 syn;
+
+	if (!flow_is_counted(key, row))
+		return;
+	reply = flow_other(key, row, &reply_key);
+	syn = reply ? reply->backend : 0;
+	/* Else the network has doubled it, or another connection was tried from its port. */
+	if (!syn || syn_age(syn) < LB_UNANSWERED_US)
+		return;
+	reply->backend = syn_now() | LB_SYN_UNANSWERED;
+	if (syn & LB_SYN_UNANSWERED)
+		return;
+	to = health_of(row->backend, row->addr, row->dport);
+	if (to)
+		__sync_fetch_and_add(&to->unanswered, 1);
+}
+
+/* A backend has answered for the first time, or has reset its connection: how that counts. `was` is
+ * the state of the answers' row before, `asked` the one of what the client sends.
+ */
+static __always_inline void flow_fared(const struct flow *row, __u32 was, __u8 tcp_flags,
+				       const struct flow_key *asked_key, const struct flow *asked)
+{
+	bool first = !(was & LB_FLOW_REPLIED), reset = tcp_flags & LB_TCP_RST;
+	struct backend_health *to;
+
+	if ((was & (LB_FLOW_ORIGINAL | LB_FLOW_RESET)) || !row->backend ||
+	    asked_key->proto != LB_IPPROTO_TCP || !flow_is_counted(asked_key, asked))
+		return;
+	/* Whoever is reset after a goodbye, or by what the client makes of an answer, has seen to
+	 * it. */
+	if (!first &&
+	    (!reset || !(was & LB_FLOW_ASSURED) || (was & (LB_FLOW_FIN | LB_FLOW_PEER_FIN))))
+		return;
+	to = health_of(asked->backend, asked->addr, asked->dport);
+	if (!to)
+		return;
+	if (!first)
+		__sync_fetch_and_add(&to->resets, 1);
+	else if (reset)
+		__sync_fetch_and_add(&to->refused, 1);
+	else if ((tcp_flags & (LB_TCP_SYN | LB_TCP_ACK)) == (LB_TCP_SYN | LB_TCP_ACK))
+		health_established(to, syn_age(row->backend));
+}
+
 /* Takes note of a packet of a flow, in both rows of the pair. */
 static __always_inline void flow_track(struct flow_key *key, struct flow *row, __u8 tcp_flags,
 				       __u32 now)
@@ -352,13 +436,19 @@ static __always_inline void flow_track(struct flow_key *key, struct flow *row, _
 
 	if (!(state & LB_FLOW_ORIGINAL)) {
 		state |= LB_FLOW_REPLIED;
-	} else if ((state & (LB_FLOW_REPLIED | LB_FLOW_ASSURED)) == LB_FLOW_REPLIED &&
-		   (key->proto == LB_IPPROTO_TCP
-			    ? (tcp_flags & (LB_TCP_SYN | LB_TCP_ACK)) == LB_TCP_ACK
-			    /* To the tracker a flow has to be two seconds old for that. */
-			    : !flow_is_held(state))) {
-		state |= LB_FLOW_ASSURED;
-		assured = true;
+	} else if (!(state & LB_FLOW_ASSURED)) {
+		/* Rare, and nothing that packets of open connections are asked for. */
+		if (!(state & LB_FLOW_REPLIED)) {
+			if (key->proto == LB_IPPROTO_TCP &&
+			    (tcp_flags & (LB_TCP_SYN | LB_TCP_ACK)) == LB_TCP_SYN)
+				syn_again(key, row);
+		} else if (key->proto == LB_IPPROTO_TCP
+				   ? (tcp_flags & (LB_TCP_SYN | LB_TCP_ACK)) == LB_TCP_ACK
+				   /* To the tracker a flow has to be two seconds old for that. */
+				   : !flow_is_held(state)) {
+			state |= LB_FLOW_ASSURED;
+			assured = true;
+		}
 	}
 	if (key->proto == LB_IPPROTO_TCP) {
 		if (tcp_flags & LB_TCP_FIN)
@@ -374,13 +464,13 @@ static __always_inline void flow_track(struct flow_key *key, struct flow *row, _
 	closes = flow_is_closed(state) && !flow_is_closed(was);
 	if (closes && flow_is_counted(key, row))
 		load_closed(row->backend, row->addr, row->dport);
-	flow_partner(key, row, &partner_key);
 	if (state & LB_FLOW_ASSURED)
 		flow_settle(key, row, assured);
-	partner = flow_row(&partner_key);
-	/* It may be another flow's by now, if this one is closed. */
-	if (!partner || !flow_leads_back(partner, key))
+	partner = flow_other(key, row, &partner_key);
+	if (!partner)
 		return;
+	if ((state & ~was) & (LB_FLOW_REPLIED | LB_FLOW_RESET))
+		flow_fared(row, was, tcp_flags, &partner_key, partner);
 	mirrored = state & (LB_FLOW_REPLIED | LB_FLOW_ASSURED | LB_FLOW_RESET);
 	if (state & LB_FLOW_FIN)
 		mirrored |= LB_FLOW_PEER_FIN;

@@ -24,14 +24,21 @@ static __always_inline void load_opened(const struct backend *to, __u32 id)
 		__sync_fetch_and_add(&load->opened, 1);
 }
 
-/* What was open to a backend of this id is closed. The id may be another backend's by now. */
+/* The backend of an id, NULL where that is another one's by now. */
+static __always_inline struct backend *backend_at(__u32 id, const __be32 addr[4], __be16 port)
+{
+	struct backend *found = backends.lookup(&id);
+
+	return found && found->port == port && address_equal(found->addr, addr) ? found : NULL;
+}
+
+/* What was open to a backend is closed. */
 static __always_inline void load_closed(__u32 id, const __be32 addr[4], __be16 port)
 {
-	struct backend *to = backends.lookup(&id);
+	struct backend *to = backend_at(id, addr, port);
 	struct backend_load *load;
 
-	if (!to || !(to->sets & LB_SET_COUNTED) || to->port != port ||
-	    !address_equal(to->addr, addr))
+	if (!to || !(to->sets & LB_SET_COUNTED))
 		return;
 	load = backend_load.lookup(&id);
 	if (load)

@@ -204,7 +204,7 @@ static __always_inline bool open_reply(const struct packet *p, const struct sett
 	address_copy(row->addr, p->tuple.dst);
 	row->sport = p->tuple.dport;
 	row->dport = p->tuple.sport;
-	row->backend = 0;
+	row->backend = p->tuple.proto == LB_IPPROTO_TCP && may_begin_flow(p) ? syn_now() : 0;
 	flow_set_service(row, w->fe.service);
 	row->seen = now;
 	row->state = 0;
@@ -269,6 +269,7 @@ static __always_inline int open_masquerade(void *ctx, const struct packet *p,
 	address_copy(row->addr, p->tuple.src);
 	row->sport = to->port;
 	row->dport = w->to.sport;
+	row->backend = 0;
 	/* Sockets are asked for seldom: most of these ports are nobody's. Where a flow has been
 	 * closed, its backend may still wait for late packets (RFC 9293, 3.6.1): it takes a
 	 * SYN for one of those if another client's clock is behind.

@@ -11,6 +11,7 @@
  * the record before close() does anything. What somebody else does to a socket
  * (SOCK_DESTROY) is told apart by the error that it leaves.
  */
+#include "health.h"
 #include "socket_record.h"
 
 #define LB_ENETUNREACH 101
@@ -45,31 +46,9 @@ static __always_inline struct socket_record *record_of_stream(__u64 cookie)
 	return spill_get(&key);
 }
 
-/* Where to count what becomes of a connection; NULL where its backend has gone meanwhile
- * and the id is another's.
- */
-static __always_inline struct backend_health *health_of(const struct socket_record *record)
+static __always_inline struct backend_health *health_of_record(const struct socket_record *record)
 {
-	struct backend_health none = {}, *found;
-	__u32 id = record->backend;
-	struct backend *to = backends.lookup(&id);
-
-	if (!to || !record_has_backend(record, to->addr, to->port))
-		return NULL;
-	found = backend_health.lookup(&id);
-	if (found)
-		return found;
-	if (backend_health.update(&id, &none))
-		counter_bump(LB_COUNTER_HEALTH_FAILED);
-	return backend_health.lookup(&id);
-}
-
-static __always_inline void health_rtt(struct backend_health *to, __u32 us)
-{
-	__u32 known = to->srtt_us;
-
-	/* Another CPU's sample may get lost between; over many it does not matter. */
-	to->srtt_us = known ? known - known / 8 + us / 8 : us;
+	return health_of(record->backend, record->backend_addr, record->backend_port);
 }
 
 /* Why the kernel gave a socket up; 0 where nothing went wrong. */
@@ -120,7 +99,7 @@ static __always_inline void state_changed(struct bpf_sock_ops *ctx)
 	if (ctx->args[1] != BPF_TCP_CLOSE && ctx->args[1] != BPF_TCP_CLOSE_WAIT)
 		return;
 	record = record_of_stream(bpf_get_socket_cookie(ctx));
-	to = record ? health_of(record) : NULL;
+	to = record ? health_of_record(record) : NULL;
 	if (!to)
 		return;
 	if (ctx->args[1] == BPF_TCP_CLOSE)
@@ -146,14 +125,9 @@ int lb_sock_health(struct bpf_sock_ops *ctx)
 		if (!(ctx->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG))
 			return 1;
 		record = record_of_stream(bpf_get_socket_cookie(ctx));
-		to = record ? health_of(record) : NULL;
-		if (to) {
-			__u32 us = ctx->srtt_us >> LB_RTT_SHIFT;
-
-			__sync_fetch_and_add(&to->established, 1);
-			__sync_fetch_and_add(&to->handshake_us, us);
-			health_rtt(to, us);
-		}
+		to = record ? health_of_record(record) : NULL;
+		if (to)
+			health_established(to, ctx->srtt_us >> LB_RTT_SHIFT);
 		return 1;
 	case BPF_SOCK_OPS_RTO_CB:
 		/* The SYN went unanswered for a second. How it ends matters no more. */
@@ -163,7 +137,7 @@ int lb_sock_health(struct bpf_sock_ops *ctx)
 		if (!record || record->pad_unanswered)
 			return 1;
 		record->pad_unanswered = 1;
-		to = health_of(record);
+		to = health_of_record(record);
 		if (to)
 			__sync_fetch_and_add(&to->unanswered, 1);
 		return 1;

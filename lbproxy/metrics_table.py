@@ -248,7 +248,7 @@ BACKEND_OPEN = Definition(
 BACKEND_HANDSHAKES = Definition(
     "lbproxy_backend_handshakes_total",
     Type.COUNTER,
-    "TCP connections of this node's sockets that a backend has answered; as bounded as the "
+    "TCP connections through this node that a backend has answered; as bounded as the "
     "connections, like all that follows of backends",
     BACKEND,
 )
@@ -261,9 +261,9 @@ BACKEND_HANDSHAKE_SECONDS = Definition(
 BACKEND_FAILURES = Definition(
     "lbproxy_backend_failures_total",
     Type.COUNTER,
-    "TCP connections of this node's sockets that failed: refused; unanswered for a second, or no way there; "
-    "resets of open ones by the backend; lost, since nothing was acknowledged any more. Shown once "
-    "there is one",
+    "TCP connections through this node that failed: refused; unanswered for a second, or no way there; "
+    "resets of open ones by the backend; lost, since nothing was acknowledged any more (of sockets alone). "
+    "Shown once there is one",
     (*BACKEND, "reason"),
 )
 BACKEND_RTT = Definition(

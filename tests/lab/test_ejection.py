@@ -8,16 +8,25 @@ import sys
 
 import pytest
 
-from lbproxy.lab import cluster
+from lbproxy.lab import cluster, topology
 from tests import polling
 from tests.lab import agents, manifests, test_life, test_probes
+from tests.lab.wire import wires
 
 PODS = ("n1/p2", "n1/p3", "n2/p1")
-CLIENT = "n1/p1"
+CLIENT, OUTSIDE = "n1/p1", topology.OUTSIDE
 # A time out that no test waits for, but where it is to end.
 LONG, SHORT = "failures=3,window=5s,base=10m", "failures=3,window=3s,base=1s"
 # A Service for each test: what is known of backends is known of each service port by itself.
-ASKED = {"closed": LONG, "resets": LONG, "healing": SHORT, "half": LONG, "alike": LONG, "plain": ""}
+ASKED = {
+    "closed": LONG,
+    "resets": LONG,
+    "healing": SHORT,
+    "half": LONG,
+    "alike": LONG,
+    "plain": "",
+    "outside": LONG,
+}
 NUMBERS = {name: number for number, name in enumerate(ASKED, 1)}
 
 # Answers as the lab's servers do; or resets whoever says something; or does not listen at all.
@@ -107,18 +116,18 @@ def agent(lab: cluster.Lab, api: agents.Api, servers: Backends) -> collections.a
         yield running
 
 
-def connect(agent: agents.Agent, name: str, count: int) -> tuple[set[str], dict[str, int]]:
+def connect(agent: agents.Agent, name: str, count: int, at: str = CLIENT) -> tuple[set[str], dict[str, int]]:
     """Make so many connections, one after another; who answered, and which failures there were."""
     address = manifests.cluster_ip(NUMBERS[name])
-    found = agent.lab.client(CLIENT, "short", address, manifests.TCP_PORT, count=count).result()
+    found = agent.lab.client(at, "short", address, manifests.TCP_PORT, count=count).result()
     return set(found.servers), dict(found.failures)
 
 
-def until_used(agent: agents.Agent, name: str, *pods: str) -> None:
+def until_used(agent: agents.Agent, name: str, *pods: str, at: str = CLIENT) -> None:
     """Go on making connections until a service uses exactly these."""
 
     def used() -> bool:
-        connect(agent, name, 30)
+        connect(agent, name, 30, at)
         return agent.backends(name) == set(pods)
 
     polling.eventually(used, 30, what=f"{name} with {pods}")
@@ -156,6 +165,23 @@ def test_who_fails_is_out_and_nothing_fails_any_more(
     assert agent.backends(what) == set(good)
     api.put(annotated(what, ""))
     polling.eventually(lambda: agent.backends(what) == set(PODS), what="everyone")
+
+
+def test_clients_elsewhere_find_out_as_well(
+    agent: agents.Agent, lab: cluster.Lab, api: agents.Api, backends: Backends
+) -> None:
+    """By the packets that answer them: none of this node's sockets has connected to this Service."""
+    bad, good, _ = PODS
+    agent.says(": uplink by")
+    # Those of this node, as nobody is masqueraded here: others would answer past it.
+    api.put(*manifests.slices("outside", [lab[bad], lab[good]], ports=[manifests.HTTP]))
+    agent.has_backends("outside", {bad, good}, [("http", 4), ("http", 6)])
+    address = manifests.cluster_ip(NUMBERS["outside"])
+    wires.ip(lab, OUTSIDE, f"-4 route replace {address}/32 via {lab['n1'].address(4)}")
+    until_used(agent, "outside", bad, good, at=OUTSIDE)
+    backends.do("closed", bad)
+    until_used(agent, "outside", good, at=OUTSIDE)
+    assert connect(agent, "outside", 300, OUTSIDE) == ({good}, {})
 
 
 def test_who_has_healed_is_back_after_its_time(agent: agents.Agent, backends: Backends) -> None:

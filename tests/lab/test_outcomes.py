@@ -10,13 +10,15 @@ import pytest
 
 from lbproxy import abi
 from lbproxy.core import inventory, outcomes, tables
-from lbproxy.lab import cluster
+from lbproxy.lab import cluster, topology
 from tests import polling
 from tests.lab import agents, manifests
+from tests.lab.wire import wires
+from tests.lab.wire.conftest import CLUSTER_IPS
 
 GOOD, CLOSED, RESETTING, NOWHERE, QUIET = 1, 2, 3, 4, 5
 HOME = "n1/p2"
-CLIENT = "n1/p1"
+CLIENT, OUTSIDE = "n1/p1", topology.OUTSIDE
 RESETS_AT, SILENT_AT, CLOSED_AT = 9101, 9102, 9103
 NOBODY = {4: "10.244.1.250", 6: "fd00:244:1::fa"}
 TIMES = 3
@@ -143,7 +145,10 @@ def servers(lab: cluster.Lab) -> collections.abc.Iterator[None]:
 
 @pytest.fixture(scope="module")
 def agent(lab: cluster.Lab, api: agents.Api, servers: None) -> collections.abc.Iterator[agents.Agent]:
+    for family, network in CLUSTER_IPS.items():
+        wires.ip(lab, OUTSIDE, f"-{family} route replace {network} via {lab['n1'].address(family)}")
     with agents.Agent(lab, api.source, *agents.SMALL_MAPS) as running:
+        running.says(": uplink by")
         yield running
 
 
@@ -158,10 +163,16 @@ def fared(agent: agents.Agent, name: str, family: int) -> outcomes.Outcomes:
 
 
 def does(
-    agent: agents.Agent, number: int, family: int, what: str, times: int = TIMES, *more: str
+    agent: agents.Agent,
+    number: int,
+    family: int,
+    what: str,
+    times: int = TIMES,
+    *more: str,
+    at: str = CLIENT,
 ) -> list[str]:
     address = manifests.cluster_ip(number, family)
-    said = agents.run_script(agent.lab, CLIENT, CLIENT_SCRIPT, address, what, times, *more)
+    said = agents.run_script(agent.lab, at, CLIENT_SCRIPT, address, what, times, *more)
     assert isinstance(said, list)
     return said
 
@@ -201,10 +212,43 @@ def test_each_way_to_end_counts_as_what_it_is(
 
 
 @families
-def test_a_backend_that_does_not_answer_counts_once_a_connection(agent: agents.Agent, family: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "number", "what", "error", "counted"),
+    [
+        ("closed", CLOSED, "reads", "ECONNREFUSED", {"refused": 1}),
+        ("resetting", RESETTING, "reads", "ECONNRESET", {"established": 1, "resets": 1}),
+        ("good", GOOD, "reads", None, {"established": 1}),
+        ("good", GOOD, "leaves unread", None, {"established": 1}),
+        ("good", GOOD, "lingers", None, {"established": 1}),
+    ],
+)
+def test_what_packets_and_what_sockets_tell_is_counted_once(
+    agent: agents.Agent,
+    family: int,
+    name: str,
+    number: int,
+    what: str,
+    error: str | None,
+    counted: dict[str, int],
+) -> None:
+    """Packets of the one client are translated here; those of the other pass the same devices as they are."""
+    before = fared(agent, name, family)
+    for at, count in {OUTSIDE: 2, CLIENT: 5}.items():
+        assert does(agent, number, family, what, count, at=at) == ([error] * count if error else [])
+    new = fared(agent, name, family).since(before)
+    counts = {field: getattr(new, field) for field in ("established", *outcomes.REASONS)}
+    assert counts == {field: 7 * counted.get(field, 0) for field in counts}
+    if new.established:
+        assert 0 < new.handshake_us < 60_000_000 * 7
+
+
+@pytest.mark.parametrize(("at", "family"), [(CLIENT, 4), (CLIENT, 6), (OUTSIDE, 4)])
+def test_a_backend_that_does_not_answer_counts_once_a_connection(
+    agent: agents.Agent, at: str, family: int
+) -> None:
     """The kernel asks again after a second, and gives up when nobody on the link has the address."""
     before = fared(agent, "nowhere", family)
-    assert does(agent, NOWHERE, family, "reads", 1) == ["EHOSTUNREACH"]
+    assert does(agent, NOWHERE, family, "reads", 1, at=at) == ["EHOSTUNREACH"]
     assert fared(agent, "nowhere", family).since(before) == outcomes.Outcomes(unanswered=1)
 
 

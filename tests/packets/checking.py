@@ -101,7 +101,7 @@ class Checker:
 
     def flow(self, table: str, key: tables.FlowKey) -> tables.Flow | None:
         row = libbpf.lookup(self.harness.fds[table], key.pack(), _FLOW.size)
-        return None if row is None else tables.flow(row)
+        return None if row is None else harness.flow_of(key, row)
 
     def _loaded(self, used_ports: UsedPorts) -> Reference:
         rows = self.harness.maps.rows

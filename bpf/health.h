@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
+ *
+ * Where it is counted how connections to a backend fare: those of sockets by sock_health.c,
+ * those that packets begin by flow.h. A connection is one or the other, as what a socket sends
+ * to a backend itself has no row in `flows`.
+ */
+#ifndef LB_HEALTH_H
+#define LB_HEALTH_H
+
+#include "counters.h"
+#include "load.h"
+
+/* Where to count what becomes of a connection to a backend; NULL where it has gone meanwhile
+ * and its id is another's.
+ */
+static __always_inline struct backend_health *health_of(__u32 id, const __be32 addr[4], __be16 port)
+{
+	struct backend_health none = {}, *found;
+
+	if (!backend_at(id, addr, port))
+		return NULL;
+	found = backend_health.lookup(&id);
+	if (found)
+		return found;
+	if (backend_health.update(&id, &none))
+		counter_bump(LB_COUNTER_HEALTH_FAILED);
+	return backend_health.lookup(&id);
+}
+
+static __always_inline void health_rtt(struct backend_health *to, __u32 us)
+{
+	__u32 known = to->srtt_us;
+
+	/* Another CPU's sample may get lost between; over many it does not matter. */
+	to->srtt_us = known ? known - known / 8 + us / 8 : us;
+}
+
+/* A handshake was answered, so long after its SYN. */
+static __always_inline void health_established(struct backend_health *to, __u32 us)
+{
+	__sync_fetch_and_add(&to->established, 1);
+	__sync_fetch_and_add(&to->handshake_us, us);
+	health_rtt(to, us);
+}
+
+#endif

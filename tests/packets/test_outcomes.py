@@ -1,0 +1,191 @@
+"""What packets tell of how connections to a backend fare: of each end that a connection may come to."""
+
+import pytest
+
+from lbproxy import abi
+from lbproxy.core import model, outcomes, tables
+from tests.packets import harness
+from tests.packets.bench import NEXT, XDP, Bench, ports
+from tests.packets.packets import ACK, FIN, RST, SYN, Side, frame, ip, tcp, udp
+from tests.packets.test_flow_state import Connection
+
+State = tables.FlowState
+# Of the masqueraded ones in XDP, all packets but the first, as far as both hosts are elsewhere.
+WAYS = ["kept", "masqueraded", "xdp"]
+LONG_US, SHORT_US = 1_000_000, 10_000
+OPEN = (("ask", SYN), ("answer", SYN | ACK), ("ask", ACK))
+
+
+class Masqueraded(Connection):
+    """A connection to a backend of another node, which sees this one's address."""
+
+    def __init__(self, lb: Bench, side: Side, *, xdp: bool) -> None:
+        super().__init__(lb, side)
+        self.mine = 0
+        self._xdp = xdp
+
+    def ask(self, flags: int) -> int:
+        sent = frame(ip(self.side.client, self.side.external_ip, tcp(self.port, 80, flags)))
+        # What has a row. Else, or where it is closed, XDP leaves it to tc.
+        if self._xdp and self.mine and self.lb.run(XDP, sent, "up0").verdict != harness.XDP_PASS:
+            return NEXT
+        gone = self.lb.leaves(self.lb.outside(sent).frame)
+        self.mine, _ = ports(gone)
+        return gone.verdict
+
+    def answer(self, flags: int) -> int:
+        sent = frame(ip(self.side.far_pod, self.side.node, tcp(8080, self.mine, flags)))
+        if self._xdp:
+            assert self.lb.run(XDP, sent, "up0").verdict != harness.XDP_PASS
+            return NEXT
+        return self.lb.leaves(self.lb.outside(sent).frame).verdict
+
+
+@pytest.fixture(params=WAYS)
+def flow(request: pytest.FixtureRequest, lb: Bench, side: Side) -> Connection:
+    if request.param == "kept":
+        lb.service(side.pod, external_local=True)
+        return Connection(lb, side)
+    lb.service(side.far_pod)
+    return Masqueraded(lb, side, xdp=request.param == "xdp")
+
+
+def fared(lb: Bench) -> outcomes.Outcomes:
+    rows = [outcomes.unpack(row) for _, row in lb.made.maps.rows("backend_health")]
+    assert len(rows) <= 1
+    return rows[0] if rows else outcomes.Outcomes()
+
+
+def wait(lb: Bench, us: int) -> None:
+    """Have every SYN be older by so much."""
+    earlier = (us * 1000 >> abi.constant("SYN_SHIFT")) & ~abi.constant("SYN_UNANSWERED")
+    for key, packed in list(lb.made.maps.rows("flows")):
+        row = tables.flow(packed)
+        if tables.flow_key(key).stage and not row.state & State.ORIGINAL:
+            lb.made.put_flow(tables.flow_key(key), row._replace(backend=(row.backend - earlier) % 2**32))
+
+
+Step = tuple[str, int]
+STORIES: list[tuple[tuple[Step, ...], dict[str, int]]] = [
+    ((("ask", SYN),), {}),
+    ((("ask", SYN), ("answer", RST | ACK)), {"refused": 1}),
+    ((("ask", SYN), ("answer", RST)), {"refused": 1}),
+    ((("ask", SYN), ("answer", RST | ACK), ("answer", RST | ACK)), {"refused": 1}),
+    ((("ask", SYN), ("answer", RST | ACK), ("ask", SYN), ("answer", RST | ACK)), {"refused": 2}),
+    ((("ask", SYN), ("answer", SYN | ACK)), {"established": 1}),
+    ((("ask", SYN), ("answer", SYN | ACK), ("answer", SYN | ACK)), {"established": 1}),
+    (OPEN, {"established": 1}),
+    ((*OPEN, ("answer", ACK), ("ask", ACK)), {"established": 1}),
+    ((*OPEN, ("answer", RST)), {"established": 1, "resets": 1}),
+    ((*OPEN, ("answer", RST | ACK), ("answer", RST)), {"established": 1, "resets": 1}),
+    ((*OPEN, ("ask", ACK), ("answer", ACK), ("answer", RST | ACK)), {"established": 1, "resets": 1}),
+    # Whoever has said goodbye, or has reset it first, has seen to the reset.
+    ((*OPEN, ("ask", FIN | ACK), ("answer", RST)), {"established": 1}),
+    ((*OPEN, ("answer", FIN | ACK), ("answer", RST)), {"established": 1}),
+    ((*OPEN, ("ask", RST), ("answer", RST)), {"established": 1}),
+    ((*OPEN, ("ask", FIN | ACK), ("answer", FIN | ACK), ("ask", ACK)), {"established": 1}),
+    # The client has not heard that it is open, or did not want it.
+    ((("ask", SYN), ("answer", SYN | ACK), ("answer", RST)), {"established": 1}),
+    ((("ask", SYN), ("ask", RST)), {}),
+    ((("ask", SYN), ("ask", RST), ("answer", RST | ACK)), {}),
+    # An answer to an earlier connection of these ports, and the client's to that.
+    (
+        (("ask", SYN), ("answer", ACK), ("ask", RST), ("ask", SYN), ("answer", SYN | ACK)),
+        {"established": 1},
+    ),
+    # A SYN that is repeated at once was doubled on its way.
+    ((("ask", SYN), ("ask", SYN)), {}),
+    ((("ask", SYN), ("wait", SHORT_US), ("ask", SYN), ("wait", SHORT_US), ("ask", SYN)), {}),
+    ((("ask", SYN), ("wait", LONG_US), ("ask", SYN)), {"unanswered": 1}),
+    (
+        (("ask", SYN), ("wait", LONG_US), ("ask", SYN), ("wait", 2 * LONG_US), ("ask", SYN)),
+        {"unanswered": 1},
+    ),
+    # It was answered, and the answer lost on its way to the client.
+    ((("ask", SYN), ("answer", SYN | ACK), ("wait", LONG_US), ("ask", SYN)), {"established": 1}),
+    # As of sockets, how it ends is another thing.
+    (
+        (("ask", SYN), ("wait", LONG_US), ("ask", SYN), ("answer", RST | ACK)),
+        {"unanswered": 1, "refused": 1},
+    ),
+    (
+        (("ask", SYN), ("wait", LONG_US), ("ask", SYN), ("answer", SYN | ACK), ("ask", ACK), ("answer", RST)),
+        {"unanswered": 1, "established": 1, "resets": 1},
+    ),
+]
+
+
+@pytest.mark.parametrize(("story", "counted"), STORIES)
+def test_each_end_counts_as_what_it_is(
+    flow: Connection, story: tuple[Step, ...], counted: dict[str, int]
+) -> None:
+    for who, what in story:
+        if who == "wait":
+            wait(flow.lb, what)
+            flow.lb.look()
+        else:
+            assert getattr(flow, who)(what) == NEXT
+    found = fared(flow.lb)
+    counts = {name: getattr(found, name) for name in ("established", *outcomes.REASONS)}
+    assert counts == {**dict.fromkeys(counts, 0), **counted}
+    # Each was answered in less than it took to get here.
+    assert bool(found.handshake_us) == bool(found.established)
+    assert found.handshake_us < 60_000_000
+
+
+def test_a_handshake_is_measured_from_the_last_syn(flow: Connection) -> None:
+    flow.ask(SYN)
+    wait(flow.lb, 500 * LONG_US)
+    flow.lb.look()
+    flow.ask(SYN)
+    wait(flow.lb, LONG_US)
+    flow.lb.look()
+    flow.answer(SYN | ACK)
+    found = fared(flow.lb)
+    assert LONG_US <= found.handshake_us < 400 * LONG_US
+    assert found.srtt_us == found.handshake_us
+
+
+def test_a_row_whose_syn_was_not_seen_counts_for_nothing(flow: Connection) -> None:
+    """As an earlier version has left it."""
+    flow.ask(SYN)
+    for key, row in flow.lb.flows().items():
+        flow.lb.made.put_flow(key, row)  # which leaves the time out
+    flow.ask(SYN)
+    flow.answer(RST | ACK)
+    assert fared(flow.lb) == outcomes.Outcomes()
+
+
+def test_nothing_is_counted_for_whoever_has_the_id_by_now(lb: Bench, side: Side) -> None:
+    lb.service(side.pod, external_local=True)
+    flow = Connection(lb, side)
+    for who, flags in OPEN:
+        getattr(flow, who)(flags)
+    before = fared(lb)
+    for key, packed in list(lb.made.maps.rows("backends")):
+        row = tables.backend(packed)
+        if row.state:
+            lb.made.maps.apply([tables.Put(tables.Table.BACKENDS, key, row._replace(port=b"\0\1").pack())])
+    lb.look()
+    flow.answer(RST)
+    assert fared(lb) == before
+
+
+def test_datagrams_are_no_connections(lb: Bench, side: Side) -> None:
+    lb.service(side.pod, external_local=True, protocol=model.Protocol.UDP)
+    lb.outside(frame(ip(side.client, side.external_ip, udp(40000, 80))))
+    lb.leaves(frame(ip(side.pod, side.client, udp(8080, 40000))))
+    assert fared(lb) == outcomes.Outcomes()
+
+
+def test_a_table_that_is_full_is_counted_and_lets_packets_pass(lb: Bench, side: Side) -> None:
+    lb.service(side.pod, external_local=True)
+    for number in range(1000, 1000 + lb.made.sizes["backend_health"]):
+        row = bytes(abi.LAYOUTS["backend_health"].size)
+        lb.made.maps.apply([tables.Put(tables.Table.BACKEND_HEALTH, tables.row_key(number), row)])
+    flow = Connection(lb, side)
+    assert flow.ask(SYN) == NEXT
+    before = lb.made.count("HEALTH_FAILED")
+    refused = frame(ip(side.pod, side.client, tcp(8080, 40000, RST | ACK)))
+    assert lb.made.run("tc_to_any", refused).verdict == NEXT
+    assert lb.made.count("HEALTH_FAILED") == before + 1
