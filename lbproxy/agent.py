@@ -20,6 +20,7 @@ import time
 import typing
 
 from lbproxy import (
+    cgroup2,
     config,
     controller,
     ejecting,
@@ -190,7 +191,7 @@ class _Agent:
 
     def __init__(self, settings: config.Config, cgroup: pathlib.Path, trusted: trust.Trust) -> None:
         self._settings = settings
-        self._cgroup = cgroup
+        self._cgroup = cgroup2.Cgroup(cgroup)
         self._datapath = datapath.Datapath(settings.bpffs)
         self._telemetry = metrics.Metrics()
         self._writing = gate.Gate()
@@ -215,7 +216,7 @@ class _Agent:
         started_s = time.monotonic()
         tasks.create_task(self._node_watch.run())
         sources = await self._sources(tasks)
-        outcome = await asyncio.to_thread(_set_up, self._datapath, self._settings, self._cgroup)
+        outcome = await asyncio.to_thread(_set_up, self._datapath, self._settings, self._cgroup.path)
         kernel = maps.BpfMaps(str(self._datapath.maps_dir))
         sockets = stale_sockets.StaleSockets(kernel, self._telemetry)
         spaces = netns_addresses.NetnsAddresses(kernel, writing=self._writing)
@@ -438,7 +439,7 @@ class _Agent:
             (time.monotonic() - started_s) * 1e3,
         )
         await asyncio.to_thread(_tell_leftovers)
-        await asyncio.to_thread(_tell_another, self._settings.bpffs, self._cgroup)
+        await asyncio.to_thread(_tell_another, self._settings.bpffs, self._cgroup.path)
         _settle_memory()
 
     async def _watch_hooks(self) -> None:
@@ -450,14 +451,18 @@ class _Agent:
             await asyncio.sleep(_HOOK_CHECK_S)
             try:
                 async with self._writing.shared():
-                    lost = self._datapath.verify(self._cgroup)
+                    _find_cgroup(self._cgroup, self._datapath)
+                    lost = self._datapath.verify(self._cgroup.path, self._cgroup.id)
             except OSError as error:
                 _log.error("%s", self._datapath.problem or f"cannot verify the hooks: {error}")
             else:
                 if lost:
                     _log.error("put back hooks that were taken away: %s", ", ".join(lost))
             if self._controller is not None:
-                self._controller.datapath_problem = self._datapath.problem
+                hidden = f"no cgroup2 mount shows the cgroup {self._cgroup.path}"
+                self._controller.datapath_problem = self._datapath.problem or (
+                    "" if self._cgroup.visible else hidden
+                )
 
     async def _watch_config(self, path: pathlib.Path) -> None:
         """End when the configuration changes, to be started again with the new one (CLI-2)."""
@@ -490,6 +495,14 @@ async def _watch_return(hand_over: handover.HandOver, control: controller.Contro
         await asyncio.sleep(_RETURN_CHECK_S)
 
 
+def _find_cgroup(cgroup: cgroup2.Cgroup, path: datapath.Datapath) -> None:
+    """See where the cgroup is mounted now, and note it down. Raises OSError, AgentError."""
+    if said := cgroup.look():
+        _log.warning("%s", said)
+    if cgroup.visible:
+        path.moved(cgroup.path)
+
+
 def _look_again(hand_over: handover.HandOver, loop: asyncio.AbstractEventLoop) -> None:
     """Before another uplink is served: connections may have begun there."""
     hand_over.look()
@@ -510,8 +523,7 @@ def _tell_leftovers() -> None:
 
 def _tell_another(root: pathlib.Path, cgroup: pathlib.Path) -> None:
     """Say that another lbproxy balances the same sockets."""
-    from lbproxy import cgroup2  # noqa: PLC0415 - needed once
-    from lbproxy.core.preflight import owners  # noqa: PLC0415
+    from lbproxy.core.preflight import owners  # noqa: PLC0415 - needed once
     from lbproxy.kernel import attached  # noqa: PLC0415
 
     with contextlib.suppress(OSError):

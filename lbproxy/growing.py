@@ -8,11 +8,10 @@ programs switched does nobody write: changes wait that long. A restart adopts wh
 import asyncio
 import dataclasses
 import logging
-import pathlib
 import time
 import typing
 
-from lbproxy import config, controller, errors, gate, metrics
+from lbproxy import cgroup2, config, controller, errors, gate, metrics
 from lbproxy.core import fill, growth, tables
 from lbproxy.kernel import datapath, maps
 
@@ -42,7 +41,7 @@ class Growing:
     def __init__(
         self,
         settings: config.Config,
-        cgroup: pathlib.Path,
+        cgroup: cgroup2.Cgroup,
         found: datapath.Datapath,
         kernel: maps.BpfMaps,
         control: controller.Controller,
@@ -96,12 +95,16 @@ class Growing:
 
     async def _grow(self, sizes: dict[str, int], rows: dict[str, int]) -> None:
         began_s = time.monotonic()
+        if said := self._cgroup.look():
+            _log.warning("%s", said)
+        if not self._cgroup.visible:
+            raise errors.AgentError("no cgroup2 mount shows the cgroup")
         made = await asyncio.to_thread(self._datapath.prepare, sizes)
         async with self._writing.alone():
             paused_s = time.monotonic()
             try:
                 # Not given up half way: whoever stops the agent waits for the thread.
-                found = await asyncio.to_thread(self._datapath.take_over, made, self._cgroup)
+                found = await asyncio.to_thread(self._datapath.take_over, made, self._cgroup.path)
                 self._kernel.reopen()
                 self._control.grown()
             except (errors.AgentError, OSError) as error:

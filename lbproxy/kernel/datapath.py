@@ -97,10 +97,12 @@ class Datapath:
 
         if before and known and known.fingerprint == fingerprint and before.is_whole():
             how = finished or "adopted"
-            if self._hooks.missing(cgroup, before):
+            if self._hooks.missing(cgroup.stat().st_ino, before):
                 how = "relinked"
                 self._hooks.switch(cgroup, before)
             if known.cgroup != target.cgroup:
+                if how == "adopted":
+                    notes += (f"the cgroup that was at {known.cgroup} is at {cgroup} now",)
                 known = msgspec.structs.replace(target, refused=known.refused)
                 identity.write(before.folder, known)
             serving = before
@@ -162,8 +164,10 @@ class Datapath:
             raise errors.AgentError(f"what was pinned in {self.root} is gone")
         return current, known
 
-    def verify(self, cgroup: pathlib.Path) -> list[str]:
+    def verify(self, cgroup: pathlib.Path, cgroup_id: int | None = None) -> list[str]:
         """Put back any hook that someone took away; returns the names of those.
+
+        `cgroup_id` is the kernel's where the folder may not be seen just now.
 
         Raises AgentError where the maps and programs themselves are gone: only the
         next start can make them anew. Raises OSError where a hook can not be put back.
@@ -174,7 +178,9 @@ class Datapath:
                 f"what this agent pinned in {self.root} is gone or was exchanged: ending, to set it up again"
             )
         lost = self._lay_out()
-        unhooked = self._hooks.missing(cgroup, current)
+        if cgroup_id is None:
+            cgroup_id = cgroup.stat().st_ino if cgroup.exists() else 0
+        unhooked = self._hooks.missing(cgroup_id, current)
         try:
             if unhooked:
                 self._hooks.switch(cgroup, current)
@@ -183,6 +189,13 @@ class Datapath:
             raise
         self.problem = ""
         return lost + unhooked
+
+    def moved(self, cgroup: pathlib.Path) -> None:
+        """Note down where the cgroup is seen now, for the read-side commands. Raises OSError, AgentError."""
+        current, known = self._known_current()
+        if known.cgroup == str(cgroup):
+            return
+        identity.write(current.folder, msgspec.structs.replace(known, cgroup=str(cgroup)))
 
     def attach(self, wanted: typing.Iterable[device_links.Attachment]) -> device_links.Applied:
         """Have the current programs at these devices, and at no others. Raises OSError."""

@@ -27,19 +27,19 @@ class Hooks:
                 running.add(libbpf.link_info(link_fd).prog_id)
         return running
 
-    def missing(self, cgroup: pathlib.Path, wanted: generation.Generation) -> list[str]:
+    def missing(self, cgroup_id: int, wanted: generation.Generation) -> list[str]:
         """The programs of this generation that are not at their hooks of this cgroup."""
         return [
             program.name
             for program in programs.SOCKET
-            if not self._holds(program.name, cgroup, wanted.programs_dir / program.name)
+            if not self._holds(program.name, cgroup_id, wanted.programs_dir / program.name)
         ]
 
-    def _holds(self, name: str, cgroup: pathlib.Path, program: pathlib.Path) -> bool:
+    def _holds(self, name: str, cgroup_id: int, program: pathlib.Path) -> bool:
         try:
             with generation.opened(self._folder / name) as link_fd, generation.opened(program) as prog_fd:
                 info = libbpf.link_info(link_fd)
-                return (info.cgroup_id, info.prog_id) == (cgroup.stat().st_ino, libbpf.prog_id(prog_fd))
+                return (info.cgroup_id, info.prog_id) == (cgroup_id, libbpf.prog_id(prog_fd))
         except FileNotFoundError:
             return False
 

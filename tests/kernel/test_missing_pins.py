@@ -10,7 +10,7 @@ import typing
 
 import pytest
 
-from lbproxy import abi, agent, errors, gate, status
+from lbproxy import abi, agent, cgroup2, errors, gate, status
 from lbproxy.kernel import datapath, generation, identity, inspection, libbpf, loader, maps, programs
 from tests import serving
 from tests.kernel import conftest, small_programs
@@ -120,7 +120,11 @@ class Verified:
         self.answers = list(answers)
         self.problem = ""
 
-    def verify(self, _: pathlib.Path) -> list[str]:
+    def moved(self, _: pathlib.Path) -> None:
+        pass
+
+    def verify(self, _: pathlib.Path, cgroup_id: int) -> list[str]:
+        assert cgroup_id
         if not self.answers:
             raise errors.AgentError("gone")
         answer = self.answers.pop(0)
@@ -142,7 +146,7 @@ async def test_the_agent_logs_what_it_puts_back_and_ends_where_it_can_not_go_on(
             told.append(f"{name}: {value}")
 
     parts = types.SimpleNamespace(
-        _datapath=found, _cgroup=cgroup, _controller=Control(), _writing=gate.Gate()
+        _datapath=found, _cgroup=cgroup2.Cgroup(cgroup), _controller=Control(), _writing=gate.Gate()
     )
     running = typing.cast(agent._Agent, parts)
     with caplog.at_level(logging.ERROR), pytest.raises(errors.AgentError, match="gone"):

@@ -45,8 +45,9 @@ class Steps:
         kernel = types.SimpleNamespace(reopen=self.step("reopen"))
         control = types.SimpleNamespace(grown=self.step("grown"), stays_full=self.step("stays_full"))
         found = types.SimpleNamespace(prepare=self.step("prepare"), take_over=self.step("take_over"))
+        place = types.SimpleNamespace(look=lambda: "", visible=self.failing != "cgroup", path=pathlib.Path())
         settings = types.SimpleNamespace(map_growth_limit=2, map_rows=MapRows())
-        parts: list[typing.Any] = [settings, pathlib.Path(), found, kernel, control, None, gate.Gate()]
+        parts: list[typing.Any] = [settings, place, found, kernel, control, None, gate.Gate()]
         made = growing.Growing(*parts)
         monkeypatch.setattr(growing, "_CHECK_S", 0)
         monkeypatch.setattr(made, "_look", lambda: made._grow(SIZES, ROWS))
@@ -61,6 +62,15 @@ def test_one_that_fails_half_way_ends_the_agent(failing: str, monkeypatch: pytes
         asyncio.run(steps.run(monkeypatch))
     assert steps.done[-1] == failing
     assert issubclass(growing.HalfGrown, errors.LbproxyError)
+
+
+def test_none_begins_while_the_cgroup_is_not_to_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs could not be switched, which would end the agent."""
+    steps = Steps("cgroup")
+    monkeypatch.setattr(growing, "_RETRY_S", 0)
+    with pytest.raises(Enough):
+        asyncio.run(steps.run(monkeypatch))
+    assert steps.done == ["stays_full"] * TRIES
 
 
 def test_one_that_can_not_be_prepared_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
