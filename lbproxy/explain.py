@@ -3,10 +3,9 @@
 import argparse
 import contextlib
 import pathlib
-import time
 from collections.abc import Iterable, Iterator
 
-from lbproxy import config_types, errors, noting, render
+from lbproxy import config_types, errors, kernel_clock, noting, render
 from lbproxy.core import addresses, explanation, inventory, listing, walk
 from lbproxy.core import devices as roles
 from lbproxy.kernel import identity, inspection, netns_addresses
@@ -22,7 +21,7 @@ def main(args: argparse.Namespace) -> int:
         devices = inspection.attached_devices(root, inventory.node_ports(rows).host_netns)
         seen = hooks(root, inspection.pinned(root), devices)
         own = _namespaces(source)
-        now_s = int(time.monotonic())
+        now_s = int(kernel_clock.monotonic_s())
         found = explanation.explain(rows, seen, source, target, now_s, own, port, noting.read(root))
     render.show(found, args.output, lambda: _present(found))
     return 0

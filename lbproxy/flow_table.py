@@ -11,7 +11,7 @@ import logging
 import time
 import typing
 
-from lbproxy import abi, errors, gate, open_connections
+from lbproxy import abi, errors, gate, kernel_clock, open_connections
 from lbproxy.core import flows, inventory, tables
 from lbproxy.kernel import maps
 
@@ -30,7 +30,6 @@ _PAUSES: typing.Final = 10.0
 _QUIET_PAUSES: typing.Final = 200.0
 _QUIET_ROWS: typing.Final = 16_384
 _BATCH_ROWS: typing.Final = 4096
-_CLOCK_MONOTONIC_COARSE: typing.Final = 6
 _TICK_SHIFT: typing.Final = abi.constant("TICK_SHIFT")
 _ROW: typing.Final = tables.row_key(0)
 _FLOWS_FULL: typing.Final = tables.row_key(abi.constant("COUNTER_FLOWS_FULL"))
@@ -38,7 +37,7 @@ _FLOWS_FULL: typing.Final = tables.row_key(abi.constant("COUNTER_FLOWS_FULL"))
 
 def tick() -> int:
     """The time as the programs note it in flow rows."""
-    return time.clock_gettime_ns(_CLOCK_MONOTONIC_COARSE) >> _TICK_SHIFT
+    return kernel_clock.coarse_ns() >> _TICK_SHIFT
 
 
 def count(kernel: maps.Maps) -> tuple[flows.Counts, int]:

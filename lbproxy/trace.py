@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from lbproxy import config_types, errors, explain, output, trace_flags
+from lbproxy import config_types, errors, explain, kernel_clock, output, trace_flags
 from lbproxy.core import (
     addresses,
     explanation,
@@ -69,7 +69,7 @@ def _watch(watching: observers.Observers, told: "_Told", stop: "_Stop", seconds:
     while not (told.full or stop.asked or watching.outlived()) and (left := end - time.monotonic()) > 0:
         for row in ring.poll(min(_POLL_S, left)):
             told.event(row)
-        told.settle(time.monotonic_ns())
+        told.settle(kernel_clock.monotonic_ns())
         output.flush()
 
 
@@ -263,7 +263,7 @@ class _Book:
         if asked not in self._reasons:
             if len(self._reasons) >= _REASONS:
                 return ""
-            now_s = int(time.monotonic())
+            now_s = int(kernel_clock.monotonic_s())
             told = explanation.explain(self._rows, self._hooks, source, target, now_s, source_port=port)
             agreed = told.verdict == verdict
             self._reasons[asked] = told.reason if agreed else f"now it would be {told.verdict}: {told.reason}"
@@ -275,7 +275,7 @@ class _Book:
             return ""
         settings = inventory.settings(self._rows)
         ends = known_flow.Ends(*of.source, *of.dialled, of.protocol)
-        found = known_flow.find(self._rows, ends, settings, time.monotonic())
+        found = known_flow.find(self._rows, ends, settings, kernel_clock.monotonic_s())
         return known_flow.in_words(found, of.protocol, settings) if found is not None else ""
 
 
