@@ -203,6 +203,7 @@ def test_the_notes_say_what_is_next() -> None:
     assert "kube-proxy has to be gone" in notes["default"]
     assert "kube-proxy has to be gone" not in notes["trial"]
     assert "kubectl label namespace net pod-security.kubernetes.io/enforce=privileged" in notes["hostile"]
+    assert "kubectl label" not in CHART.render(CI["hostile"])["NOTES.txt"]  # kube-system has what it needs
     assert "rollout status daemonset lbproxy-cleanup\n  helm -n net uninstall proxy" in notes["cleanup"]
     assert (
         "clusterCIDR is not set" in CHART.render(with_values("config.kubeProxy.clusterCIDR", ""))["NOTES.txt"]
