@@ -256,7 +256,10 @@ def _add_migrate(commands: "argparse._SubParsersAction[config_flags.Parser]") ->
     )
     migrate.add_argument("--dry-run", action="store_true", help="only say what would be done")
     migrate.add_argument(
-        "--force", action="store_true", help="return even where no kube-proxy is to be seen from here"
+        "--force",
+        action="store_true",
+        help="return even where no kube-proxy is to be seen from here; take over even where connections of "
+        "IPVS break",
     )
     _add_output(migrate)
     _add_bpffs(migrate)

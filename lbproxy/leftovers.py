@@ -14,7 +14,7 @@ import subprocess
 import typing
 
 from lbproxy.core import leftovers
-from lbproxy.kernel import legacy_tables, nf_tables
+from lbproxy.kernel import ipvs, legacy_tables, nf_tables
 
 _TIMEOUT_S: typing.Final = 120.0
 _LOCK_WAIT_S: typing.Final = "30"  # for /run/xtables.lock (CO-6)
@@ -109,8 +109,11 @@ class Cleanup:
         if index is None:
             # Virtual servers without kube-proxy's device are somebody else's.
             return
-        if shutil.which("ipvsadm"):
-            self._do("IPVS: the virtual servers", "ipvsadm", "--clear")
+        try:
+            if ipvs.flush():
+                self.removed.append("IPVS: the virtual servers")
+        except OSError as error:
+            self.failed.append(f"IPVS: the virtual servers: {error.strerror}")
         import pyroute2  # noqa: PLC0415 - large, and seldom needed
 
         try:

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 import msgspec
 
 from lbproxy import errors, leftovers, output, render, taking_over
-from lbproxy.core import inventory, migration, tables
+from lbproxy.core import inventory, ipvs, migration, tables
 from lbproxy.kernel import anchor, inspection, maps
+from lbproxy.kernel import ipvs as virtual
 
 _HOW_TO_STOP = (
     "take its DaemonSet off this node, for instance: kubectl -n kube-system patch daemonset kube-proxy -p "
@@ -32,6 +33,7 @@ class Status(msgspec.Struct, frozen=True):
     kube_proxy_running: bool
     kube_proxy_rules: list[str]  # what of kube-proxy is in force
     not_looked_for: list[str]  # what of it may not be looked for
+    ipvs_mode: ipvs.Found | None  # where kube-proxy ran in IPVS mode
     kept_alive: bool  # by the table inet lbproxy-handover
     flows_of_kube_proxy: dict[str, int]  # to addresses that lbproxy serves, by protocol
     flows_of_lbproxy: dict[str, int]
@@ -47,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
                 render.show(found, args.output, lambda: _present(found))
                 return 0
             case "take-over":
-                return _take_over(args.bpffs, opened, dry_run=args.dry_run)
+                return _take_over(args.bpffs, opened, dry_run=args.dry_run, force=args.force)
             case "return":
                 return _return(args.bpffs, opened, dry_run=args.dry_run, force=args.force)
     raise ValueError(args.step)
@@ -63,6 +65,7 @@ def read(root: pathlib.Path, opened: maps.BpfMaps) -> Status:
         bool(taking_over.kube_proxies()),
         leftovers.present(),
         leftovers.unseen(),
+        virtual.look(),
         anchor.exists(),
         found.of_kube_proxy,
         found.of_lbproxy,
@@ -70,7 +73,7 @@ def read(root: pathlib.Path, opened: maps.BpfMaps) -> Status:
     )
 
 
-def _take_over(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool) -> int:
+def _take_over(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool, force: bool) -> int:
     found = read(root, opened)
     if not found.agent_running:
         raise errors.AgentError(
@@ -83,6 +86,8 @@ def _take_over(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool) -> in
         raise errors.AgentError(
             f"kube-proxy runs here (pid {pids}), and would write its rules again: {_HOW_TO_STOP}"
         )
+    if (problem := ipvs.obstacle(found.ipvs_mode)) and not force:
+        raise errors.AgentError(f"{problem}. --force removes them all the same")
     kept = migration.counted(found.flows_of_kube_proxy)
     output.write(f"connections that kube-proxy began, and that stay as they are: {kept}")
     if dry_run:
@@ -91,7 +96,8 @@ def _take_over(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool) -> in
         if found.returning:
             output.write("would begin new flows again")
         return 0
-    done = taking_over.take_over(opened, taking_over.Flows(found.flows_of_kube_proxy, found.flows_of_lbproxy))
+    flows = taking_over.Flows(found.flows_of_kube_proxy, found.flows_of_lbproxy)
+    done = taking_over.take_over(opened, flows, force=force)
     if found.returning:
         output.write("new flows are lbproxy's again")
     for what in done.removed:
@@ -154,6 +160,7 @@ def _present(found: Status) -> Iterator[render.Table | str]:
             ("agent", "runs" if found.agent_running else "does not run"),
             ("kube-proxy", "runs" if found.kube_proxy_running else "does not run here, or is not seen"),
             ("kube-proxy's rules", rules),
+            *([("IPVS", ipvs.described(found.ipvs_mode))] if found.ipvs_mode else []),
             ("connections kube-proxy began", migration.counted(found.flows_of_kube_proxy)),
             (
                 "kept alive without its rules",

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from lbproxy import cgroup2, config, errors, leftovers, local_node, packet_path, render
 from lbproxy.core import addresses, devices, model
 from lbproxy.core.preflight import facts, findings, verdict
-from lbproxy.kernel import attached, links, node, probes, surroundings
+from lbproxy.kernel import attached, ipvs, links, node, probes, surroundings
 
 _AGENT_BYTES: typing.Final = 90 << 20  # with 10,000 services, see docs/benchmarks.md
 _COMPILER_BYTES: typing.Final = 250 << 20  # two processes, each about 125 MB
@@ -164,6 +164,7 @@ def _others(
         processes=tuple(surroundings.neighbours()),
         leftovers=tuple(leftovers.present()),
         # The tools fail without it, and then there seems to be nothing.
+        ipvs_mode=ipvs.look(),
         unseen=tuple(leftovers.unseen()) if "CAP_NET_ADMIN" in process.capabilities else _RULES,
         hooks=tuple(hooks),
         hooks_problem=problem,

@@ -7,9 +7,10 @@ import os
 import typing
 
 from lbproxy import errors, flow_table, handover, leftovers
-from lbproxy.core import conntrack, inventory, model, tables
+from lbproxy.core import conntrack, inventory, ipvs, model, tables
 from lbproxy.kernel import anchor, maps, surroundings
 from lbproxy.kernel import conntrack as tracker
+from lbproxy.kernel import ipvs as virtual
 
 _BATCH_ROWS: typing.Final = 4096
 _KUBE_PROXY: typing.Final = "kube-proxy"
@@ -68,11 +69,13 @@ def kube_proxys_ports() -> list[str]:
     return found
 
 
-def take_over(kernel: maps.Maps, found: Flows) -> Removed:
+def take_over(kernel: maps.Maps, found: Flows, *, force: bool = False) -> Removed:
     """Begin new flows, and remove what kube-proxy has left; flows that go on are kept alive before that.
 
-    Raises AgentError where nothing may be removed yet.
+    Those of IPVS can not be: with `force` they break. Raises AgentError where nothing may be removed yet.
     """
+    if not force and (problem := ipvs.obstacle(virtual.look())):
+        raise errors.AgentError(problem)
     if inventory.is_set(kernel, tables.Handover.RETURN):
         kernel.apply([tables.handover(tables.Handover.RETURN, 0)])
     if found.of_kube_proxy:

@@ -51,7 +51,7 @@ class Tuple(typing.NamedTuple):
 
 
 class Entry(typing.NamedTuple):
-    """A connection whose destination the kernel translates."""
+    """A connection whose destination the kernel translates, by rules or by IPVS."""
 
     proto: int
     original: Tuple
@@ -79,11 +79,13 @@ class Reserved(typing.NamedTuple):
     left_s: int
 
 
-def request(family: int) -> bytes:
+def request(family: int, *, ipvs: bool = False) -> bytes:
     """The payload of a request for all entries whose destination is translated; `family` 2 or 10.
 
-    A kernel that does not know the filter sends others as well.
+    A kernel that does not know the filter sends others as well, and with `ipvs` all are asked for.
     """
+    if ipvs:
+        return bytes([family, 0, 0, 0])
     status = b"".join(
         _ATTRIBUTE.pack(8, number) + _DST_NAT.to_bytes(4, "big") for number in (_STATUS, _STATUS_MASK)
     )
@@ -123,16 +125,22 @@ def reservation(flow: Reserved) -> bytes:
     return packed
 
 
-def decode(message: bytes) -> Entry | None:
-    """Read the payload of one answer; None where it is not about a translated destination."""
+def decode(message: bytes, *, ipvs: bool = False) -> Entry | None:
+    """Read the payload of one answer; None where it is not about a translated destination.
+
+    What IPVS translates, no bit says (with `ipvs`): it shows in who answers. That needs its sysctl
+    net.ipv4.vs.conntrack, which kube-proxy sets.
+    """
     found = dict(_attributes(memoryview(message)[_FIXED:]))
     status = int.from_bytes(found.get(_STATUS, b""), "big")
-    if not status & _DST_NAT or status & _DYING:
+    if not (ipvs or status & _DST_NAT) or status & _DYING:
         return None
     try:
         proto, original = _tuple(found[_TUPLE_ORIGINAL])
         _, reply = _tuple(found[_TUPLE_REPLY])
     except KeyError:  # of a protocol without ports
+        return None
+    if not status & _DST_NAT and (reply.src, reply.sport) == (original.dst, original.dport):
         return None
     left_s = int.from_bytes(found.get(_TIMEOUT, b""), "big")
     return Entry(proto, original, reply, status, _tcp_state(found.get(_PROTOINFO)), left_s)

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Iterable, Iterator
 
 from lbproxy.core import conntrack
-from lbproxy.kernel import netlink
+from lbproxy.kernel import ipvs, netlink
 
 _NETLINK_NETFILTER: typing.Final = 12
 _NEW, _GET = 1 << 8, 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_
@@ -23,11 +23,12 @@ def translated() -> Iterator[conntrack.Entry]:
         if error.errno not in _NONE:
             raise
         return
+    by_ipvs = ipvs.in_use()
     with tracker:
         for family in (socket.AF_INET, socket.AF_INET6):
             try:
-                for message in tracker.dump(_GET, conntrack.request(family)):
-                    entry = conntrack.decode(message)
+                for message in tracker.dump(_GET, conntrack.request(family, ipvs=by_ipvs)):
+                    entry = conntrack.decode(message, ipvs=by_ipvs)
                     if entry is not None:
                         yield entry
             except OSError as error:

@@ -89,8 +89,34 @@ def test_of_ipv6_too() -> None:
     ],
     ids=["untranslated", "dying", "half", "bare", "empty", "torn"],
 )
-def test_what_is_none_is_passed_over(packed: bytes) -> None:
+@pytest.mark.parametrize("ipvs", [False, True])
+def test_what_is_none_is_passed_over(packed: bytes, ipvs: bool) -> None:
+    assert conntrack.decode(packed, ipvs=ipvs) is None
+
+
+@pytest.mark.parametrize(
+    ("answers", "to", "held"),
+    [
+        ((BACKEND, 8080), (CLIENT, 40000), 2),
+        ((BACKEND, 8080), (NODE, 5000), 3),
+        ((SERVICE, 8080), (CLIENT, 40000), 2),
+        ((SERVICE, 80), (NODE, 5000), 0),  # masqueraded, and to whom the client meant
+        ((SERVICE, 80), (CLIENT, 40000), 0),
+    ],
+)
+def test_what_ipvs_translates_shows_in_who_answers(
+    answers: tuple[str, int], to: tuple[str, int], held: int
+) -> None:
+    ways = one_way(1, CLIENT, SERVICE, 6, 40000, 80), one_way(2, answers[0], to[0], 6, answers[1], to[1])
+    packed = message(REPLY | ASSURED | CONFIRMED, *ways, tcp=3)
     assert conntrack.decode(packed) is None
+    found = conntrack.decode(packed, ipvs=True)
+    assert len(conntrack.rows(found, NOW, SETTINGS) if found else ()) == held
+
+
+def test_with_ipvs_all_entries_are_asked_for() -> None:
+    assert conntrack.request(10, ipvs=True) == bytes([10, 0, 0, 0])
+    assert len(conntrack.request(10)) > 4
 
 
 def test_rows_lead_to_themselves() -> None:

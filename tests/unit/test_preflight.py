@@ -6,7 +6,7 @@ import typing
 import pytest
 
 from lbproxy import errors
-from lbproxy.core import devices
+from lbproxy.core import devices, ipvs
 from lbproxy.core.preflight import facts, owners, verdict
 from lbproxy.core.preflight.findings import Level
 
@@ -225,6 +225,20 @@ CASES = {
         WARNING,
         "does not run here; rules that it may have left in iptables and nftables",
         "install",
+    ),
+    "IPVS mode": Case(
+        but(others={"ipvs_mode": ipvs.Found(12, {"TCP": 3})}),
+        "kube-proxy's IPVS mode",
+        WARNING,
+        "12 virtual servers; going on through them: 3 TCP. lbproxy leaves that alone, and it breaks when",
+        "mode: iptables",
+    ),
+    "IPVS mode, unseen": Case(
+        but(others={"ipvs_mode": ipvs.Found(problem="Operation not permitted")}),
+        "kube-proxy's IPVS mode",
+        WARNING,
+        "could not be asked for: Operation not permitted",
+        "drain this node",
     ),
     "cilium": Case(
         but(others={"processes": (facts.Running("cilium-agent", 3),)}), "Cilium", WARNING, "pid 3", "off"

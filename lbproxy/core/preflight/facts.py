@@ -3,7 +3,7 @@
 import dataclasses
 import typing
 
-from lbproxy.core import devices
+from lbproxy.core import devices, ipvs
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +177,7 @@ class Others:
     processes: tuple[Running, ...] = ()
     leftovers: tuple[str, ...] = ()  # what of kube-proxy's rules is in force
     unseen: tuple[str, ...] = ()  # where its rules could not be looked for
+    ipvs_mode: ipvs.Found | None = None
     hooks: tuple[Program, ...] = ()  # programs at the cgroup's hooks
     hooks_problem: str = ""
     datapaths: tuple[OtherDatapath, ...] = ()

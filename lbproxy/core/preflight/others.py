@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from lbproxy.core import ipvs
 from lbproxy.core.preflight import facts, findings, owners
 from lbproxy.core.preflight.network import named
 
@@ -13,6 +14,13 @@ def judge(known: facts.Facts) -> Iterator[findings.Finding]:
     """Say what is to be said of them."""
     others = known.others
     yield _kube_proxy(others, processes_seen=known.process.host_processes)
+    if others.ipvs_mode is not None:
+        yield findings.warning(
+            "kube-proxy's IPVS mode",
+            f"{ipvs.described(others.ipvs_mode)}. lbproxy leaves that alone, and it breaks when "
+            "the virtual servers are removed",
+            f"{ipvs.FIRST}. Until then lbproxy migrate take-over refuses",
+        )
     yield from _agents(others)
     if others.hooks_problem:
         yield findings.warning("cgroup hooks", others.hooks_problem, "run this as root")

@@ -1,0 +1,191 @@
+"""IPVS's virtual servers, as a kernel tells them that need not be here: pyroute2 writes its answers."""
+
+import argparse
+import collections.abc
+import contextlib
+import dataclasses
+import pathlib
+import socket
+import typing
+
+import pytest
+from pyroute2.netlink import generic
+from pyroute2.netlink.generic import ipvs as theirs
+
+from lbproxy import errors, leftovers, migrate, taking_over
+from lbproxy.core import inventory, tables
+from lbproxy.core import ipvs as core
+from lbproxy.kernel import fake, inspection, ipvs, netlink
+from tests import installing
+
+IPVS_FAMILY = 37
+SERVICE, DESTINATION = ("IPVS_CMD_ATTR_SERVICE", "IPVS_CMD_ATTR_DEST")
+Answer = dict[str, typing.Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A virtual server with its destinations' active and inactive connections."""
+
+    proto: int
+    address: str
+    connections: tuple[tuple[int, int], ...] = ()
+    mark: int = 0
+
+    def key(self) -> list[tuple[str, typing.Any]]:
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        name = "IPVS_SVC_ATTR_"
+        if self.mark:
+            return [(f"{name}AF", family), (f"{name}FWMARK", self.mark)]
+        address = (f"{name}ADDR", self.address)
+        return [(f"{name}AF", family), (f"{name}PROTOCOL", self.proto), address, (f"{name}PORT", 80)]
+
+
+def packed(message: typing.Any, **fields: typing.Any) -> bytes:
+    for name, value in fields.items():
+        message[name] = value
+    message.encode()
+    return bytes(message.data[16:])
+
+
+class Kernel:
+    """Answers as the kernel would."""
+
+    def __init__(self, *servers: Server, ipvs: bool = True) -> None:
+        self.servers, self.ipvs = servers, ipvs
+
+    def dump(self, kind: int, request: bytes, /) -> collections.abc.Iterator[bytes]:
+        if kind == generic.GENL_ID_CTRL:
+            assert request[0] == generic.CTRL_CMD_GETFAMILY
+            names = {16: "nlctrl", 21: "ethtool"} | ({IPVS_FAMILY: "IPVS"} if self.ipvs else {})
+            for number, name in names.items():
+                attributes = [("CTRL_ATTR_FAMILY_NAME", name), ("CTRL_ATTR_FAMILY_ID", number)]
+                yield packed(generic.ctrlmsg(), cmd=1, version=1, attrs=attributes)
+            return
+        assert kind == IPVS_FAMILY
+        if request[0] == theirs.IPVS_CMD_GET_SERVICE:
+            for server in self.servers:
+                attributes = [*server.key(), ("IPVS_SVC_ATTR_SCHED_NAME", "rr"), ("IPVS_SVC_ATTR_TIMEOUT", 0)]
+                yield packed(theirs.ipvsmsg(), cmd=1, version=1, attrs=[(SERVICE, {"attrs": attributes})])
+            return
+        assert request[0] == theirs.IPVS_CMD_GET_DEST
+        asked = netlink.attributes(netlink.attributes(request[4:])[1])
+        for server in self.servers:
+            wanted = packed(theirs.ipvsmsg(), cmd=8, version=1, attrs=[(SERVICE, {"attrs": server.key()})])
+            if netlink.attributes(netlink.attributes(wanted[4:])[1]) == asked:
+                break
+        else:
+            raise AssertionError(f"no such virtual server: {asked}")
+        for active, inactive in server.connections:
+            name = "IPVS_DEST_ATTR_"
+            attributes = [
+                (f"{name}PORT", 8080), (f"{name}WEIGHT", 1),
+                (f"{name}ACTIVE_CONNS", active), (f"{name}INACT_CONNS", inactive),
+            ]  # fmt: skip
+            yield packed(theirs.ipvsmsg(), cmd=5, version=1, attrs=[(DESTINATION, {"attrs": attributes})])
+
+
+TCP = Server(6, "10.96.0.1", ((3, 5), (1, 0)))
+TCP6 = Server(6, "fd00:96::1", ((2, 0),))
+UDP = Server(17, "10.96.0.1", ((0, 4),))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "found"),
+    [
+        (Kernel(ipvs=False), core.Found()),
+        (Kernel(), core.Found()),
+        (Kernel(Server(6, "10.96.0.1")), core.Found(1)),
+        (Kernel(Server(6, "10.96.0.1", ((0, 9),))), core.Found(1)),
+        (Kernel(TCP, UDP, TCP6), core.Found(3, {"TCP": 6, "UDP": 4})),
+        (Kernel(Server(132, "fd00:96::2", ((1, 1),))), core.Found(1, {"SCTP": 1})),
+        (Kernel(Server(0, "10.96.0.1", ((1, 2),), mark=7)), core.Found(1, {"other": 3})),
+    ],
+)
+def test_what_goes_on_is_counted_by_protocol(kernel: Kernel, found: core.Found) -> None:
+    assert ipvs.found(kernel) == found
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (None, ""),
+        (core.Found(), ""),
+        (core.Found(12), ""),
+        (core.Found(12, {"TCP": 3, "UDP": 1}), "12 virtual servers; going on through them: 3 TCP, 1 UDP"),
+        (core.Found(problem="Operation not permitted"), "asked for: Operation not permitted"),
+    ],
+)
+def test_servers_in_use_are_not_to_be_removed(found: core.Found | None, said: str) -> None:
+    obstacle = core.obstacle(found)
+    assert bool(obstacle) == bool(said)
+    assert said in obstacle
+    assert ("mode: iptables" in obstacle) == bool(said)
+
+
+# --- what a migration makes of it ---
+
+
+class Cleanup:
+    """Removes nothing, and is counted."""
+
+    made: typing.ClassVar[list["Cleanup"]] = []
+    removed = failed = unable = ()
+
+    def all(self) -> None:
+        self.made.append(self)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> fake.FakeMaps:
+    monkeypatch.setattr(leftovers, "Cleanup", Cleanup)
+    monkeypatch.setattr(leftovers, "present", list)
+    monkeypatch.setattr(Cleanup, "made", [])
+    return fake.FakeMaps(installing.SIZES)
+
+
+BUSY = core.Found(2, {"TCP": 1})
+
+
+@pytest.mark.parametrize(
+    ("found", "force", "done"),
+    [
+        (None, False, True),
+        (core.Found(2), False, True),
+        (BUSY, False, False),
+        (BUSY, True, True),
+        (core.Found(problem="Operation not permitted"), False, False),
+    ],
+)
+def test_nothing_is_removed_that_breaks_a_connection(
+    kernel: fake.FakeMaps, monkeypatch: pytest.MonkeyPatch, found: core.Found | None, force: bool, done: bool
+) -> None:
+    kernel.apply([tables.handover(tables.Handover.RETURN, 1)])
+    monkeypatch.setattr(ipvs, "look", lambda: found)
+    refused = contextlib.nullcontext() if done else pytest.raises(errors.AgentError, match="mode: iptables")
+    with refused:
+        taking_over.take_over(kernel, taking_over.Flows({}, {}), force=force)
+    assert bool(Cleanup.made) == done
+    assert inventory.is_set(kernel, tables.Handover.RETURN) == (not done)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_the_command_says_so_before_anything_is_done(
+    kernel: fake.FakeMaps, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dry_run: bool
+) -> None:
+    monkeypatch.setattr(ipvs, "look", lambda: BUSY)
+    monkeypatch.setattr(taking_over, "kube_proxies", list)
+    monkeypatch.setattr(taking_over, "flows", lambda _: taking_over.Flows({}, {}))
+    monkeypatch.setattr(inspection, "open_maps", lambda _: kernel)
+    monkeypatch.setattr(kernel, "close", lambda: None, raising=False)
+    agent = inspection.Agent(running=True, pid=1)
+    monkeypatch.setattr(inspection, "agent", lambda _: agent)
+    args = argparse.Namespace(step="take-over", dry_run=dry_run, force=False, bpffs=pathlib.Path("/none"))
+    with pytest.raises(errors.AgentError, match=r"1 TCP; that breaks .* --force removes"):
+        migrate.main(args)
+    args.force = True
+    assert migrate.main(args) == 0
+    assert bool(Cleanup.made) == (not dry_run)
+    args = argparse.Namespace(step="status", output="table", bpffs=pathlib.Path("/none"))
+    assert migrate.main(args) == 0
+    assert "2 virtual servers; going on through them: 1 TCP" in capsys.readouterr().out
