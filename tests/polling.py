@@ -7,10 +7,12 @@ import typing
 
 T = typing.TypeVar("T")
 PAUSE_S = 0.01
+# Only a test that fails waits this long. Many labs at once make a change slow, and that is no failure.
+TIMEOUT_S = 30.0
 
 
 def eventually(
-    check: collections.abc.Callable[[], T], timeout_s: float = 10.0, what: str = "the expected state"
+    check: collections.abc.Callable[[], T], timeout_s: float = TIMEOUT_S, what: str = "the expected state"
 ) -> T:
     """Call `check` until it returns something true, and return that; AssertionError if it never does."""
     deadline = time.monotonic() + timeout_s
@@ -22,7 +24,7 @@ def eventually(
 
 
 async def eventually_async(
-    check: collections.abc.Callable[[], T], timeout_s: float = 10.0, what: str = "the expected state"
+    check: collections.abc.Callable[[], T], timeout_s: float = TIMEOUT_S, what: str = "the expected state"
 ) -> T:
     """Do as `eventually` does, while other tasks run."""
     deadline = time.monotonic() + timeout_s

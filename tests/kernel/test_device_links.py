@@ -18,7 +18,7 @@ from lbproxy import status
 from lbproxy.kernel import datapath, generation, libbpf, maps, programs
 from lbproxy.kernel.device_links import Attachment
 from lbproxy.lab import netns
-from tests import serving
+from tests import polling, serving
 from tests.kernel import small_programs, test_crash
 
 _numbers = itertools.count(1)
@@ -119,6 +119,8 @@ def test_what_somebody_took_away_is_put_back(made: datapath.Datapath, ns: Namesp
     with generation.opened(made.links_dir / both(up)[0].pin) as fd:
         libbpf.link_detach(fd)
     (made.links_dir / both(up)[1].pin).unlink()
+    # The kernel lets go of an unpinned link in a while, and until then has no place for the same program.
+    polling.eventually(lambda: not attached(ns, up, libbpf.TCX_INGRESS), what="the end of the link")
     assert ns(lambda: made.attach(both(up))).added == both(up)
     assert set(runs(made).values()) == {up}
 

@@ -364,7 +364,8 @@ def test_without_the_kernels_own_description_goodbyes_are_no_resets(
                 does(blind, RESETTING, family, "reads")
                 new = fared(blind, "resetting", family).since(before)
                 assert (new.established, new.resets, new.failed) == (TIMES, TIMES, TIMES)
+                before = fared(blind, "closed", family)
                 does(blind, CLOSED, family, "reads")
-                assert fared(blind, "closed", family).refused == TIMES
+                assert fared(blind, "closed", family).since(before).refused == TIMES
     finally:
         agent.start()
