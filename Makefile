@@ -5,6 +5,11 @@ PYTHON := /usr/bin/python3
 VENV := .venv
 SYSTEM_PACKAGES := python3-bpfcc python3-venv libbpf1 linux-libc-dev gcc libc6-dev clang-format iproute2 util-linux iptables nftables ipset
 
+# How many processes share the suite; 0 is none but this one. A module's tests share a lab, so modules stay
+# whole; and they come in the order drawn, not by how many tests they have.
+WORKERS := 0
+SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 .PHONY: help
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,9 +19,9 @@ demo: setup ## set up, then run the main job: a small cluster of namespaces, bal
 	@$(VENV)/bin/lbproxy demo
 
 .PHONY: test
-test: setup ## set up, then lint and run the whole test suite
+test: setup ## set up, then lint and run the whole test suite (WORKERS=2: in two processes)
 	@$(MAKE) --no-print-directory lint
-	@LBPROXY_REQUIRE_ROOT=1 $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	@LBPROXY_REQUIRE_ROOT=1 $(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 .PHONY: contract
 contract: setup ## hold every scenario of the contract lab against a model of kube-proxy (about 6 minutes)
