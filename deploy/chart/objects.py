@@ -135,6 +135,8 @@ def _agent(tree: kustomizing.Object) -> kustomizing.Object:
         port |= {"containerPort": number, "hostPort": number}
     (volume,) = (one for one in pod["volumes"] if "configMap" in one)
     volume["configMap"]["name"] = Text('include "lbproxy.configName" .')
+    container["volumeMounts"].append(Spread(".Values.extraVolumeMounts"))
+    pod["volumes"].append(Spread(".Values.extraVolumes"))
     pod["initContainers"] = When("and .Values.hostile.enabled .Values.hostile.load.enabled", [_load()])
     return tree
 

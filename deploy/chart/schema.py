@@ -60,6 +60,11 @@ def settings(fields: Mapping[str, Option], exceptions: Mapping[str, Schema]) -> 
     return root
 
 
+def is_decided(schema: Schema) -> bool:
+    """Whether the chart leaves a setting no choice."""
+    return "const" in schema or not {*schema.get("enum", [0])} - {"", None}
+
+
 def _or_unset(schema: Schema) -> Schema:
     """Take null and "" as well: in a file both mean the default, and kubeadm writes them for completeness."""
     found = dict(schema)

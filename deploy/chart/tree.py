@@ -6,7 +6,7 @@ values; what surrounds them is written as it is.
 
 import dataclasses
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import yaml
 
@@ -44,7 +44,7 @@ class When:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Spread:
-    """More entries for the mapping that it is the key of, from a value that may be empty."""
+    """More entries, from a value that may be empty, for the mapping it is a key of or the list it is in."""
 
     value: str
 
@@ -72,26 +72,32 @@ def scalar(value: object) -> str:
 def _lines(tree: Tree, depth: int) -> Iterator[str]:
     if isinstance(tree, list):
         for item in tree:
-            if isinstance(item, When):
-                yield from _between(f"if {item.condition}", _item(item.value, depth), depth)
-            else:
-                yield from _item(item, depth)
+            match item:
+                case When(condition, value):
+                    yield from _between(f"if {condition}", _item(value, depth), depth)
+                case Spread(value):
+                    yield from _spread(value, depth)
+                case _:
+                    yield from _item(item, depth)
         return
-    pad = " " * depth
     for key, value in tree.items():
         match key, value:
-            case Spread(expression), _:
-                inner = [f"{pad}{{{{- toYaml . | nindent {depth} }}}}"]
-                yield from _between(f"with {expression}", iter(inner), depth)
+            case Spread(more), _:
+                yield from _spread(more, depth)
             case Lines(expression), _:
-                yield f"{pad}{{{{- {expression} | nindent {depth} }}}}"
-            case _, When(condition, inner_value):
-                yield from _between(f"if {condition}", _entry(key, inner_value, depth), depth)
+                yield f"{' ' * depth}{{{{- {expression} | nindent {depth} }}}}"
+            case _, When(condition, inner):
+                yield from _between(f"if {condition}", _entry(key, inner, depth), depth)
             case _:
                 yield from _entry(key, value, depth)
 
 
-def _between(opening: str, lines: Iterator[str], depth: int) -> Iterator[str]:
+def _spread(value: str, depth: int) -> Iterator[str]:
+    inner = f"{' ' * depth}{{{{- toYaml . | nindent {depth} }}}}"
+    yield from _between(f"with {value}", [inner], depth)
+
+
+def _between(opening: str, lines: Iterable[str], depth: int) -> Iterator[str]:
     pad = " " * depth
     yield f"{pad}{{{{- {opening} }}}}"
     yield from lines

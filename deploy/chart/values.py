@@ -126,10 +126,9 @@ def _settings(
         place: typing.Any = {"properties": known["properties"]}
         for part in field.split("."):
             place = place["properties"][part]
-        if not option.no_effect and "const" not in place and field not in given:
-            named.setdefault(f"{f' ({option.default})' if option.default else ''}: {option.help}", []).append(
-                field
-            )
+        if not option.no_effect and not schema.is_decided(place) and field not in given:
+            default = f" ({option.default})" if option.default else ""
+            named.setdefault(f"{default}: {option.help}", []).append(field)
     return tuple(f"{', '.join(names)}{text}" for text, names in named.items())
 
 
@@ -329,6 +328,19 @@ def _pod(
         container["securityContext"],
         kubernetes("core.v1.SecurityContext"),
         "docs/install.md says what each capability is for",
+    )
+    named = {"type": "object", "required": ["name"]}
+    yield Value(
+        "extraVolumes",
+        [],
+        {"type": "array", "items": named},
+        "more volumes of the agents' pods, e.g. a ConfigMap with authorities for probeCAFile",
+    )
+    yield Value(
+        "extraVolumeMounts",
+        [],
+        {"type": "array", "items": kubernetes("core.v1.VolumeMount")},
+        "where the agent's container has them",
     )
 
 

@@ -186,8 +186,11 @@ def test_what_is_rendered_finds_each_other(values: helming.Values) -> None:
     selector = source.one(objects, "DaemonSet")["spec"]["selector"]["matchLabels"]
     assert selector.items() <= template["metadata"]["labels"].items()
     config_maps = {each["metadata"]["name"] for each in objects if each["kind"] == "ConfigMap"}
-    volumes = template["spec"]["volumes"]
-    assert {each["configMap"]["name"] for each in volumes if "configMap" in each} <= config_maps
+    volumes = {each["name"]: each for each in template["spec"]["volumes"]}
+    if "config" in volumes:
+        assert volumes["config"]["configMap"]["name"] in config_maps
+    for each in kustomizing.containers({"spec": {"template": template}}):
+        assert {mount["name"] for mount in each.get("volumeMounts", [])} <= volumes.keys()
     for kind in ("ClusterRoleBinding", "ServiceAccount"):
         for each in (one for one in objects if one["kind"] == kind):
             subject = each["subjects"][0] if kind == "ClusterRoleBinding" else each["metadata"]
@@ -393,6 +396,8 @@ REFUSED: typing.Final[list[tuple[str, object, str]]] = [
     ("affinity", {"nodeAffinty": {}}, "'nodeAffinty' was unexpected"),
     ("nodeSelector", {"a": True}, "True is not of type 'string'"),
     ("podSecurityContext", {"appArmor": {}}, "'appArmor' was unexpected"),
+    ("extraVolumes", [{"configMap": {"name": "x"}}], "'name' is a required property"),
+    ("extraVolumeMounts", [{"name": "x", "path": "/x"}], "'path' was unexpected"),
     ("minReadySeconds", -1, "less than the minimum of 0"),
     ("commonLabels", {"app.kubernetes.io/name": "x"}, "False schema does not allow 'x'"),
     ("podLabels", {"app.kubernetes.io/name": "x"}, "False schema does not allow 'x'"),

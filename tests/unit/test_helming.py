@@ -102,6 +102,7 @@ def test_a_tree_is_written_as_a_template(tmp_path: pathlib.Path) -> None:
             "there": tree.When(".yes", {"a": 1}),
             "gone": tree.When(".no", {"a": 1}),
             "items": [tree.When(".no", {"a": 1}), tree.When(".yes", {"a": 1, "b": 2})],
+            "more": [{"a": 1}, tree.Spread(".list"), tree.Spread(".empty")],
             "spread": {"z": 1, tree.Spread(".inner"): None, tree.Spread(".empty"): None},
             "lines": {tree.Lines("toYaml .inner"): None},
         }
@@ -114,6 +115,7 @@ def test_a_tree_is_written_as_a_template(tmp_path: pathlib.Path) -> None:
             "file": "a: b\n",
             "there": {"a": 1},
             "items": [{"a": 1, "b": 2}],
+            "more": [{"a": 1}, "x"],
             "spread": {"z": 1, "a": "1", "b": "2"},
             "lines": {"a": "1", "b": "2"},
         }
