@@ -49,6 +49,26 @@ maps:
 - **Feature gates** are accepted whatever their names; `AllowServiceExternalIPs` is the one with an effect.
 - Flags may be repeated: lists grow, otherwise the last one counts. `--flag value`, `--flag=value` and, for
   true and false, `--flag` alone. Durations are Go's: `30s`, `1m30s`, `1.5h`, `0`.
+
+## Room for flows
+
+Maps grow by themselves, but for `flows` and those that forget by themselves. What the packet path
+translates has two rows in `flows`, four where it is masqueraded: the 262,144 that there are by default are
+enough for 65,536 connections from outside at once, idle ones included (`conntrack.tcpEstablishedTimeout`),
+and half of it for those whose clients have not answered yet. Connections that processes of the node and
+pods begin need none: they are translated at the socket.
+
+- **How many.** Four times the most connections that come to this node from outside at once, and as much
+  again for what has ended and is not removed yet. `lbproxy_map_rows{map="flows"}` has what is used,
+  `lbproxy_flows` of which kind; the alert `LbproxyMapNearlyFull` comes at four fifths. Room costs 16 bytes
+  a row, rounded up to a power of two, and a row in use 128.
+- **How to change it.** `maps: {flows: N}` or `--map-rows flows=N`, and a restart: that makes the larger
+  table beside the one in use, copies it, switches the programs and copies what has begun meanwhile, as an
+  upgrade does. Connections go on, new ones succeed. It needs the compiler, for the programs know this
+  number. The table is not made smaller while it is in use: `lbproxy cleanup` gives the room up, and
+  interrupts service.
+- **When it is full** flows that nobody has answered yet go to `flows_new`, which forgets the oldest; those
+  that are established stay ([runbook](runbook.md#lbproxyflowsforgotten)).
 """
 
 
