@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import yaml
 
 import lbproxy
-from deploy.chart import objects, schema, source, values
+from deploy.chart import objects, schema, source, value_files, values
 
 # These are written by hand; all others are made.
 BY_HAND: typing.Final = frozenset({"templates/_helpers.tpl", "templates/NOTES.txt"})
@@ -44,9 +44,9 @@ def files() -> dict[str, str]:
     known = values.all_values(kubernetes)
     return {
         "Chart.yaml": chart_yaml(),
-        "README.md": README + values.table(known),
-        "values.yaml": values.values_yaml(known),
-        "values.schema.json": values.values_schema(known, kubernetes),
+        "README.md": README + value_files.table(known),
+        "values.yaml": value_files.values_yaml(known),
+        "values.schema.json": value_files.values_schema(known, kubernetes),
         **{f"templates/{name}": text for name, text in objects.templates().items()},
         **{f"files/{name}": text for name, text in objects.files().items()},
     }
