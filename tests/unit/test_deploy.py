@@ -15,6 +15,7 @@ import yaml
 
 import lbproxy
 from deploy import kustomizing
+from deploy.chart.schema import NEWEST, OLDEST
 from lbproxy import __main__ as command
 from lbproxy import abi, config, config_flags, config_load, metrics_table
 from lbproxy.core import events, fill, model
@@ -24,7 +25,6 @@ ROOT: typing.Final = pathlib.Path(__file__).parents[2]
 KUSTOMIZE: typing.Final = ROOT / "deploy/kustomize"
 MONITORING: typing.Final = ROOT / "deploy/monitoring"
 OVERLAYS: typing.Final = sorted(path.name for path in (KUSTOMIZE / "overlays").iterdir())
-OLDEST, NEWEST = "1.30", "1.37"
 # What a scrape adds: the PodMonitor says so.
 TARGET_LABELS: typing.Final = {"job", "node", "instance", "pod", "container", "endpoint"}
 
