@@ -1,4 +1,7 @@
-"""The agent with the rights that deploy/ gives its containers, and no others."""
+"""The agent with the rights that deploy/ gives its containers, and no others.
+
+From the checkout, or, where LBPROXY_ROOTFS names one, from an image's file system.
+"""
 
 import collections.abc
 import contextlib
@@ -10,7 +13,7 @@ import pytest
 
 from deploy import kustomizing
 from lbproxy.lab import cluster
-from tests.lab import agents, manifests
+from tests.lab import agents, manifests, rootfs
 
 KUSTOMIZE: typing.Final = pathlib.Path(__file__).parents[2] / "deploy/kustomize"
 WEB: typing.Final = 1
@@ -39,7 +42,7 @@ def api(lab: cluster.Lab) -> collections.abc.Iterator[agents.Api]:
 def limited(given: collections.abc.Iterable[str]) -> list[str]:
     """What is to stand before a command that is to have these capabilities."""
     kept = ",".join(["-all", *(f"+{one.lower()}" for one in given)])
-    return ["setpriv", "--bounding-set", kept, "--inh-caps", "-all", "--no-new-privs"]
+    return [*rootfs.enter(), "setpriv", "--bounding-set", kept, "--inh-caps", "-all", "--no-new-privs"]
 
 
 class Contained(agents.Agent):
@@ -49,13 +52,14 @@ class Contained(agents.Agent):
 
     def command(self, *flags: str) -> list[str]:
         """Return its command line."""
-        return [*limited(self.rights), *super().command(*flags)]
+        own = super().command(*flags)[len(agents.LBPROXY) :]
+        return [*limited(self.rights), *rootfs.lbproxy(), *own]
 
 
 def look(lab: cluster.Lab, agent: Contained) -> None:
     """Commands that look run in the agent's container, and have its rights; nothing is compiled yet."""
     cache = f"XDG_CACHE_HOME={lab.workdir}/no-cache-{agent.root.parent.name}"
-    own = ["env", cache, *limited(agent.rights), *agents.LBPROXY]
+    own = ["env", cache, *limited(agent.rights), *rootfs.lbproxy()]
     pins = f"--bpffs={agent.root}"
     trace = [*own, "trace", pins, "--to", manifests.cluster_ip(WEB), "--count", "2", "--for", "20"]
     with lab.popen("n1", trace, cgroup=False, stdout=subprocess.PIPE) as running:
@@ -108,7 +112,7 @@ def test_what_the_containers_may_do_is_enough(overlay: str, lab: cluster.Lab, ap
         assert agent.at("n1/p1").tcp(address, manifests.TCP_PORT).server == away
         look(lab, agent)
         # The way back. It waits for the agent to be gone.
-        clean = [*limited(cleaning["cleanup"]), *agents.LBPROXY, "cleanup", f"--bpffs={agent.root}"]
+        clean = [*limited(cleaning["cleanup"]), *rootfs.lbproxy(), "cleanup", f"--bpffs={agent.root}"]
         refused = subprocess.run(clean, capture_output=True, text=True, check=False, timeout=60)
         assert refused.returncode == 1
         assert "stop it first" in refused.stderr
