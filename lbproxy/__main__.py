@@ -18,6 +18,7 @@ from lbproxy import (
     config_options,
     config_types,
     errors,
+    migrate_flags,
     output,
     secrecy,
     trace_flags,
@@ -60,23 +61,6 @@ Exit status: 0 fit, 1 something is in the way, 2 wrong flags, 3 the kernel lacks
 examples:
   lbproxy preflight --config /var/lib/kube-proxy/config.conf --hostname-override "$NODE_NAME"
   lbproxy preflight --kubeconfig /etc/kubernetes/kubelet.conf -o json
-"""
-
-MIGRATE = """\
-From kube-proxy to lbproxy, and back, on this node, with no connection broken.
-
-A connection stays with whoever began it. An agent that starts beside kube-proxy leaves alone
-what the kernel's connection tracker translates for kube-proxy, and serves what is new. So:
-
-  there:  1. start the agent (lbproxy run, or its DaemonSet)
-          2. stop kube-proxy on this node; its rules stay
-          3. lbproxy migrate take-over    removes kube-proxy's rules; open connections go on
-  back:   1. start kube-proxy beside the agent, and wait until its rules are there
-          2. lbproxy migrate return       new connections are kube-proxy's, open ones go on
-          3. when lbproxy migrate status says that none is left: stop the agent, lbproxy cleanup
-
-Nothing is removed without being named; --dry-run only names it. Run it as root on the node, or in
-the agent's pod: there, kube-proxy's process and its iptables rules may not be seen.
 """
 
 READERS = {
@@ -245,22 +229,9 @@ def _parsers() -> tuple[config_flags.Parser, dict[str, config_flags.Parser]]:
 def _add_migrate(commands: "argparse._SubParsersAction[config_flags.Parser]") -> None:
     migrate = commands.add_parser(
         "migrate",
-        help="take this node over from kube-proxy, or give it back, with no connection broken",
-        description=MIGRATE,
+        help="take a node or a cluster over from kube-proxy, or give it back, with no connection broken",
     )
-    migrate.add_argument(
-        "step",
-        choices=("status", "take-over", "return"),
-        metavar="status|take-over|return",
-        help="say how far it is; remove what kube-proxy has left; leave new connections to kube-proxy",
-    )
-    migrate.add_argument("--dry-run", action="store_true", help="only say what would be done")
-    migrate.add_argument(
-        "--force",
-        action="store_true",
-        help="return even where no kube-proxy is to be seen from here; take over even where connections of "
-        "IPVS break",
-    )
+    migrate_flags.add_to(migrate)
     _add_output(migrate)
     _add_bpffs(migrate)
 

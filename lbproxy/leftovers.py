@@ -166,6 +166,23 @@ def present() -> list[str]:
     return found
 
 
+def serving() -> bool:
+    """Whether a Service is in what is in force: some of it is there before the first of them is.
+
+    Raises OSError where that can not be asked.
+    """
+    kept = ((leftovers.SERVICES_TABLE, leftovers.SERVICE_CHAIN), (leftovers.NFT_NAME, leftovers.NFT_CHAIN))
+    for flavour in _FLAVOURS:
+        for table, prefix in kept:
+            if any(name.startswith(prefix) for name in nf_tables.chains(flavour.nft_family, table)):
+                return True
+        if legacy_tables.has_chain(
+            flavour.family, leftovers.SERVICES_TABLE, leftovers.SERVICE_CHAIN, prefix=True
+        ):
+            return True
+    return any(name == leftovers.IPVS_DEVICE for _, name in socket.if_nameindex())
+
+
 def unseen() -> list[str]:
     """What `present` may not look into."""
     found = []

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from lbproxy import errors, leftovers, output, render, taking_over
+from lbproxy import errors, leftovers, migrate_flags, output, render, taking_over
 from lbproxy.core import inventory, ipvs, migration, tables
 from lbproxy.kernel import anchor, inspection, maps
 from lbproxy.kernel import ipvs as virtual
@@ -41,7 +41,12 @@ class Status(msgspec.Struct, frozen=True):
 
 
 def main(args: argparse.Namespace) -> int:
-    """Do what `args.step` names; returns the exit status. Raises AgentError."""
+    """Do what `args.step` names; returns the exit status. Raises LbproxyError."""
+    migrate_flags.check(args)
+    if args.step == "cluster":
+        from lbproxy import migrate_cluster  # noqa: PLC0415 - not for a node
+
+        return migrate_cluster.main(args)
     with contextlib.closing(inspection.open_maps(args.bpffs)) as opened:
         match args.step:
             case "status":

@@ -34,6 +34,7 @@ class Acts(typing.NamedTuple):
     take_over: Callable[[maps.Maps, typing.Any], typing.Any]
     give_back: Callable[[maps.Maps], typing.Any]
     rules: Callable[[], list[str]]
+    rules_serve: Callable[[], bool]
 
 
 def real() -> Acts:
@@ -47,7 +48,14 @@ def real() -> Acts:
             return f"another process has port {' and '.join(ports)}: kube-proxy still runs here, it seems"
         return ""
 
-    return Acts(taking_over.flows, here, taking_over.take_over, taking_over.give_back, leftovers.present)
+    return Acts(
+        taking_over.flows,
+        here,
+        taking_over.take_over,
+        taking_over.give_back,
+        leftovers.present,
+        leftovers.serving,
+    )
 
 
 class Orders:
@@ -127,10 +135,10 @@ class Orders:
                     problem = "; ".join(done.failed)
             elif step is migration.Step.RETURN:
                 # Not asked whether kube-proxy is here: its rules are what new flows are left to.
-                if acts.rules():
+                if acts.rules_serve():
                     problem = acts.give_back(kernel).problem
                 else:
-                    problem = "kube-proxy's rules are not here, and nobody would serve new flows"
+                    problem = "kube-proxy's rules have no Service yet: nobody would serve new flows"
             flows = acts.flows(kernel)
             return migration.Report(
                 order,

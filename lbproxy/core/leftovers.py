@@ -14,7 +14,11 @@ CANARY: typing.Final = "KUBE-PROXY-CANARY"
 CANARY_TABLE: typing.Final = "mangle"
 PREFIX: typing.Final = "KUBE-"  # of the names of all its chains
 TABLES: typing.Final = ("mangle", "nat", "filter")  # of iptables, that it has chains in
-NFT_TABLES: typing.Final = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
+SERVICES_TABLE: typing.Final = "nat"
+SERVICE_CHAIN: typing.Final = "KUBE-SVC-"
+NFT_NAME: typing.Final = "kube-proxy"
+NFT_CHAIN: typing.Final = "service-"
+NFT_TABLES: typing.Final = (("ip", NFT_NAME), ("ip6", NFT_NAME))
 IPVS_DEVICE: typing.Final = "kube-ipvs0"
 
 _CHAIN: typing.Final = re.compile(

@@ -30,8 +30,11 @@ def names(family: socket.AddressFamily) -> list[str]:
         return []
 
 
-def has_chain(family: socket.AddressFamily, table: str, chain: str) -> bool:
-    """Whether a table has a chain. Raises OSError where that can not be asked (CAP_NET_ADMIN)."""
+def has_chain(family: socket.AddressFamily, table: str, chain: str, *, prefix: bool = False) -> bool:
+    """Whether a table has a chain, or one whose name begins so.
+
+    Raises OSError where that can not be asked (CAP_NET_ADMIN).
+    """
     if table not in names(family):
         return False
     with socket.socket(family, socket.SOCK_DGRAM) as asked:
@@ -40,7 +43,7 @@ def has_chain(family: socket.AddressFamily, table: str, chain: str) -> bool:
         head = _HEAD.pack(table.encode(), size)
         entries = _get(asked, _LEVELS[family], _GET_ENTRIES, head, _HEAD.size + size)
     # A chain's name is the argument of the "ERROR" target that it begins with.
-    return b"\0" + chain.encode() + b"\0" in entries
+    return b"\0" + chain.encode() + (b"" if prefix else b"\0") in entries
 
 
 def _get(asked: socket.socket, level: int, option: int, given: bytes, size: int) -> bytes:

@@ -95,11 +95,17 @@ def has_chain(of: str, table: str, chain: str) -> bool:
 def chains(of: str, table: str) -> dict[str, bool]:
     """The chains of a table, and whether the kernel calls each by itself. Raises OSError."""
     found = {}
-    with opened() as asked:
-        for answer in asked.dump(GET_CHAIN, family(of)):
-            given = netlink.attributes(answer[_HEADER_BYTES:])
-            if _said(given[CHAIN_TABLE]) == table:
-                found[_said(given[CHAIN_NAME])] = CHAIN_HOOK in given
+    try:
+        with opened() as asked:
+            answers = list(asked.dump(GET_CHAIN, family(of)))
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return {}
+        raise
+    for answer in answers:
+        given = netlink.attributes(answer[_HEADER_BYTES:])
+        if _said(given[CHAIN_TABLE]) == table:
+            found[_said(given[CHAIN_NAME])] = CHAIN_HOOK in given
     return found
 
 

@@ -1,6 +1,7 @@
 """An API server stand-in over real HTTP, with the faults that a real one can have.
 
-It serves what lbproxy reads: lists in chunks, watches with bookmarks, selectors,
+It serves what lbproxy reads (for `lbproxy migrate cluster` also Pods and DaemonSets, which no controller
+looks after): lists in chunks, watches with bookmarks, selectors,
 410 for compacted history, bearer tokens, TLS and client certificates. A kube-proxy can
 follow it too: watches that begin with the list are understood, protobuf is not. Objects
 change through `store` or, from another process, through PUT, PATCH and DELETE.
@@ -31,6 +32,14 @@ _PATH = re.compile(
 )
 _SNAPSHOTS = 16
 _PROTOBUF = "application/vnd.kubernetes.protobuf"
+_PATCHES = ("application/merge-patch+json", "application/strategic-merge-patch+json")
+_REASONS = {
+    401: "Unauthorized",
+    404: "NotFound",
+    409: "Conflict",
+    410: "Expired",
+    415: "UnsupportedMediaType",
+}
 _LIST_ENDS = {"k8s.io/initial-events-end": "true"}
 
 
@@ -209,6 +218,8 @@ class ApiServer:
             return _failure(404, f'{target.resource.plural} "{target.name}" not found')
         except apistore.Gone:
             return _failure(410, "too old resource version")
+        except apistore.Conflict:
+            return _failure(409, "the object has been modified meanwhile")
         except (ValueError, TypeError) as error:
             return _failure(400, str(error))
 
@@ -235,7 +246,11 @@ class ApiServer:
                 return _json(msgspec.json.encode(self._put(await request.read(), target)), 201)
             case "PUT", True:
                 return _json(msgspec.json.encode(self._put(await request.read(), target)))
+            case "PATCH", True if request.content_type not in _PATCHES:
+                return _failure(415, f"a patch in {request.content_type}, accepted is {', '.join(_PATCHES)}")
             case "PATCH", True:
+                # Lists are replaced by both, as those are that the API calls atomic. Those that a strategic
+                # merge patch would merge (containers, …) are nobody's business here.
                 merge = msgspec.json.decode(await request.read())
                 return _json(msgspec.json.encode(self.store.patch(plural, target.key, merge)))
             case "DELETE", True:
@@ -404,8 +419,7 @@ def _bookmark(
 
 
 def _status(code: int, message: str) -> bytes:
-    reasons = {401: "Unauthorized", 404: "NotFound", 410: "Expired", 415: "UnsupportedMediaType"}
-    reason = reasons.get(code, "InternalError")
+    reason = _REASONS.get(code, "InternalError")
     status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
     return msgspec.json.encode({**status, "message": message, "reason": reason, "code": code})
 

@@ -31,6 +31,8 @@ RESOURCES = {
         Resource("Service", "v1", "services", True),
         Resource("EndpointSlice", "discovery.k8s.io/v1", "endpointslices", True),
         Resource("Node", "v1", "nodes", False),
+        Resource("Pod", "v1", "pods", True),
+        Resource("DaemonSet", "apps/v1", "daemonsets", True),
         Resource("ServiceCIDR", "networking.k8s.io/v1", "servicecidrs", False),
         Resource("Event", "events.k8s.io/v1", "events", True),
     )
@@ -60,6 +62,10 @@ class Change(typing.NamedTuple):
 
 class Gone(Exception):  # noqa: N818
     """The history that was asked for has been compacted away."""
+
+
+class Conflict(Exception):  # noqa: N818
+    """The object has changed since whoever wants to change it has seen it."""
 
 
 class Selector(typing.NamedTuple):
@@ -131,6 +137,11 @@ class Store:
         self.version += 1
         metadata.setdefault("uid", f"uid-{resource.plural}-{'-'.join(filter(None, key))}")
         metadata["resourceVersion"] = str(self.version)
+        if resource.plural == "daemonsets":
+            before = self.objects["daemonsets"].get(key)
+            was: Object = msgspec.json.decode(before.raw) if before else {"metadata": {}}
+            changed = was.get("spec") != obj.get("spec")
+            metadata["generation"] = was["metadata"].get("generation", 0) + changed
         # These two first: see `list_item`.
         head = {"apiVersion": obj.get("apiVersion", resource.api_version), "kind": obj["kind"]}
         obj = {**head, **obj, "metadata": metadata}
@@ -143,8 +154,15 @@ class Store:
         return found
 
     def patch(self, plural: str, key: Key, merge: Object) -> Object:
-        """Apply a JSON merge patch (RFC 7386) to an object; `KeyError` where there is none."""
-        return self.put(merged(self.get(plural, key), merge))
+        """Apply a JSON merge patch (RFC 7386) to an object; `KeyError` where there is none.
+
+        Raises `Conflict` where the patch names another version than the object's.
+        """
+        found = self.get(plural, key)
+        version = (merge.get("metadata") or {}).get("resourceVersion")
+        if version not in (None, found["metadata"]["resourceVersion"]):
+            raise Conflict
+        return self.put(merged(found, merge))
 
     def delete(self, plural: str, key: Key) -> None:
         """Remove an object; `KeyError` where there is none."""
@@ -236,5 +254,7 @@ def _stored(obj: Object) -> Stored:
     if isinstance(spec, dict):
         fields["spec.clusterIP"] = str(spec.get("clusterIP", ""))
         fields["spec.type"] = str(spec.get("type", ""))
+        fields["spec.nodeName"] = str(spec.get("nodeName", ""))
+    fields["reason"] = str(obj.get("reason", ""))
     labels = metadata.get("labels")
     return Stored(msgspec.json.encode(obj), labels if isinstance(labels, dict) else {}, fields)

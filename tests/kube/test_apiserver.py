@@ -13,13 +13,15 @@ import pytest
 from lbproxy.lab import apiserver, apistore
 from tests.kube import objects
 
+MERGE = {"Content-Type": "application/merge-patch+json"}
+
 
 async def test_another_process_can_change_objects(server: apiserver.ApiServer) -> None:
     url = f"{server.url}/api/v1/namespaces/shop/services/web"
     async with aiohttp.ClientSession() as session:
         async with session.put(url, json={"spec": {"clusterIP": "10.96.0.1"}}) as reply:
             created = await reply.json()
-        async with session.patch(url, json={"spec": {"clusterIP": None, "x": 1}}) as reply:
+        async with session.patch(url, json={"spec": {"clusterIP": None, "x": 1}}, headers=MERGE) as reply:
             patched = await reply.json()
         async with session.get(url) as reply:
             assert (await reply.json()) == patched
@@ -38,7 +40,8 @@ async def test_another_process_can_change_objects(server: apiserver.ApiServer) -
     ("method", "path", "status"),
     [
         ("GET", "/api/v1/namespaces/shop/services/none", 404),
-        ("GET", "/api/v1/pods", 404),
+        ("GET", "/api/v1/secrets", 404),
+        ("PATCH", "/api/v1/nodes/none", 415),
         ("GET", "/apis/discovery.k8s.io/v1beta1/endpointslices", 404),
         ("GET", "/api/v1/services?continue=junk", 400),
         ("GET", "/api/v1/services?limit=x", 400),

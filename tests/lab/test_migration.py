@@ -66,8 +66,8 @@ class Generated:
     """kube-proxy's rules for the same, and nobody who writes them."""
 
     def __init__(self, lab: cluster.Lab, mode: load.Backend) -> None:
-        self.rules = {family: _rules(lab, mode, family) for family in FAMILIES}
-        self.ports = {family: _ports(lab, family) for family in FAMILIES}
+        self.rules = {family: rules(lab, mode, family) for family in FAMILIES}
+        self.ports = {family: service_ports(lab, family) for family in FAMILIES}
 
     def start(self) -> None:
         for family, rules in self.rules.items():
@@ -121,19 +121,20 @@ class Real(Generated):
             self._process = None
 
 
-def _rules(lab: cluster.Lab, mode: load.Backend, family: int) -> load.Rules:
+def rules(lab: cluster.Lab, mode: load.Backend, family: int, node: str = "n1") -> load.Rules:
+    """kube-proxy's, of a node."""
     settings = model.Settings(
         cluster_cidr=CLUSTER_CIDR[family],
-        node_ip=lab["n1"].address(family),
+        node_ip=lab[node].address(family),
         service_cidrs=SERVICE_CIDRS[family],
         family=family,
     )
-    return load.Rules(lambda argv: lab.command("n1", argv), mode, settings)
+    return load.Rules(lambda argv: lab.command(node, argv), mode, settings)
 
 
-def _ports(lab: cluster.Lab, family: int) -> tuple[model.ServicePort, ...]:
+def service_ports(lab: cluster.Lab, family: int, node: str = "n1") -> tuple[model.ServicePort, ...]:
     """A load balancer IP is to the model another ClusterIP."""
-    pods = ((lab[pod].address(family), pod.startswith("n1")) for pod in PODS)
+    pods = ((lab[pod].address(family), pod.startswith(node)) for pod in PODS)
     endpoints = tuple(sorted((model.Endpoint(address, 8080, here) for address, here in pods), key=str))
     return tuple(
         model.ServicePort(

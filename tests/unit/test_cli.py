@@ -162,7 +162,7 @@ def test_every_problem_on_a_line_of_its_own(calls: Calls, capsys: pytest.Capture
         (["trace", "--for", "0"], "--for: '0' is not a number of seconds above 0 and up to 3600"),
         (["trace", "--service", "a/b/c"], "--service: 'a/b/c' is not a NAME or NAMESPACE/NAME"),
         (["trace", "--service", "cart:"], "--service: 'cart:' has no PORT after the colon"),
-        (["migrate"], "the following arguments are required: status|take-over|return"),
+        (["migrate"], "the following arguments are required: status|take-over|return|cluster"),
         (
             ["explain", "--from", "moon", "--to", "10.0.0.1:1"],
             "--from: 'moon' is not an IP address, pod, node",

@@ -18,7 +18,7 @@ from deploy import kustomizing
 from deploy.chart.schema import NEWEST, OLDEST
 from lbproxy import __main__ as command
 from lbproxy import abi, config, config_flags, config_load, metrics_table
-from lbproxy.core import events, fill, model
+from lbproxy.core import events, fill, migration, migration_plan, model
 from lbproxy.kube import reflector, reports
 
 ROOT: typing.Final = pathlib.Path(__file__).parents[2]
@@ -176,6 +176,18 @@ def test_beside_kube_proxy_no_port_of_its_is_taken(tmp_path: pathlib.Path) -> No
     assert ports.isdisjoint({config.HEALTHZ_PORT, config.METRICS_PORT})
     assert trial.pod["nodeSelector"]["lbproxy.io/trial"] == "true"
     assert not trial.settings(container).packet_path
+
+
+def test_the_overlay_for_migrating_heeds_the_label_and_obeys(tmp_path: pathlib.Path) -> None:
+    deployed = Deployed(build("migrate"), tmp_path)
+    assert deployed.settings(deployed.pod["containers"][0]).take_over is config.TakeOver.WHEN_TOLD
+    runs = {
+        value: migration_plan.admits(
+            deployed.pod, {"kubernetes.io/os": "linux", **({migration.LABEL: value} if value else {})}
+        )
+        for value in ("", "kube-proxy", migration_plan.BOTH, migration_plan.LBPROXY)
+    }
+    assert runs == {"": False, "kube-proxy": False, "both": True, "lbproxy": True}
 
 
 def test_the_commands_in_the_image_find_what_its_agent_pins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ class World:
             self._take_over,
             self._give_back,
             lambda: list(self.rules),
+            lambda: bool(self.rules),
         )
         self.orders = orders.Orders(settings, self.answers.append, lambda: acts, retry_s=0.01)
 

@@ -1,0 +1,325 @@
+"""The cluster as whoever migrates it sees it: nodes, two DaemonSets, their pods, and agents' answers.
+
+It speaks through the official synchronous client (`pip install kubernetes`), which has all ways of
+authentication that an administrator's kubeconfig may name. Of what comes back only those fields are
+read that are needed.
+"""
+
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import msgspec
+
+from lbproxy import errors, secrecy
+from lbproxy.core import migration
+from lbproxy.kube import credentials
+
+_PAGE: typing.Final = 500
+_TIMEOUT_S: typing.Final = (10.0, 60.0)  # to connect, and for the answer
+_EVENTS_OF_NODES: typing.Final = "default"  # the namespace of Events about objects that have none
+
+
+class ApiError(errors.AgentError):
+    """The API server did not do it; `status` is the HTTP status, 0 where there was no answer."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(credentials.one_line(message))
+        self.status = status
+
+    @property
+    def passes(self) -> bool:
+        """Whether it may go by itself: no answer, too many requests, a server's failure."""
+        return self.status in (0, 409, 429) or self.status >= 500
+
+
+class Meta(msgspec.Struct, rename="camel"):
+    """An object's metadata."""
+
+    name: str
+    uid: str = ""
+    resource_version: str = ""
+    generation: int = 0
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    owner_references: list["Owner"] | None = None
+
+
+class Owner(msgspec.Struct):
+    """Whom an object is of."""
+
+    uid: str = ""
+
+
+class Node(msgspec.Struct):
+    """A Node."""
+
+    metadata: Meta
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Its labels."""
+        return self.metadata.labels or {}
+
+    @property
+    def order(self) -> str:
+        """What its agent is told to do."""
+        return (self.metadata.annotations or {}).get(migration.ANNOTATION, "")
+
+
+class _Template(msgspec.Struct):
+    spec: dict[str, typing.Any] = {}
+
+
+class _DaemonSetSpec(msgspec.Struct, rename="camel"):
+    template: _Template = msgspec.field(default_factory=_Template)
+    update_strategy: dict[str, typing.Any] | None = None
+
+
+class _DaemonSetStatus(msgspec.Struct, rename="camel"):
+    observed_generation: int = 0
+    desired_number_scheduled: int = 0
+    updated_number_scheduled: int = 0
+    number_unavailable: int = 0
+
+
+class DaemonSet(msgspec.Struct):
+    """A DaemonSet: what it asks of nodes, and how far its last change has come."""
+
+    metadata: Meta
+    spec: _DaemonSetSpec
+    status: _DaemonSetStatus = msgspec.field(default_factory=_DaemonSetStatus)
+
+    @property
+    def pod_spec(self) -> dict[str, typing.Any]:
+        """Its pods' spec."""
+        return self.spec.template.spec
+
+    @property
+    def rolled_out(self) -> bool:
+        """Whether its last change is everywhere; with OnDelete: is known to its controller."""
+        status = self.status
+        if status.observed_generation < self.metadata.generation:
+            return False
+        if (self.spec.update_strategy or {}).get("type") == "OnDelete":
+            return True
+        return (
+            status.updated_number_scheduled >= status.desired_number_scheduled
+            and not status.number_unavailable
+        )
+
+
+class _Condition(msgspec.Struct):
+    type: str = ""
+    status: str = ""
+
+
+class _PodSpec(msgspec.Struct, rename="camel"):
+    node_name: str = ""
+
+
+class _PodStatus(msgspec.Struct):
+    conditions: list[_Condition] | None = None
+
+
+class Pod(msgspec.Struct):
+    """A Pod."""
+
+    metadata: Meta
+    spec: _PodSpec = msgspec.field(default_factory=_PodSpec)
+    status: _PodStatus = msgspec.field(default_factory=_PodStatus)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is ready, and not about to go."""
+        conditions = self.status.conditions or ()
+        is_ready = any(one.type == "Ready" and one.status == "True" for one in conditions)
+        return is_ready and self.metadata.deletion_timestamp is None
+
+
+class _Regarding(msgspec.Struct):
+    name: str = ""
+
+
+class _Event(msgspec.Struct, rename="camel"):
+    metadata: Meta
+    regarding: _Regarding = msgspec.field(default_factory=_Regarding)
+    event_time: str | None = None
+
+
+class _ListMeta(msgspec.Struct):
+    token: str = msgspec.field(default="", name="continue")
+
+
+Item = typing.TypeVar("Item")
+
+
+class _List(msgspec.Struct, typing.Generic[Item]):
+    items: list[Item]
+    metadata: _ListMeta = msgspec.field(default_factory=_ListMeta)
+
+
+class Answer(typing.NamedTuple):
+    """What a node's agent said last, and when (RFC 3339, by the node's clock)."""
+
+    report: migration.Report
+    at: str
+
+
+class Cluster:
+    """Requests to one API server; made by `connect`."""
+
+    def __init__(self, library: typing.Any, api: typing.Any) -> None:
+        self._library = library
+        self.host = secrecy.without(str(api.configuration.host))
+        self._core = library.client.CoreV1Api(api)
+        self._apps = library.client.AppsV1Api(api)
+        self._events = library.client.EventsV1Api(api)
+
+    def nodes(self) -> list[Node]:
+        """Every Node, by name. Raises ApiError, as all these do."""
+        found = self._all(Node, "list nodes", self._core.list_node)
+        return sorted(found, key=lambda node: node.metadata.name)
+
+    def node(self, name: str) -> Node:
+        """One of them."""
+        return self._read(self._ask(f"get node {name}", self._core.read_node, name), Node)
+
+    def daemon_set(self, namespace: str, name: str) -> DaemonSet | None:
+        """A DaemonSet; None where there is none."""
+        what = f"get daemonset {namespace}/{name}"
+        try:
+            answer = self._ask(what, self._apps.read_namespaced_daemon_set, name, namespace)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+        return self._read(answer, DaemonSet)
+
+    def pods(self, namespace: str, node: str = "") -> list[Pod]:
+        """The pods of a namespace, of one node or all; the oldest first."""
+        chosen = {"field_selector": f"spec.nodeName={node}"} if node else {}
+
+        def ask(**page: typing.Any) -> typing.Any:
+            return self._core.list_namespaced_pod(namespace, **chosen, **page)
+
+        found = self._all(Pod, f"list pods in {namespace}", ask)
+        return sorted(found, key=lambda pod: pod.metadata.creation_timestamp or "")
+
+    def answers(self) -> dict[str, list[Answer]]:
+        """What agents have said, by node, the newest last; the API server keeps it for an hour."""
+
+        def ask(**page: typing.Any) -> typing.Any:
+            chosen = f"reason={migration.REASON}"
+            return self._events.list_namespaced_event(_EVENTS_OF_NODES, field_selector=chosen, **page)
+
+        found: dict[str, list[Answer]] = {}
+        events = self._all(_Event, f"list events in {_EVENTS_OF_NODES}", ask)
+        for event in sorted(events, key=lambda one: one.event_time or ""):
+            text = (event.metadata.annotations or {}).get(migration.REPORT, "")
+            try:
+                report = msgspec.json.decode(text, type=migration.Report)
+            except msgspec.MsgspecError:
+                continue
+            found.setdefault(event.regarding.name, []).append(Answer(report, event.event_time or ""))
+        return found
+
+    def label(self, node: str, value: str) -> None:
+        """Say who is to run on a node; "" takes the label away."""
+        self._change_node(node, {"labels": {migration.LABEL: value or None}})
+
+    def tell(self, node: str, order: str) -> None:
+        """Tell a node's agent what to do; "" takes it back."""
+        self._change_node(node, {"annotations": {migration.ANNOTATION: order or None}})
+
+    def patch_daemon_set(self, namespace: str, of: DaemonSet, patch: Mapping[str, typing.Any]) -> None:
+        """Change a DaemonSet, unless somebody else has meanwhile (409)."""
+        # So that nothing is undone that we have not seen.
+        body = {"metadata": {"resourceVersion": of.metadata.resource_version}, **patch}
+        name = of.metadata.name
+        self._ask(
+            f"patch daemonset {namespace}/{name}",
+            self._apps.patch_namespaced_daemon_set,
+            name,
+            namespace,
+            body,
+        )
+
+    def _change_node(self, node: str, metadata: Mapping[str, typing.Any]) -> None:
+        self._ask(f"patch node {node}", self._core.patch_node, node, {"metadata": metadata})
+
+    def _all(self, kind: type[Item], what: str, ask: Callable[..., typing.Any]) -> list[Item]:
+        return list(self._pages(kind, what, ask))
+
+    def _pages(self, kind: type[Item], what: str, ask: Callable[..., typing.Any]) -> Iterator[Item]:
+        page: dict[str, typing.Any] = {"limit": _PAGE}
+        while True:
+            listed = self._read(self._ask(what, ask, **page), _List[kind])  # type: ignore[valid-type]
+            yield from listed.items
+            if not listed.metadata.token:
+                return
+            page["_continue"] = listed.metadata.token
+
+    def _ask(
+        self, what: str, ask: Callable[..., typing.Any], *given: typing.Any, **page: typing.Any
+    ) -> bytes:
+        try:
+            answer = ask(*given, **page, _preload_content=False, _request_timeout=_TIMEOUT_S)
+            return bytes(answer.data)
+        except self._library.client.ApiException as error:
+            said = self._reason(error)
+            rights = "; docs/migration.md has the rights that are needed" if error.status == 403 else ""
+            raise ApiError(f"{self.host}: cannot {what}: {said}{rights}", error.status or 0) from error
+        except Exception as error:
+            # Of urllib3, of ssl, of an exec plugin: whatever it is, the server has not answered.
+            cause = getattr(error, "reason", None) or error
+            raise ApiError(f"{self.host}: cannot {what}: {cause}") from error
+
+    def _reason(self, error: typing.Any) -> str:
+        try:
+            said = msgspec.json.decode(error.body or b"", type=dict[str, typing.Any]).get("message", "")
+        except (msgspec.MsgspecError, TypeError):
+            said = ""
+        return f"{error.status} {error.reason}: {said}".rstrip(": ")
+
+    def _read(self, answer: bytes, kind: type[Item]) -> Item:
+        try:
+            return msgspec.json.decode(answer, type=kind)
+        except msgspec.MsgspecError as error:
+            raise ApiError(f"{self.host}: an answer that is not understood: {error}") from error
+
+
+def connect(kubeconfig: str, context: str) -> Cluster:
+    """Read a kubeconfig ("": kubectl's) and return the cluster of a context. Raises ConfigError."""
+    try:
+        import kubernetes  # noqa: PLC0415 - large, and not installed with the agent
+    except ImportError:
+        raise errors.ConfigError(
+            "the official Kubernetes client is not installed here: pip install 'lbproxy[migrate]'"
+        ) from None
+    if kubeconfig:
+        credentials.check(kubeconfig, "")
+    try:
+        api = kubernetes.config.new_client_from_config(
+            kubeconfig or None, context or None, persist_config=False
+        )
+    except Exception as error:
+        raise errors.ConfigError(
+            credentials.one_line(f"{kubeconfig or 'the default kubeconfig'}: {error or type(error).__name__}")
+        ) from error
+    # Whoever waits asks again, and says so.
+    api.rest_client.pool_manager.connection_pool_kw["retries"] = False
+    return Cluster(kubernetes, api)
+
+
+def owned_by(owner: DaemonSet | None, pods: Iterable[Pod]) -> dict[str, Pod]:
+    """A DaemonSet's pods among others, by the node that they are on; of two the newer one."""
+    if owner is None:
+        return {}
+    uid = owner.metadata.uid
+    return {
+        pod.spec.node_name: pod
+        for pod in pods
+        if any(one.uid == uid for one in pod.metadata.owner_references or ())
+    }
