@@ -2,7 +2,7 @@
 
 import typing
 
-from lbproxy.core import addresses, health, ledger, model, node_rows, plan
+from lbproxy.core import addresses, health, ledger, model, node_rows, plan, port_probes
 from lbproxy.core import probe as probe_
 from lbproxy.kernel import maps
 
@@ -96,7 +96,7 @@ class Installer:
             ),
             mode=mode,
             weights=weights,
-            probe=probe,
+            probes=port_probes.PortProbes(probe) if probe is not None else None,
             zone_spill_over=zone_spill_over,
         )
         slices = [

@@ -22,6 +22,7 @@ from lbproxy.core import (
     events,
     identity,
     model,
+    port_probes,
     probe,
     ramp,
     spill,
@@ -186,7 +187,7 @@ def _service(value: wire.Service, warnings: list[str]) -> events.Upsert:
             weights=_weights(said.weights, warnings),
             slow_start_s=_number(SLOW_START_ANNOTATION, said.slow_start, ramp.parse_s, warnings),
             zone_spill_over=_number(ZONE_ANNOTATION, said.zone_spill_over, spill.parse, warnings),
-            probe=_probe(said, ports, warnings),
+            probes=_probes(said, ports, warnings),
             ejection=_ejection(said.outlier_ejection, warnings),
         ),
     )
@@ -335,9 +336,9 @@ def _weights(text: object, warnings: list[str]) -> model.Weights | None:
     return said
 
 
-def _probe(
+def _probes(
     said: wire.ServiceAnnotations, ports: Sequence[model.ServicePort], warnings: list[str]
-) -> probe.Probe | None:
+) -> port_probes.PortProbes | None:
     asked, settings = said.probe, said.probe_settings
     if asked is msgspec.UNSET:
         if settings is not msgspec.UNSET:
@@ -351,16 +352,28 @@ def _probe(
         if not isinstance(settings, str | msgspec.UnsetType):
             annotation, text = PROBE_SETTINGS_ANNOTATION, settings
             raise probe.ProbeError(_NO_TEXT)
-        found = _shared_probe(asked, settings or "")
-        protocol = model.Protocol.UDP if found.kind is probe.Kind.UDP else model.Protocol.TCP
-        if not found.port and not any(port.protocol is protocol for port in ports):
-            raise probe.ProbeError(f"asks at {protocol.name} ports, and the Service has none")
+        found = _shared_probes(asked, settings or "")
+        _check_ports(found, {port.name: port.protocol.name for port in ports})
     except probe.ProbeError as error:
         warnings.append(
             f"metadata.annotations[{annotation}]: {_quote(text)}: {error}: backends are not probed"
         )
         return None
     return found
+
+
+def _check_ports(probes: port_probes.PortProbes, protocols: Mapping[str, str]) -> None:
+    """Raise ProbeError where a probe is of no port that the Service has."""
+    for name, found in probes.named:
+        if name not in protocols:
+            raise probe.ProbeError(f"the Service has no port {name}")
+        if found is not None and not found.suits(protocols[name]):
+            raise probe.ProbeError(f"port {name}: asks at {found.protocol} ports, and that is none")
+    others, named = probes.others, {name for name, _ in probes.named}
+    left = [protocol for name, protocol in protocols.items() if name not in named]
+    if others is not None and not probes.shared and not any(map(others.suits, left)):
+        more = " that no line names" if named else ""
+        raise probe.ProbeError(f"asks at {others.protocol} ports, and the Service has none{more}")
 
 
 def _ejection(text: object, warnings: list[str]) -> ejection.Ejection | None:
@@ -569,8 +582,8 @@ def _shared_service_ports(ports: tuple[model.ServicePort, ...]) -> tuple[model.S
 
 # A relist compares every probe with the one that is known: the same object is equal at once.
 @functools.lru_cache(1024)
-def _shared_probe(asked: str, settings: str) -> probe.Probe:
-    return probe.parse(asked, settings)
+def _shared_probes(asked: str, settings: str) -> port_probes.PortProbes:
+    return port_probes.parse(asked, settings)
 
 
 @functools.lru_cache(1024)

@@ -271,8 +271,8 @@ class Probed:
     """What the agent has noted of probes, to be found by service and by backend."""
 
     def __init__(self, noted: notes.Notes) -> None:
-        self._services = {
-            model.ServiceName(one.namespace, one.name): Probe(one.probe, noted.probes_off)
+        self._ports = {
+            (one.namespace, one.name, one.port_name): Probe(one.probe, noted.probes_off)
             for one in noted.asked
         }
         self._troubles = {
@@ -280,9 +280,9 @@ class Probed:
             for one in noted.troubles
         }
 
-    def service(self, name: model.ServiceName) -> Probe | None:
-        """What is asked for; None where nothing is."""
-        return self._services.get(name)
+    def port(self, key: model.PortKey) -> Probe | None:
+        """What is asked for at a service port; None where nothing is."""
+        return self._ports.get((*key.service, key.port_name))
 
     def backend(self, key: model.PortKey, backend: inventory.Backend) -> ProbeTrouble | None:
         """What speaks against a backend; None where nothing does."""
@@ -317,7 +317,7 @@ def _service(
         tuple(map(str, port.source_ranges)),
         (model.PacketMode.DSR if any(one.dsr for one in port.frontends) else model.PacketMode.SNAT).value,
         _all_unhealthy(port),
-        probed.service(key.service),
+        probed.port(key),
     )
 
 

@@ -11,7 +11,7 @@ import typing
 import msgspec
 
 from lbproxy.core import ejection as ejection_
-from lbproxy.core import probe as probe_
+from lbproxy.core import port_probes
 
 
 class Family(enum.IntEnum):
@@ -120,7 +120,7 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     weights: Weights | None = None  # None: all are equal
     slow_start_s: float = 0.0  # 0: new backends get all at once
     zone_spill_over: float = 0.0  # 0: hints say which zone is preferred
-    probe: probe_.Probe | None = None
+    probes: port_probes.PortProbes | None = None
     ejection: ejection_.Ejection | None = None  # None: no backend is left out for failing
 
 

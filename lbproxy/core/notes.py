@@ -5,7 +5,7 @@ One JSON document, for the read-side commands. It has a limit: what is beyond th
 
 import typing
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -17,10 +17,11 @@ _LONGEST_REASON: typing.Final = 200
 
 
 class Asked(msgspec.Struct, frozen=True, array_like=True):
-    """A Service whose annotation asks for a probe, and the probe in words."""
+    """A port of a Service whose annotation asks for a probe, and the probe in words."""
 
     namespace: str
     name: str
+    port_name: str
     probe: str
 
 
@@ -66,7 +67,7 @@ NOTHING: typing.Final = Notes()
 
 def encode(
     probes_off: str,
-    asked: Iterable[tuple[model.ServiceName, str]],
+    asked: Iterable[tuple[model.ServiceName, Mapping[str, str]]],
     troubles: Iterable[probing.Trouble],
     rejected: Iterable[tuple[tuple[events.Kind, events.ObjectName], str]],
     to_unix: Callable[[float], float],
@@ -75,9 +76,9 @@ def encode(
     room = _Room(MOST_BYTES - _HEAD - 1024)
     # In order of their use: few are rejected or fail, and where many do the first tell enough.
     rejections = room.of(Rejected(kind, str(name), _short(why)) for (kind, name), why in rejected)
-    services = room.of(Asked(*name, text) for name, text in asked)
+    ports = room.of(Asked(*name, port, text) for name, ports in asked for port, text in ports.items())
     failing = room.of(_trouble(one, to_unix) for one in troubles)
-    body = msgspec.json.encode(Notes(probes_off, services, failing, rejections, room.left_out))
+    body = msgspec.json.encode(Notes(probes_off, ports, failing, rejections, room.left_out))
     return len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little") + body
 
 

@@ -3,6 +3,8 @@
     lbproxy.io/probe: http:/healthz
     lbproxy.io/probe-settings: interval=2s,fall=2,status=200-299
 
+core.port_probes reads lines that name ports, and has this module read what they say.
+
 Text that is not understood means no probe at all: with half of what was meant,
 backends would be asked the wrong thing and found down.
 """
@@ -60,6 +62,15 @@ class Probe(msgspec.Struct, frozen=True, gc=False):
         """Whether it is asked through TLS."""
         return self.kind is Kind.HTTPS or self.tls is not None
 
+    @property
+    def protocol(self) -> str:
+        """The protocol of the ports that can be asked."""
+        return "UDP" if self.kind is Kind.UDP else "TCP"
+
+    def suits(self, protocol: str) -> bool:
+        """Whether it can be asked at backends' own ports; one with a port of its own can at any."""
+        return bool(self.port) or protocol == self.protocol
+
 
 class ProbeError(ValueError):
     """The text is no probe; says why in a few words, without a full stop."""
@@ -74,14 +85,16 @@ class Setting(typing.NamedTuple):
     help: str
 
 
-def parse(probe_text: str, settings_text: str = "") -> Probe:
-    """Read both annotations. Raises ProbeError."""
+def parse(probe_text: str, *settings_texts: str) -> Probe:
+    """Read a probe and its settings; what stands in a later text goes before. Raises ProbeError."""
     word, colon, subject = probe_text.partition(":")
     if word not in _SUBJECTS:
         raise ProbeError(f"begins with none of {', '.join(_SUBJECTS)}")
     kind = Kind(word)
     fields = _SUBJECTS[kind](subject) if colon else _without_subject(kind)
-    found = Probe(kind, **fields, **_settings(kind, settings_text))
+    for text in settings_texts:
+        fields = {**fields, **_settings(kind, text)}
+    found = Probe(kind, **fields)
     if found.server_name and not found.over_tls:
         raise ProbeError("server-name= is for TLS: with tls=unverified or tls=verify")
     return found
@@ -91,7 +104,8 @@ def describe(asked: Probe) -> str:
     """A probe in few words; what UDP sends is left out."""
     what = f"{asked.kind}:{asked.text}" if asked.text else str(asked.kind)
     where = f" at port {asked.port}" if asked.port else ""
-    return f"{what}{where} every {asked.interval_s:g}s"
+    tls = f" with tls={asked.tls}" if asked.tls else ""
+    return f"{what}{where}{tls} every {asked.interval_s:g}s"
 
 
 def _settings(kind: Kind, text: str) -> dict[str, typing.Any]:

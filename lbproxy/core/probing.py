@@ -149,11 +149,11 @@ class Probing:
         changes: list[Change] = []
         if own != self._own:
             self._own = frozenset(own)
-            names = {*names, *(service.name for service in cluster.services() if service.probe)}
+            names = {*names, *(service.name for service in cluster.services() if service.probes)}
         for name in names:
             service = cluster.service(name)
             if (
-                (service is None or service.probe is None)
+                (service is None or service.probes is None)
                 and name not in self._wanted
                 and name not in self._down
             ):
@@ -380,6 +380,14 @@ class Probing:
         return None if target is None else self._states[target].up
 
 
+def asked(service: model.Service) -> Iterator[tuple[model.ServicePort, probe.Probe]]:
+    """The ports of a Service whose backends are to be probed, and how."""
+    for port in service.ports:
+        wanted = service.probes.of(port.name) if service.probes is not None else None
+        if wanted is not None and wanted.suits(port.protocol.name):
+            yield port, wanted
+
+
 def users(
     service: model.Service,
     slices: Iterable[model.EndpointSlice],
@@ -394,16 +402,14 @@ def users(
     asked, until one of the chosen is up again. Never what reach forbids; `own` are the
     addresses of this node.
     """
-    if service.probe is None:
-        return {}
     found: dict[User, Target] = {}
-    # What results lead to does not make another probe.
-    asked = msgspec.structs.replace(service.probe, panic=0.0)
+    if service.probes is None:
+        return found
     ordered = sorted(slices, key=lambda slice_: (slice_.namespace, slice_.name))
     for family in map(addresses.family_of, service.cluster_ips):
-        for port in service.ports:
-            if not _suits(service.probe, port.protocol):
-                continue
+        for port, wanted in asked(service):
+            # What results lead to does not make another probe.
+            made = msgspec.structs.replace(wanted, panic=0.0)
             key = model.PortKey(service.name, port.name, port.protocol, family)
             drawn = _drawn_from(service, port, family)
             merged = topology.merge(ordered, port.name, port.protocol, family)
@@ -418,8 +424,7 @@ def users(
             for place, bits in zip(places, sets, strict=True):
                 here = bool(node_name) and merged[place].place.node_name == node_name
                 if bits & drawn and reach.may_be_probed(place.address, own, here=here):
-                    asked_at = service.probe.port or place.port
-                    found[User(key, place)] = Target(place.address, asked_at, asked)
+                    found[User(key, place)] = Target(place.address, made.port or place.port, made)
     return found
 
 
@@ -430,10 +435,3 @@ def _drawn_from(service: model.Service, port: model.ServicePort, family: model.F
     if not port.node_port and not any(addresses.family_of(address) is family for address in others):
         return inside
     return inside | topology.CLUSTER | (topology.LOCAL if service.external_local else 0)
-
-
-def _suits(asked: probe.Probe, protocol: model.Protocol) -> bool:
-    """Whether a probe can be asked at the backends' own port; one with a port of its own can at any."""
-    if asked.port:
-        return True
-    return protocol is (model.Protocol.UDP if asked.kind is probe.Kind.UDP else model.Protocol.TCP)

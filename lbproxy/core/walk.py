@@ -281,7 +281,7 @@ class Walk:
 
     def _probes_off(self, frontend: tables.Frontend) -> None:
         key = inventory.port_key(self.rows, frontend.service)
-        asked = self._probed.service(key.service) if key is not None else None
+        asked = self._probed.port(key) if key is not None else None
         if asked is not None and asked.off:
             self.say("probes", f"{asked.asks} is asked for, and not made: {asked.off}")
 

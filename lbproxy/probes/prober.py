@@ -59,7 +59,7 @@ class Prober:
         # When a node loses its network, thousands go down at once.
         self._lines = token_bucket.TokenBucket(LINES, LINES_PER_S, clock())
         self._unsaid = 0
-        self._asked: dict[model.ServiceName, str] = {}
+        self._asked: dict[model.ServiceName, dict[str, str]] = {}
         self._changes = 0
 
     def take_over(self, note: Note, down: Iterable[tuple[model.PortKey, topology.Place]]) -> None:
@@ -84,8 +84,10 @@ class Prober:
         names = list(names)
         for name in names:
             service = cluster.service(name)
-            if service is not None and service.probe is not None:
-                self._asked[name] = probe.describe(service.probe)
+            if service is not None and service.probes is not None:
+                self._asked[name] = {
+                    port.name: probe.describe(wanted) for port, wanted in probing.asked(service)
+                }
                 self._changes += 1
             elif self._asked.pop(name, None) is not None:
                 self._changes += 1
@@ -127,8 +129,8 @@ class Prober:
         return "" if self._most else "--probe-concurrency is 0 on this node"
 
     @property
-    def asked(self) -> Mapping[model.ServiceName, str]:
-        """The Services whose annotations ask for a probe, and what for."""
+    def asked(self) -> Mapping[model.ServiceName, Mapping[str, str]]:
+        """The Services whose annotations ask for probes: of which ports by name, and which."""
         return self._asked
 
     @property

@@ -290,7 +290,7 @@ def test_a_listing_shows_them(agent: agents.Agent) -> None:
         line.split() for line in agent.lbproxy("backends", "resetting").splitlines() if "10.244." in line
     )
     known = fared(agent, "resetting", 4)
-    assert row[10:] == [str(known.failed), f"{known.srtt_us / 1000:.2f}ms", "-"]
+    assert row[10:13] == [str(known.failed), f"{known.srtt_us / 1000:.2f}ms", "-"]
 
 
 # A pod's own program. It asks to be told of repeated segments as a connection begins, and says at the

@@ -207,6 +207,11 @@ def test_annotations_change_live(
         # Asked something else it is up, once that is known.
         api.put(annotated("http", settings=f"{OFTEN},port={probed.HTTP},status=500-599"))
         agent.has_backends("http", {"n1/p2"})
+        # Of two ports of a pod one is down, and the other is not asked.
+        lines = f"{OFTEN}\nhttp port={probed.HTTP}"
+        api.put(annotated("http", "http  http:/healthz\ndns  none\n", lines))
+        agent.has_backends("http", {"n1/p3", "n2/p1"}, [("http", 4), ("http", 6)])
+        agent.has_backends("http", set(PODS), [("dns", 4), ("dns", 6)])
         # Half understood is no probe.
         api.put(annotated("http", settings="interval=soon"))
         agent.has_backends("http", set(PODS))

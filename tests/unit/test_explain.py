@@ -718,7 +718,7 @@ def test_backends_of_weight_0_and_unhealthy_ones_are_left_out() -> None:
 
 def test_probes_that_are_asked_for_and_not_made_are_named() -> None:
     off = notes.Notes(
-        probes_off="--probe-concurrency is 0", asked=(notes.Asked("default", "web", "tcp every 5s"),)
+        probes_off="--probe-concurrency is 0", asked=(notes.Asked("default", "web", "http", "tcp every 5s"),)
     )
     for to, said in (
         ("10.96.0.1:80", ["tcp every 5s is asked for, and not made: --probe-concurrency is 0"]),

@@ -383,7 +383,7 @@ def test_listings_say_what_is_unhealthy_and_why(
         (False, ["probe-failed", "ejected"]),
     ]
     assert service["all_unhealthy"] is False
-    assert test_show.run(capsys, "backends").splitlines()[-1].split()[-1] == "probe-failed,ejected"
+    assert test_show.run(capsys, "backends").splitlines()[-1].split()[-2] == "probe-failed,ejected"
 
 
 def test_listings_say_when_all_are_unhealthy_and_used(

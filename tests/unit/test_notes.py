@@ -19,7 +19,7 @@ def trouble(number: int = 1, reason: str = "no answer") -> probing.Trouble:
 
 def encoded(
     troubles: typing.Sequence[probing.Trouble] = (),
-    asked: typing.Sequence[tuple[model.ServiceName, str]] = (),
+    asked: typing.Sequence[tuple[model.ServiceName, typing.Mapping[str, str]]] = (),
     rejected: typing.Sequence[tuple[tuple[events.Kind, events.ObjectName], str]] = (),
 ) -> bytes:
     return notes.encode("", asked, troubles, rejected, lambda at_s: at_s + 1000)
@@ -27,10 +27,15 @@ def encoded(
 
 def test_what_is_written_is_read() -> None:
     row = encoded(
-        [trouble()], [(PORT.service, "tcp every 5s")], [((events.Kind.SERVICE, SERVICE), "no ports")]
+        [trouble()],
+        [(PORT.service, {"http": "tcp every 5s", "metrics": "http:/ every 5s"})],
+        [((events.Kind.SERVICE, SERVICE), "no ports")],
     )
     assert notes.decode(row.ljust(notes.MOST_BYTES, b"\0")) == notes.Notes(
-        asked=(notes.Asked("shop", "web", "tcp every 5s"),),
+        asked=(
+            notes.Asked("shop", "web", "http", "tcp every 5s"),
+            notes.Asked("shop", "web", "metrics", "http:/ every 5s"),
+        ),
         troubles=(notes.Trouble("shop", "web", "http", 6, "10.244.0.1", 80, False, 1, 2, "no answer", 1040),),
         rejected=(notes.Rejected("Service", "shop/web", "no ports"),),
     )

@@ -116,7 +116,7 @@ def test_a_probe_without_a_port_of_its_protocol_is_a_warning(
     annotations = {decode.PROBE_ANNOTATION: text}
     upsert = decode.service(test_decode.a_service({"annotations": annotations}, ports=ports))
     assert isinstance(upsert.value, model.Service)
-    assert (upsert.value.probe is not None) is asked
+    assert (upsert.value.probes is not None) is asked
     assert len(upsert.warnings) == (not asked)
     annotations[decode.PROBE_SETTINGS_ANNOTATION] = "port=8080"  # asked whatever the ports are
     upsert = decode.service(test_decode.a_service({"annotations": annotations}, ports=ports))
@@ -161,7 +161,7 @@ def test_the_documentation_has_the_table() -> None:
 
 words = st.one_of(
     st.text(string.printable, max_size=30),
-    st.sampled_from([*probe.SETTINGS, *Kind, "5s", "=", ",", ":", "/", "1"]),
+    st.sampled_from([*probe.SETTINGS, *Kind, "5s", "=", ",", ":", "/", "1", "\n", "t ", "u\t", "none"]),
 )
 
 
@@ -171,9 +171,9 @@ def test_any_text_is_a_probe_within_bounds_or_a_warning(text: str, settings: str
     ports = [{"name": "t", "port": 80}, {"name": "u", "protocol": "UDP", "port": 80}]
     upsert = decode.service(test_decode.a_service({"annotations": annotations}, ports=ports))
     assert isinstance(upsert.value, model.Service)
-    found = upsert.value.probe
-    assert (found is None) == (len(upsert.warnings) == 1)
-    if found is not None:
+    probes = upsert.value.probes
+    assert (probes is None) == (len(upsert.warnings) == 1)
+    for found in probes or ():
         assert found.interval_s >= 1
         assert 0 < found.timeout_s <= 60
         assert 0 <= found.jitter <= 1
@@ -189,7 +189,7 @@ def test_a_bad_probe_is_one_warning_and_no_probe() -> None:
     }
     upsert = decode.service(test_decode.a_service(metadata))
     assert isinstance(upsert.value, model.Service)
-    assert upsert.value.probe is None
+    assert upsert.value.probes is None
     assert upsert.warnings == (
         "metadata.annotations[lbproxy.io/probe]: 'http:/': rise='x': not in 1..100: backends are not probed",
     )

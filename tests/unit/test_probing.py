@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbproxy.core import addresses, events, health, model, plan, probe, probing, reach, state, topology
+from lbproxy.core import (
+    addresses,
+    events,
+    health,
+    model,
+    plan,
+    port_probes,
+    probe,
+    probing,
+    reach,
+    state,
+    topology,
+)
 from tests import strategies
 from tests.unit import test_health_checks as objects
 
@@ -33,7 +45,7 @@ def service(asked: probe.Probe | None = TCP, **changes: object) -> model.Service
         "internal_local": False,
         "external_local": False,
         "algorithm": None,
-        "probe": asked,
+        "probes": asked and port_probes.PortProbes(asked),
     }
     return model.Service(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -292,7 +304,7 @@ def test_only_what_this_node_may_use_is_asked() -> None:
 def planned(draw: st.DrawFn) -> tuple[model.Service, list[model.EndpointSlice]]:
     known = msgspec.structs.replace(
         draw(strategies.services()),
-        probe=probe.Probe(draw(st.sampled_from(list(probe.Kind))), payload=b"x"),
+        probes=port_probes.PortProbes(probe.Probe(draw(st.sampled_from(list(probe.Kind))), payload=b"x")),
         zone_spill_over=draw(st.sampled_from([0.0, 1.5])),
     )
     slices = draw(st.lists(strategies.slices(known.name), max_size=4, unique_by=lambda one: one.name))
@@ -305,13 +317,14 @@ def test_what_is_asked_is_what_the_plan_draws_from(
     known: tuple[model.Service, list[model.EndpointSlice]], node_name: str, zone: str
 ) -> None:
     named, slices = known
-    assert named.probe is not None
+    assert named.probes is not None
+    assert named.probes.others is not None
     asked = set(probing.users(named, slices, node_name, zone))
     drawn = set()
     for port in plan.plan_service(named, slices, node_name, zone, plan.Defaults(model.Algorithm.RANDOM)):
         bits = functools.reduce(operator.or_, (frontend.set.value for frontend in port.frontends))
         udp = port.key.protocol is model.Protocol.UDP
-        if port.key.protocol is model.Protocol.SCTP or udp != (named.probe.kind is probe.Kind.UDP):
+        if port.key.protocol is model.Protocol.SCTP or udp != (named.probes.others.kind is probe.Kind.UDP):
             continue
         drawn |= {
             probing.User(port.key, topology.Place(backend.address, backend.port))

@@ -291,7 +291,7 @@ def noted(**changes: typing.Any) -> notes.Notes:
 
     return msgspec.structs.replace(
         notes.Notes(
-            asked=(notes.Asked("default", "web", "http:/healthz every 2s"),),
+            asked=(notes.Asked("default", "web", "http", "http:/healthz every 2s"),),
             troubles=(trouble(FELL, up=False, needed=2), trouble(FAILING, up=True, needed=3)),
         ),
         **changes,
