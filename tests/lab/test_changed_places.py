@@ -1,15 +1,18 @@
-"""What an agent stands on is taken away and put back: its uplink, its hooks, its cgroup."""
+"""What an agent stands on is taken away, put back or another one: uplink, address, hooks, mounts, clock."""
 
 import collections.abc
 import contextlib
 import os
+import pathlib
+import subprocess
 
 import pytest
 
+from lbproxy import cgroup2
 from lbproxy.kernel import libbpf, programs
 from lbproxy.lab import cluster
 from tests import polling
-from tests.lab import agents, manifests
+from tests.lab import agents, manifests, test_flow_table
 
 PODS = ("n1/p2", "n2/p1")
 NODE_PORT = 30080
@@ -89,6 +92,96 @@ def test_an_uplink_that_goes_and_comes_back_serves_again(
     assert "Traceback" not in agent.log
 
 
+def test_the_node_gets_another_address(agent: agents.Agent, api: agents.Api) -> None:
+    """NodePorts are where it is now, and its masqueraded clients are known by that."""
+    lab, other = agent.lab, "172.18.0.77"
+    node = lab["n1"]
+
+    def become(address: str, before: str) -> None:
+        ip(lab, "n1", f"address del {before}/24 dev eth0")
+        ip(lab, "n1", f"address add {address}/24 dev eth0")
+        ip(lab, "n1", *(line for line in configured(lab) if "route add" in line and "::" not in line))
+        api.put(manifests.node("n1", address, str(node.ipv6)))
+
+    def answer(address: str) -> set[str]:
+        return {agent.at("outside").tcp(address, NODE_PORT, timeout_s=0.5).server for _ in range(12)}
+
+    try:
+        become(other, str(node.ipv4))
+        polling.eventually(lambda: answer(other) == set(PODS), 30, "the NodePort at the new address")
+        assert answer(str(node.ipv4)) == {""}
+        assert outside(agent, 6) == set(PODS)
+    finally:
+        become(str(node.ipv4), other)
+    polling.eventually(lambda: outside(agent) == set(PODS), 30, "the NodePort at the old address")
+    assert "Traceback" not in agent.log
+
+
+# --- other namespaces ---
+
+AHEAD_S = 1_000_000
+
+
+@contextlib.contextmanager
+def elsewhere(agent: agents.Agent, mount: pathlib.Path) -> collections.abc.Iterator[pathlib.Path]:
+    """Have the agent run with another clock, and where cgroup2 is on `mount`, too; yields its cgroup."""
+    hierarchy = cgroup2.mount_point()
+    assert hierarchy is not None
+    place = mount / agent.cgroup.relative_to(hierarchy)
+    mount.mkdir()
+    ordinary = agent.command
+    apart = [
+        "unshare", "--time", "--monotonic", str(AHEAD_S), "--mount", "--propagation", "private",
+        "sh", "-c", 'mount -t cgroup2 none "$0" && exec "$@"', str(mount),
+    ]  # fmt: skip
+    agent.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agent, "command", lambda: [*apart, *ordinary("--cgroup", str(place))])
+        agent.start()
+        yield place
+        agent.stop()
+    agent.start()
+
+
+def assured(lab: cluster.Lab) -> float:
+    """How many assured flows the last look at the table has found."""
+    return sum(count for name, count in test_flow_table.flows(lab).items() if 'assured="true"' in name)
+
+
+@pytest.mark.skipif(
+    not pathlib.Path("/proc/self/timens_offsets").exists(), reason="a kernel without time namespaces"
+)
+def test_an_agent_with_another_clock_and_another_mount(agent: agents.Agent, lab: cluster.Lab) -> None:
+    before = attached(agent)
+    with agent.at("outside").open(lab["n1"].ipv4, NODE_PORT) as held:
+        server = held.ask().server
+        assert server in PODS
+        held.ask()
+        with elsewhere(agent, lab.workdir / "elsewhere") as place:
+            assert "datapath adopted" in agent.log
+            assert f"the cgroup that was at {agent.cgroup} is at {place} now" in agent.log
+            # By this clock it has been idle for eleven days.
+            polling.eventually(lambda: assured(lab) >= 1, 30, "a look at the flows")
+            assert held.ask().server == server
+            assert attached(agent) == before
+            assert outside(agent) == set(PODS)
+        assert f"the cgroup that was at {place} is at {agent.cgroup} now" in agent.log
+        assert held.ask().server == server
+
+
+@pytest.mark.skipif(not os.environ.get("LBPROXY_MARATHON"), reason="half a minute: make marathon")
+def test_a_mount_that_goes_under_a_running_agent(agent: agents.Agent, lab: cluster.Lab) -> None:
+    mount = lab.workdir / "elsewhere-again"
+    with elsewhere(agent, mount) as place:
+        assert agent.process is not None
+        inside = f"--mount=/proc/{agent.process.pid}/ns/mnt"
+        subprocess.run(["nsenter", inside, "umount", "-l", mount], check=True)
+        said = f"the cgroup at {place} is now at {agent.cgroup}"
+        polling.eventually(lambda: said in agent.log, 60, "a look at the hooks")
+        assert "put back" not in agent.log
+        assert outside(agent) == set(PODS)
+
+
 def attached(agent: agents.Agent) -> set[str]:
     """The programs that are at their hooks of the cgroup."""
     found = set()
@@ -115,7 +208,8 @@ def test_links_that_somebody_detached_are_put_back(agent: agents.Agent) -> None:
             libbpf.link_detach(fd)
             os.close(fd)
     assert attached(agent) == set()
-    agent.says("put back hooks that were taken away")
+    said = "put back hooks that were taken away"
+    polling.eventually(lambda: said in agent.log, 60, "a look at the hooks")
     assert attached(agent) == everything
     pod = agent.at("n1/p1")
     assert {pod.tcp(manifests.cluster_ip(WEB), 80).server for _ in range(12)} == set(PODS)
