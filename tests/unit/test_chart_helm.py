@@ -16,7 +16,10 @@ from tests.unit.test_config_file import KUBEADM
 
 HELM: typing.Final = shutil.which("helm") or ""
 
-pytestmark = pytest.mark.skipif(not HELM, reason="no helm on the PATH")
+if not HELM:
+    pytest.skip(
+        "no helm on the PATH: none can be had from where this project may install", allow_module_level=True
+    )
 
 PASTED: typing.Final = yaml.safe_load(KUBEADM) | {
     "clientConnection": {"kubeconfig": "/etc/lbproxy/kubeconfig.conf"}
