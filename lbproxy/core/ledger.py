@@ -505,8 +505,9 @@ class Ledger:
         out.ranges_gone += [
             tables.Delete(tables.Table.SOURCE_RANGES, key) for key in have.ranges if key not in want.ranges
         ]
+        # Behind the marks of their backends: nobody draws what other nodes may not send here.
         ends_gone = sorted(have.tunnel_ends - want.tunnel_ends)
-        out.ranges_gone += [tables.Delete(tables.Table.TUNNEL_ENDS, key) for key in ends_gone]
+        out.retired += [tables.Delete(tables.Table.TUNNEL_ENDS, key) for key in ends_gone]
         sets = {table.set for table in want.earlier}
         out.earlier_gone += [
             tables.Delete(tables.Table.EARLIER_SLOTS, tables.EarlierKey(have.id, table.set).pack())

@@ -96,6 +96,21 @@ def test_any_interleaving_of_events_and_passes_ends_with_the_same_tables(data: s
     serving.assert_same(agent.kernel.maps, told.kernel.maps)
 
 
+@pytest.mark.parametrize("left", [(), (2,)])
+def test_a_dsr_backend_that_goes_is_marked_before_its_end_is_closed(left: tuple[int, ...]) -> None:
+    """Every write is looked at by `serving.Watched`."""
+    known = msgspec.structs.replace(
+        service(), mode=model.PacketMode.DSR, external_ips=(test_ledger.address(9, 203),)
+    )
+    agent = Agent()
+    agent.take(*SYNCED, upsert(known), upsert(slice_of(hosts=(1, 2))))
+    agent.settle()
+    assert len(list(agent.kernel.maps.rows("tunnel_ends"))) == 2
+    agent.take(upsert(slice_of(hosts=left)))
+    agent.settle()
+    assert len(list(agent.kernel.maps.rows("tunnel_ends"))) == len(left)
+
+
 def _told(key: strategies.Key, value: strategies.Value) -> events.Event:
     return events.Upsert(*key, value)
 
