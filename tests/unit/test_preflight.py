@@ -233,6 +233,13 @@ CASES = {
         "12 virtual servers; going on through them: 3 TCP. lbproxy leaves that alone, and it breaks when",
         "mode: iptables",
     ),
+    "IPVS mode, idle": Case(
+        but(others={"ipvs_mode": ipvs.Found(12)}),
+        "kube-proxy's IPVS mode",
+        WARNING,
+        "12 virtual servers; going on through them: none",
+        "where kube-proxy still runs in that mode, have kube-proxy run in iptables mode",
+    ),
     "IPVS mode, unseen": Case(
         but(others={"ipvs_mode": ipvs.Found(problem="Operation not permitted")}),
         "kube-proxy's IPVS mode",

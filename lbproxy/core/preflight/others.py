@@ -15,12 +15,7 @@ def judge(known: facts.Facts) -> Iterator[findings.Finding]:
     others = known.others
     yield _kube_proxy(others, processes_seen=known.process.host_processes)
     if others.ipvs_mode is not None:
-        yield findings.warning(
-            "kube-proxy's IPVS mode",
-            f"{ipvs.described(others.ipvs_mode)}. lbproxy leaves that alone, and it breaks when "
-            "the virtual servers are removed",
-            f"{ipvs.FIRST}. Until then lbproxy migrate take-over refuses",
-        )
+        yield _ipvs_mode(others.ipvs_mode)
     yield from _agents(others)
     if others.hooks_problem:
         yield findings.warning("cgroup hooks", others.hooks_problem, "run this as root")
@@ -57,6 +52,17 @@ def _kube_proxy(others: facts.Others, *, processes_seen: bool) -> findings.Findi
             "install iptables and nft where this runs, with CAP_NET_ADMIN",
         )
     return findings.ok(_KUBE_PROXY, f"{running_at_all}, and has left no rules")
+
+
+def _ipvs_mode(found: ipvs.Found) -> findings.Finding:
+    check, how = "kube-proxy's IPVS mode", ipvs.described(found)
+    if not found.in_use:
+        return findings.warning(check, how, f"where kube-proxy still runs in that mode, {ipvs.FIRST}")
+    return findings.warning(
+        check,
+        f"{how}. lbproxy leaves that alone, and it breaks when the virtual servers are removed",
+        f"{ipvs.FIRST}. Until then lbproxy migrate take-over refuses",
+    )
 
 
 def _agents(others: facts.Others) -> Iterator[findings.Finding]:
