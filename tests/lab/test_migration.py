@@ -25,7 +25,10 @@ from tests.lab.conftest import LabFactory
 
 FAMILIES = (4, 6)
 TCP_CONNECTIONS = int(os.environ.get("LBPROXY_MIGRATION", "60"))
-UDP_FLOWS = max(2, TCP_CONNECTIONS // 50)
+CLIENTS = ("n1/p1", "n1", "outside")
+# To each of three addresses of a family.
+EACH_TCP = max(1, TCP_CONNECTIONS // (len(CLIENTS) * 3 * len(FAMILIES)))
+EACH_UDP = max(1, EACH_TCP // 10)  # sockets that are connected, and as many that are not
 KUBE_PROXY = os.environ.get("LBPROXY_KUBE_PROXY")
 WEB = 1
 CLUSTER_IP = {family: manifests.cluster_ip(WEB, family) for family in FAMILIES}
@@ -159,26 +162,16 @@ def incumbent(lab: cluster.Lab, mode: load.Backend, url: str) -> collections.abc
 
 def talkers(lab: cluster.Lab, stack: contextlib.ExitStack) -> list[talking.Talker]:
     """Connections of every kind, all of them open and answered."""
-    inside: list[talking.Target] = []
-    of_node: list[talking.Target] = []
-    outside: list[talking.Target] = []
-    each, udp = max(1, TCP_CONNECTIONS // 12), max(1, UDP_FLOWS // 2)
-    dns = manifests.UDP_PORT
+    to: list[talking.Target] = []
     for family in FAMILIES:
-        node, virtual, balancer = lab["n1"].address(family), CLUSTER_IP[family], BALANCER[family]
-        inside += [
-            ("tcp", virtual, 80, each), ("tcp", node, NODE_PORT, each),
-            ("udp", virtual, dns, udp), ("sendto", virtual, dns, udp), ("sendto", node, UDP_NODE_PORT, udp),
-        ]  # fmt: skip
-        of_node += [("tcp", virtual, 80, each), ("sendto", virtual, dns, udp)]
-        outside += [
-            ("tcp", node, NODE_PORT, each), ("tcp", balancer, 80, each), ("tcp", virtual, 80, each),
-            ("udp", node, UDP_NODE_PORT, udp), ("sendto", balancer, dns, udp), ("udp", virtual, dns, udp),
-        ]  # fmt: skip
-    made = [
-        stack.enter_context(talking.Talker(lab, where, to))
-        for where, to in (("n1/p1", inside), ("n1", of_node), ("outside", outside))
-    ]
+        for address, port, udp_port in (
+            (CLUSTER_IP[family], manifests.TCP_PORT, manifests.UDP_PORT),
+            (lab["n1"].address(family), NODE_PORT, UDP_NODE_PORT),
+            (BALANCER[family], manifests.TCP_PORT, manifests.UDP_PORT),
+        ):
+            to.append(("tcp", address, port, EACH_TCP))
+            to += [(kind, address, udp_port, EACH_UDP) for kind in ("udp", "sendto")]
+    made = [stack.enter_context(talking.Talker(lab, where, to)) for where in CLIENTS]
     for one in made:
         first = one.ready()
         assert (first.broken, first.open) == ({}, one.count)
