@@ -18,7 +18,7 @@ import urllib.error
 
 import yaml
 
-from lbproxy import bundle_items, errors, output, secrecy
+from lbproxy import bundle_items, errors, noting, output, secrecy
 from lbproxy.core import inventory, redaction
 
 _LEFT_OUT: typing.Final = (
@@ -88,6 +88,11 @@ def _learn_names(names: redaction.Pseudonyms, node: bundle_items.Node) -> None:
             found = inventory.read(opened)
     except (errors.AgentError, OSError):
         return
+    for rejected in noting.read(node.root).rejected:
+        namespace, slash, name = rejected.name.rpartition("/")
+        if rejected.kind in ("Service", "EndpointSlice") and slash:
+            names.learn("namespace", {namespace})
+            names.learn("service", {name})
     backends = [*found.orphans, *(one for port in found.ports for one in port.backends)]
     names.learn("node", {one.node for one in backends})
     names.learn("zone", {one.zone for one in backends})

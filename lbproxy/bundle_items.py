@@ -33,11 +33,12 @@ from lbproxy import (
     errors,
     flow_table,
     migrate,
+    noting,
     preflight,
     status,
     zpages,
 )
-from lbproxy.core import addresses, inventory, listing
+from lbproxy.core import addresses, inventory, listing, notes
 from lbproxy.core.preflight import verdict
 from lbproxy.kernel import attached, device_links, generation, identity, inspection, libbpf, links, maps
 
@@ -161,12 +162,18 @@ def _maps(node: Node) -> object:
 
 def _services(node: Node) -> object:
     with node.maps() as opened:
-        return listing.services(inventory.read(opened), inventory.node_ports(opened), listing.Filter())
+        found, noted = inventory.read(opened), _noted(node)
+        return listing.services(found, inventory.node_ports(opened), listing.EVERYTHING, noted)
 
 
 def _backends(node: Node) -> object:
     with node.maps() as opened:
-        return listing.backends(inventory.read(opened), listing.Filter())
+        return listing.backends(inventory.read(opened), listing.EVERYTHING, _noted(node))
+
+
+def _noted(node: Node) -> notes.Notes:
+    """What the agent has written down, but for what annotations ask for: a path may be nobody's business."""
+    return msgspec.structs.replace(noting.read(node.root), asked=())
 
 
 def _flows(node: Node) -> object:

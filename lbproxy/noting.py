@@ -9,6 +9,7 @@ import pathlib
 import time
 import typing
 
+from lbproxy import secrecy
 from lbproxy.core import notes
 from lbproxy.kernel import one_row
 
@@ -51,7 +52,7 @@ class Noting:
             self._probes.off,
             self._probes.asked.items(),
             self._probes.troubles(),
-            self._control.rejected.items(),
+            ((key, secrecy.without(reason)) for key, reason in self._control.rejected.items()),
             lambda at_s: at_s + ahead_s,
         )
         try:

@@ -26,9 +26,12 @@ class Rejections:
 
     @property
     def lines(self) -> list[str]:
-        """What is rejected now, one line each; of many the first."""
-        some = itertools.islice(self.reasons.items(), _LINES)
-        lines = [events.rejection(kind, name, reason) for (kind, name), reason in some]
+        """What is rejected now, one line each; of many the first.
+
+        Without the reason, which may quote the object: anybody who reaches /healthz may read these.
+        """
+        some = itertools.islice(self.reasons, _LINES)
+        lines = [events.rejection(kind, name, "`lbproxy status` says why") for kind, name in some]
         if more := len(self.reasons) - len(lines):
             lines.append(f"and {more} more objects are rejected: see lbproxy_rejected_objects and the log")
         return lines

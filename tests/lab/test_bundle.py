@@ -24,9 +24,20 @@ MISSING_HERE = {"agent/log.txt"}  # where a node keeps logs, and this machine ma
 
 @pytest.fixture(scope="module")
 def api(lab: cluster.Lab) -> collections.abc.Iterator[agents.Api]:
+    unfit = manifests.service("backroom", 9)
+    unfit["spec"]["ports"][0]["port"] = 70000
     objects = [
+        unfit,
         manifests.node("n1", str(lab["n1"].ipv4), zone="zone-of-n1"),
-        manifests.service("shopfront", 1, annotations={"example.org/token": PLANTED, "password": PLANTED}),
+        manifests.service(
+            "shopfront",
+            1,
+            annotations={
+                "example.org/token": PLANTED,
+                "password": PLANTED,
+                "lbproxy.io/probe": f"http:/healthz?token={PLANTED}",
+            },
+        ),
         *manifests.slices("shopfront", [lab[pod] for pod in PODS]),
     ]
     with agents.Api(lab.netns("n1"), *objects) as running:
@@ -108,6 +119,7 @@ def test_what_is_redacted_can_still_be_followed(agent: agents.Agent, tmp_path: p
     text = "\n".join(files.values())
     for name in (
         "shopfront",
+        "backroom",
         "zone-of-n1",
         "10.96.0.1",
         "172.18.0.1",
@@ -115,6 +127,7 @@ def test_what_is_redacted_can_still_be_followed(agent: agents.Agent, tmp_path: p
         str(agent.lab["n2/p1"].ipv4),
     ):
         assert name not in text
+    assert any("is rejected" in line for line in json.loads(files["status.json"])["warnings"])
     (port,) = (
         one
         for one in json.loads(files["services.json"])

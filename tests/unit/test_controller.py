@@ -355,7 +355,7 @@ async def test_a_rejection_is_reported_once_for_each_reason() -> None:
         agent.told(bad, bad, worse, bad)
         assert agent.reported == [bad, worse, bad]
         assert agent.control.rejected == {(events.Kind.SERVICE, name): "bad"}
-        said = "Service default/broken is rejected, and its last good version in force, if any: bad"
+        said = events.rejection("Service", name, "`lbproxy status` says why")
         assert said in agent.control.reasons
         agent.told(events.Upsert(events.Kind.SERVICE, name, None))
         assert not agent.control.rejected
