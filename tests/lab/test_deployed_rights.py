@@ -12,6 +12,7 @@ import typing
 import pytest
 
 from deploy import kustomizing
+from lbproxy.core import migration
 from lbproxy.lab import cluster
 from tests.lab import agents, manifests, rootfs
 
@@ -74,12 +75,24 @@ def look(lab: cluster.Lab, agent: Contained) -> None:
     assert "files" in lab.check_output("n1", argv, cgroup=False, timeout_s=60)
 
 
+def take_over(lab: cluster.Lab, api: agents.Api, agent: Contained) -> None:
+    """Told by its Node, it removes what kube-proxy has left in nf_tables; no tool is called for that."""
+    for script in ("add table ip kube-proxy", "add table ip nat", "add chain ip nat KUBE-SERVICES"):
+        lab.check_output("n1", ["nft", script], cgroup=False)
+    for order in ("take-over/1", None):
+        patch = {"metadata": {"annotations": {migration.ANNOTATION: order}}}
+        api.do(lambda server, patch=patch: server.store.patch("nodes", ("", "n1"), patch))  # type: ignore[misc]
+        said = agent.says("take-over/1: done")
+    assert "iptables-nft: 1 chains" in said
+    assert "nftables: table ip kube-proxy" in said
+
+
 @pytest.mark.usefixtures("spare_cache")
 @pytest.mark.parametrize("overlay", ["default", "hostile"])
 def test_what_the_containers_may_do_is_enough(overlay: str, lab: cluster.Lab, api: agents.Api) -> None:
     given, cleaning = rights(f"overlays/{overlay}"), rights("cleanup")
     home, away = "n1/p2", "n1/p3"
-    agent = Contained(lab, api.source, *agents.SMALL_MAPS)
+    agent = Contained(lab, api.source, *agents.SMALL_MAPS, "--take-over=when-told")
     with contextlib.ExitStack() as stack:
         # The node has a bpffs: no container may have to mount one.
         hostile = "load" in given
@@ -111,6 +124,7 @@ def test_what_the_containers_may_do_is_enough(overlay: str, lab: cluster.Lab, ap
         agent.has_backends("web", {away})
         assert agent.at("n1/p1").tcp(address, manifests.TCP_PORT).server == away
         look(lab, agent)
+        take_over(lab, api, agent)
         # The way back. It waits for the agent to be gone.
         clean = [*limited(cleaning["cleanup"]), *rootfs.lbproxy(), "cleanup", f"--bpffs={agent.root}"]
         refused = subprocess.run(clean, capture_output=True, text=True, check=False, timeout=60)
