@@ -62,7 +62,7 @@ def _services(opened: inventory.Rows, wanted: listing.Filter, noted: notes.Notes
     found = listing.services(inventory.read(opened), inventory.node_ports(opened), wanted, noted)
     _must_exist(found, wanted, "ports")
     limit = None if wanted.name else _FEW
-    render.show(found, form, lambda: _services_table(found, limit))
+    render.show(found, form, lambda: (*_services_table(found, limit), *_unnoted(noted)))
     return 0
 
 
@@ -95,6 +95,12 @@ def _services_table(found: Sequence[listing.ServicePort], limit: int | None) -> 
     for why in off:
         yield ""
         yield f"Probes are asked for and not made: {why}."
+
+
+def _unnoted(noted: notes.Notes) -> Iterator[str]:
+    if noted.left_out:
+        yield ""
+        yield f"{noted.left_out} more ports, backends or rejections have no room in the agent's notes."
 
 
 def _probe_cell(asked: listing.Probe | None) -> render.Cell:
@@ -139,7 +145,7 @@ _STATE_COLORS = {
 def _backends(opened: inventory.Rows, wanted: listing.Filter, noted: notes.Notes, form: str) -> int:
     found = listing.backends(inventory.read(opened), wanted, noted)
     _must_exist(found, wanted, "backends")
-    render.show(found, form, lambda: _backends_table(found))
+    render.show(found, form, lambda: (*_backends_table(found), *_unnoted(noted)))
     return 0
 
 

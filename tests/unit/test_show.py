@@ -329,12 +329,17 @@ def test_probes_are_shown_and_why_they_fail(
 def test_services_say_that_probes_are_off(
     pinned: Pinned, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    off = noted(probes_off="--probe-concurrency is 0", troubles=())
+    off = noted(probes_off="--probe-concurrency is 0", troubles=(), left_out=7)
     monkeypatch.setattr(noting, "read", lambda _root: off)
     pinned.installer.service("default/web", ["10.96.0.1"], [endpoint(FELL)])
     _, row, *below = run(capsys, "services").splitlines()
     assert row.split()[-1] == "http:/healthz,off"
-    assert below == ["", "Probes are asked for and not made: --probe-concurrency is 0."]
+    assert below == [
+        "",
+        "Probes are asked for and not made: --probe-concurrency is 0.",
+        "",
+        "7 more ports, backends or rejections have no room in the agent's notes.",
+    ]
 
 
 def test_what_is_open_is_shown_where_it_is_counted(
