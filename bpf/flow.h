@@ -425,6 +425,27 @@ static __always_inline void flow_fared(const struct flow *row, __u32 was, __u8 t
 		health_established(to, syn_age(row->backend));
 }
 
+/* A host says that nobody listens there, in answer to a client's SYN; `row` is the one of such
+ * answers. The time of the SYN goes, so that a connection counts once.
+ */
+static __always_inline void flow_unreachable(const struct flow_key *key, struct flow *row)
+{
+	struct backend_health *to;
+	struct flow_key asked_key;
+	struct flow *asked;
+
+	if (key->proto != LB_IPPROTO_TCP || !row->backend ||
+	    (row->state & (LB_FLOW_ORIGINAL | LB_FLOW_REPLIED)))
+		return;
+	asked = flow_other(key, row, &asked_key);
+	if (!asked || !flow_is_counted(&asked_key, asked))
+		return;
+	row->backend = 0;
+	to = health_of(asked->backend, asked->addr, asked->dport);
+	if (to)
+		__sync_fetch_and_add(&to->refused, 1);
+}
+
 /* Takes note of a packet of a flow, in both rows of the pair. */
 static __always_inline void flow_track(struct flow_key *key, struct flow *row, __u8 tcp_flags,
 				       __u32 now)

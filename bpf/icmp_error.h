@@ -14,17 +14,21 @@
 #define LB_ICMP_QUOTE 8 /* bytes of ICMP header before the quoted packet */
 #define LB_L4_QUOTED 8	/* bytes behind the quoted packet's headers that there must be */
 #define LB_ICMP_REDIRECT 5
+/* "Port unreachable": type and code. */
+#define LB_ICMP_NOBODY_LISTENS (3 << 8 | 3)
+#define LB_ICMP6_NOBODY_LISTENS (1 << 8 | 4)
 
-/* The quoted packet, turned round: as an answer to it would be seen. */
+/* The quoted packet, turned round: as an answer to it would be seen. *kind receives type and code.
+ */
 static __always_inline bool parse_quoted(struct __sk_buff *skb, const struct packet *p,
-					 struct packet *quoted, __u8 *type)
+					 struct packet *quoted, __u16 *kind)
 {
 	void *data = skb_data(skb), *data_end = skb_end(skb);
 	struct icmp_header *icmp = packet_at(data, p->l4);
 
 	if ((void *)(icmp + 1) > data_end)
 		return false;
-	*type = icmp->type;
+	*kind = icmp->type << 8 | icmp->code;
 	quoted->l3 = p->l4 + LB_ICMP_QUOTE;
 	quoted->ipv4 = p->ipv4;
 	if (!(p->ipv4 ? parse_ipv4(data, data_end, quoted) : parse_ipv6(data, data_end, quoted)))
@@ -73,10 +77,10 @@ static __always_inline int icmp_error(struct __sk_buff *skb, const struct packet
 	struct flow_key *key = &w->flow_key;
 	struct flow *row;
 	struct ends to;
-	__u8 type = 0;
+	__u16 kind = 0;
 
 	key->proto = 0;
-	if (!parse_quoted(skb, p, &quoted, &type))
+	if (!parse_quoted(skb, p, &quoted, &kind))
 		return LB_LEAVE;
 	turn_round(&quoted.tuple, p->tuple.stage, key);
 	/* It is for whoever has sent what it quotes. */
@@ -93,8 +97,10 @@ static __always_inline int icmp_error(struct __sk_buff *skb, const struct packet
 		return LB_LEAVE;
 	}
 	/* It advises a route for an address that its receiver does not know. */
-	if (p->ipv4 && type == LB_ICMP_REDIRECT)
+	if (p->ipv4 && kind >> 8 == LB_ICMP_REDIRECT)
 		return LB_SHOOT;
+	if (kind == (p->ipv4 ? LB_ICMP_NOBODY_LISTENS : LB_ICMP6_NOBODY_LISTENS))
+		flow_unreachable(key, row);
 	w->to = *row;
 	if (w->to.state & LB_FLOW_TUNNEL)
 		return LB_TUNNEL;

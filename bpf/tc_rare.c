@@ -140,10 +140,10 @@ static __always_inline bool tunnelled_flow(struct __sk_buff *skb, struct packet 
 					   struct work *w)
 {
 	struct packet quoted = {};
-	__u8 type;
+	__u16 kind;
 
 	if (inner->icmp_error) {
-		if (!parse_quoted(skb, inner, &quoted, &type))
+		if (!parse_quoted(skb, inner, &quoted, &kind))
 			return false;
 		turn_round(&quoted.tuple, LB_STAGE_INGRESS, &w->flow_key);
 		return true;

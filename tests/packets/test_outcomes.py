@@ -6,7 +6,7 @@ from lbproxy import abi
 from lbproxy.core import model, outcomes, tables
 from tests.packets import harness
 from tests.packets.bench import NEXT, XDP, Bench, ports
-from tests.packets.packets import ACK, FIN, RST, SYN, Side, frame, ip, tcp, udp
+from tests.packets.packets import ACK, FIN, RST, SYN, Side, frame, icmp, icmp6, ip, tcp, udp
 from tests.packets.test_flow_state import Connection
 
 State = tables.FlowState
@@ -154,6 +154,54 @@ def test_a_row_whose_syn_was_not_seen_counts_for_nothing(flow: Connection) -> No
     flow.ask(SYN)
     flow.answer(RST | ACK)
     assert fared(flow.lb) == outcomes.Outcomes()
+
+
+NOBODY_LISTENS, ELSEWHERE = {4: (3, 3), 6: (1, 4)}, {4: (3, 1), 6: (1, 3)}
+
+
+@pytest.mark.parametrize(
+    ("story", "kind", "counted"),
+    [
+        ((("ask", SYN),), NOBODY_LISTENS, {"refused": 1}),
+        # Once, whatever the client makes of it.
+        ((("ask", SYN), ("error", 0), ("ask", SYN)), NOBODY_LISTENS, {"refused": 1}),
+        ((("ask", SYN),), ELSEWHERE, {}),
+        (OPEN, NOBODY_LISTENS, {"established": 1}),
+        ((("ask", SYN), ("answer", RST | ACK)), NOBODY_LISTENS, {"refused": 1}),
+    ],
+)
+def test_an_error_in_answer_to_a_syn_may_be_a_refusal(
+    lb: Bench,
+    side: Side,
+    story: tuple[Step, ...],
+    kind: dict[int, tuple[int, int]],
+    counted: dict[str, int],
+) -> None:
+    lb.service(side.pod, external_local=True)
+    flow = Connection(lb, side)
+    family, build = (4, icmp) if ":" not in side.pod else (6, icmp6)
+    quoted = ip(side.client, side.pod, tcp(flow.port, 8080, SYN))
+    error = frame(ip(side.pod, side.client, build(*kind[family], quoted)))
+    for who, what in (*story, ("error", 0)):
+        if who == "error":
+            assert lb.leaves(error).verdict == NEXT
+        else:
+            assert getattr(flow, who)(what) == NEXT
+    found = fared(lb)
+    counts = {name: getattr(found, name) for name in ("established", *outcomes.REASONS)}
+    assert counts == {**dict.fromkeys(counts, 0), **counted}
+
+
+def test_an_error_about_a_masqueraded_syn_counts_where_it_leaves(lb: Bench, side: Side) -> None:
+    lb.service(side.far_pod)
+    flow = Masqueraded(lb, side, xdp=False)
+    flow.ask(SYN)
+    family, build = (4, icmp) if ":" not in side.pod else (6, icmp6)
+    quoted = ip(side.node, side.far_pod, tcp(flow.mine, 8080, SYN))
+    came = lb.outside(frame(ip(side.far_pod, side.node, build(*NOBODY_LISTENS[family], quoted))))
+    assert fared(lb).refused == 0
+    assert lb.leaves(came.frame).verdict == NEXT
+    assert fared(lb) == outcomes.Outcomes(refused=1)
 
 
 def test_nothing_is_counted_for_whoever_has_the_id_by_now(lb: Bench, side: Side) -> None:
