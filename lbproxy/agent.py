@@ -407,6 +407,9 @@ class _Agent:
     def _carried_out(self, report: migration.Report) -> None:
         if self._reports is not None:
             self._reports.migration(report)
+        if report.removed:
+            # All of a large cluster's rules have been read for that.
+            _settle_memory()
 
     def _health_check_failed(self, service: model.ServiceName, port: int, why: str) -> None:
         if self._reports is not None:

@@ -143,7 +143,7 @@ def _answer(node: View, step: migration.Step, why: str) -> migration.Report | Gi
     if node.order.partition("/")[0] != step:
         return Give(step, why)
     if node.report is None or node.report.order != node.order:
-        return Wait(f"lbproxy's agent answers ({why})", for_answer=True)
+        return Wait(f"lbproxy's agent, {why}, answers by an Event", for_answer=True)
     return node.report
 
 

@@ -5,6 +5,8 @@ authentication that an administrator's kubeconfig may name. Of what comes back o
 read that are needed.
 """
 
+import os
+import pathlib
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -298,8 +300,12 @@ def connect(kubeconfig: str, context: str) -> Cluster:
         raise errors.ConfigError(
             "the official Kubernetes client is not installed here: pip install 'lbproxy[migrate]'"
         ) from None
-    if kubeconfig:
-        credentials.check(kubeconfig, "")
+    named = kubeconfig or kubernetes.config.KUBE_CONFIG_DEFAULT_LOCATION
+    for path in named.split(os.pathsep):
+        file = pathlib.Path(path).expanduser()
+        # Of several, those that are not there are passed over, as kubectl does it.
+        if kubeconfig or file.exists():
+            credentials.check(str(file), "")
     try:
         api = kubernetes.config.new_client_from_config(
             kubeconfig or None, context or None, persist_config=False

@@ -4,8 +4,11 @@ import asyncio
 import collections.abc
 import contextlib
 import json
+import os
 import pathlib
 import re
+import subprocess
+import sys
 import typing
 
 import msgspec
@@ -359,6 +362,27 @@ def test_flags_of_a_cluster_are_not_for_a_node(capsys: pytest.CaptureFixture[str
         ["--to", "only for lbproxy migrate cluster"],
         ["--yes", "only for lbproxy migrate cluster"],
     ]
+
+
+async def test_without_the_official_client_it_is_said_how_to_get_it(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    done = await run()
+    assert done.status == 2
+    assert "pip install 'lbproxy[migrate]'" in done.err
+
+
+async def test_the_default_kubeconfig_is_kubectls(
+    server: apiserver.ApiServer, kubeconfig: pathlib.Path
+) -> None:
+    Nodes(server, "n1")
+    argv = [sys.executable, "-m", "lbproxy", "migrate", "cluster", "-o", "json"]
+    process = await asyncio.create_subprocess_exec(
+        *argv, env={**os.environ, "KUBECONFIG": f"/none{os.pathsep}{kubeconfig}"}, stdout=subprocess.PIPE
+    )
+    told, _ = await process.communicate()
+    assert [one["node"] for one in json.loads(told)] == ["n1"]
 
 
 async def test_a_right_that_is_missing_is_named(server: apiserver.ApiServer, run: Runner) -> None:

@@ -69,7 +69,7 @@ FLOWS = {**BACK, "flows_of_lbproxy": {"TCP": 2}}
         (view("both", kube_proxy=None, lbproxy=READY), False, plan.Wait, "there is a pod of kube-proxy"),
         (view("both", kube_proxy=STARTING, lbproxy=READY), False, plan.Wait, "ready"),
         (view("both", lbproxy=READY), False, plan.Give, "return"),
-        (view("both", "return/1", lbproxy=READY), False, plan.Wait, "answers"),
+        (view("both", "return/1", lbproxy=READY), False, plan.Wait, "answers by an Event"),
         (view("both", "return/1", lbproxy=READY, report={"problem": "no"}), False, plan.Wait, "no"),
         (view("both", "return/1", lbproxy=READY, report=FLOWS), False, plan.Done, "2 TCP"),
         (view("both", "return/1", lbproxy=READY, report=FLOWS), True, plan.SetLabel, "2 TCP"),
