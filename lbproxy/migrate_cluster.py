@@ -92,7 +92,9 @@ class Migration:
             return 0
         if unknown := [name for name in self._args.node if name not in nodes]:
             raise errors.ConfigError([f"--node {name}: there is no such node" for name in unknown])
-        chosen = list(nodes) if self._args.all_nodes else list(dict.fromkeys(self._args.node))
+        chosen = (
+            self._with_kube_proxy(nodes) if self._args.all_nodes else list(dict.fromkeys(self._args.node))
+        )
         patch = self._prepare({name: nodes[name].labels for name in chosen})
         if self._args.dry_run:
             self._foresee([nodes[name] for name in chosen], patch)
@@ -106,6 +108,20 @@ class Migration:
         return 0
 
     # --- the DaemonSets ---
+
+    def _with_kube_proxy(self, nodes: Mapping[str, cluster.Node]) -> list[str]:
+        """All nodes but those that kube-proxy's DaemonSet is not for, such as Windows' or serverless ones."""
+        if self._kube_proxy is None:
+            return list(nodes)
+        chosen = [name for name, node in nodes.items() if _runs(self._kube_proxy, node.labels)[0]]
+        if not chosen:
+            # What stands in the way is said of each.
+            return list(nodes)
+        if others := [name for name in nodes if name not in chosen]:
+            _tell(
+                f"DaemonSet {'/'.join(self._args.kube_proxy)} does not run on {', '.join(others)}: left alone"
+            )
+        return chosen
 
     def _prepare(self, labels: Mapping[str, Mapping[str, str]]) -> list[migration_plan.Term]:
         """Check that both heed the label; kube-proxy's terms where they are to be changed, else nothing."""

@@ -179,6 +179,23 @@ async def test_there_and_again_from_where_it_was(server: apiserver.ApiServer, ru
         assert (nodes.node("n1"), nodes.node("n2")) == (("", ""), ("", ""))
 
 
+async def test_nodes_that_are_not_for_kube_proxy_are_left_alone(
+    server: apiserver.ApiServer, run: Runner
+) -> None:
+    nodes = Nodes(server, "n1")
+    server.store.put({"kind": "Node", "metadata": {"name": "w1", "labels": {"kubernetes.io/os": "windows"}}})
+    server.store.put(OURS)
+    server.store.put(THEIRS)
+    async with alive(nodes):
+        done = await run("--to", "lbproxy", "--all-nodes", "--yes", "-o", "json")
+    assert done.status == 0, done.err
+    assert "does not run on w1: left alone" in done.err
+    assert [one["node"] for one in json.loads(done.out)] == ["n1"]
+    assert nodes.node("w1") == ("", "")
+    alone = await run("--to", "lbproxy", "--node", "w1")
+    assert (alone.status, "does not run on w1, whatever its label" in alone.err) == (1, True)
+
+
 async def test_a_node_that_does_not_get_on_stops_it_and_the_next_run_goes_on(
     server: apiserver.ApiServer, run: Runner
 ) -> None:
