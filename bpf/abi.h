@@ -333,7 +333,7 @@ struct flow {
 	__be16 sport;
 	__be16 dport;
 	/* Of what the client sends, where that comes in: which must serve for the row to hold, if
-	 * UDP. Of TCP's answers, where they leave: when the latest SYN came (LB_SYN_*). 0 in
+	 * UDP. Of answers, where they leave: when the flow or its latest SYN came (LB_SYN_*). 0 in
 	 * others.
 	 */
 	__u32 backend;

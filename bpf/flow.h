@@ -373,55 +373,59 @@ static __always_inline struct flow *flow_other(const struct flow_key *key, const
 }
 
 /* A client has repeated its SYN: nobody has answered the one before. That time runs from the last
- * one is kept in the row of the answers.
+ * one is kept in the row of the answers. Returns whether it counts.
  */
-static __always_inline void syn_again(const struct flow_key *key, const struct flow *row)
+static __always_inline bool syn_again(struct flow *reply)
 {
-	struct backend_health *to;
-	struct flow_key reply_key;
-	struct flow *reply;
-	__u32 syn;
+	__u32 syn = reply->backend;
 
-	if (!flow_is_counted(key, row))
-		return;
-	reply = flow_other(key, row, &reply_key);
-	syn = reply ? reply->backend : 0;
 	/* Else the network has doubled it, or another connection was tried from its port. */
 	if (!syn || syn_age(syn) < LB_UNANSWERED_US)
-		return;
+		return false;
 	reply->backend = syn_now() | LB_SYN_UNANSWERED;
-	if (syn & LB_SYN_UNANSWERED)
+	return !(syn & LB_SYN_UNANSWERED);
+}
+
+/* What a packet of a client tells of how its connection fares. */
+static __always_inline void flow_asked(const struct flow_key *key, const struct flow *row,
+				       __u32 was, __u8 tcp_flags, struct flow *reply)
+{
+	struct backend_health *to;
+
+	if ((was & (LB_FLOW_REPLIED | LB_FLOW_RESET)) || !flow_is_counted(key, row) ||
+	    (tcp_flags & (LB_TCP_SYN | LB_TCP_ACK)) != LB_TCP_SYN || !syn_again(reply))
 		return;
 	to = health_of(row->backend, row->addr, row->dport);
 	if (to)
 		__sync_fetch_and_add(&to->unanswered, 1);
 }
 
-/* A backend has answered for the first time, or has reset its connection: how that counts. `was` is
- * the state of the answers' row before, `asked` the one of what the client sends.
+/* What a backend's answer does: `was` is the state of its row before, `asked` the row of what the
+ * client sends.
  */
-static __always_inline void flow_fared(const struct flow *row, __u32 was, __u8 tcp_flags,
-				       const struct flow_key *asked_key, const struct flow *asked)
+static __always_inline void flow_answered(const struct flow *row, __u32 was, __u8 tcp_flags,
+					  const struct flow_key *asked_key,
+					  const struct flow *asked)
 {
-	bool first = !(was & LB_FLOW_REPLIED), reset = tcp_flags & LB_TCP_RST;
+	__u32 flags = tcp_flags & (LB_TCP_SYN | LB_TCP_ACK | LB_TCP_RST);
+	bool first = !(was & LB_FLOW_REPLIED);
 	struct backend_health *to;
 
-	if ((was & (LB_FLOW_ORIGINAL | LB_FLOW_RESET)) || !row->backend ||
-	    asked_key->proto != LB_IPPROTO_TCP || !flow_is_counted(asked_key, asked))
+	if (!flags || !row->backend || (was & (LB_FLOW_ORIGINAL | LB_FLOW_RESET)) ||
+	    !flow_is_counted(asked_key, asked))
 		return;
-	/* Whoever is reset after a goodbye, or by what the client makes of an answer, has seen to
-	 * it. */
-	if (!first &&
-	    (!reset || !(was & LB_FLOW_ASSURED) || (was & (LB_FLOW_FIN | LB_FLOW_PEER_FIN))))
+	/* Whoever is reset after a goodbye, or before the client has answered, has seen to it. */
+	if (!first && (!(flags & LB_TCP_RST) || (was & (LB_FLOW_ASSURED | LB_FLOW_FIN |
+							LB_FLOW_PEER_FIN)) != LB_FLOW_ASSURED))
 		return;
 	to = health_of(asked->backend, asked->addr, asked->dport);
 	if (!to)
 		return;
 	if (!first)
 		__sync_fetch_and_add(&to->resets, 1);
-	else if (reset)
+	else if (flags & LB_TCP_RST)
 		__sync_fetch_and_add(&to->refused, 1);
-	else if ((tcp_flags & (LB_TCP_SYN | LB_TCP_ACK)) == (LB_TCP_SYN | LB_TCP_ACK))
+	else if (flags == (LB_TCP_SYN | LB_TCP_ACK))
 		health_established(to, syn_age(row->backend));
 }
 
@@ -446,9 +450,16 @@ static __always_inline void flow_unreachable(const struct flow_key *key, struct 
 		__sync_fetch_and_add(&to->refused, 1);
 }
 
+/* What is told of a backend's health: each program only sees one of these, so that the verifier
+ * need not follow both.
+ */
+#define LB_COUNT_NOTHING 0
+#define LB_COUNT_ASKED 1
+#define LB_COUNT_ANSWERS 2
+
 /* Takes note of a packet of a flow, in both rows of the pair. */
 static __always_inline void flow_track(struct flow_key *key, struct flow *row, __u8 tcp_flags,
-				       __u32 now)
+				       __u32 now, int counts)
 {
 	__u32 state = row->state, was = state, mirrored;
 	struct flow_key partner_key;
@@ -457,19 +468,13 @@ static __always_inline void flow_track(struct flow_key *key, struct flow *row, _
 
 	if (!(state & LB_FLOW_ORIGINAL)) {
 		state |= LB_FLOW_REPLIED;
-	} else if (!(state & LB_FLOW_ASSURED)) {
-		/* Rare, and nothing that packets of open connections are asked for. */
-		if (!(state & LB_FLOW_REPLIED)) {
-			if (key->proto == LB_IPPROTO_TCP &&
-			    (tcp_flags & (LB_TCP_SYN | LB_TCP_ACK)) == LB_TCP_SYN)
-				syn_again(key, row);
-		} else if (key->proto == LB_IPPROTO_TCP
-				   ? (tcp_flags & (LB_TCP_SYN | LB_TCP_ACK)) == LB_TCP_ACK
-				   /* To the tracker a flow has to be two seconds old for that. */
-				   : !flow_is_held(state)) {
-			state |= LB_FLOW_ASSURED;
-			assured = true;
-		}
+	} else if ((state & (LB_FLOW_REPLIED | LB_FLOW_ASSURED)) == LB_FLOW_REPLIED &&
+		   (key->proto == LB_IPPROTO_TCP
+			    ? (tcp_flags & (LB_TCP_SYN | LB_TCP_ACK)) == LB_TCP_ACK
+			    /* To the tracker a flow has to be two seconds old for that. */
+			    : !flow_is_held(state))) {
+		state |= LB_FLOW_ASSURED;
+		assured = true;
 	}
 	if (key->proto == LB_IPPROTO_TCP) {
 		if (tcp_flags & LB_TCP_FIN)
@@ -477,7 +482,9 @@ static __always_inline void flow_track(struct flow_key *key, struct flow *row, _
 		if (tcp_flags & LB_TCP_RST)
 			state |= LB_FLOW_RESET;
 	}
-	if (state == was && row->seen == now)
+	/* One branch, with which nearly all packets end. */
+	if (!((state ^ was) | (row->seen ^ now) |
+	      (counts == LB_COUNT_ASKED ? tcp_flags & LB_TCP_SYN : 0)))
 		return;
 
 	row->state = state;
@@ -490,8 +497,6 @@ static __always_inline void flow_track(struct flow_key *key, struct flow *row, _
 	partner = flow_other(key, row, &partner_key);
 	if (!partner)
 		return;
-	if ((state & ~was) & (LB_FLOW_REPLIED | LB_FLOW_RESET))
-		flow_fared(row, was, tcp_flags, &partner_key, partner);
 	mirrored = state & (LB_FLOW_REPLIED | LB_FLOW_ASSURED | LB_FLOW_RESET);
 	if (state & LB_FLOW_FIN)
 		mirrored |= LB_FLOW_PEER_FIN;
@@ -505,6 +510,10 @@ static __always_inline void flow_track(struct flow_key *key, struct flow *row, _
 		load_closed(partner->backend, partner->addr, partner->dport);
 	if (state & LB_FLOW_ASSURED)
 		flow_settle(&partner_key, partner, assured);
+	if (counts == LB_COUNT_ASKED && (tcp_flags & LB_TCP_SYN))
+		flow_asked(key, row, was, tcp_flags, partner);
+	if (counts == LB_COUNT_ANSWERS && ((state & ~was) & (LB_FLOW_REPLIED | LB_FLOW_RESET)))
+		flow_answered(row, was, tcp_flags, &partner_key, partner);
 }
 
 #endif

@@ -72,7 +72,10 @@ static __always_inline int tc_serve(struct __sk_buff *skb, __u8 place)
 	}
 	if (row && (!(row->state & LB_FLOW_TUNNEL) || flow_is_held(row->state))) {
 		w->to = *row;
-		flow_track(&p.tuple, row, p.tcp_flags, now);
+		flow_track(&p.tuple, row, p.tcp_flags, now,
+			   place == LB_TO_ANY	   ? LB_COUNT_ANSWERS
+			   : place == LB_FROM_PORT ? LB_COUNT_NOTHING
+						   : LB_COUNT_ASKED);
 		if (w->to.state & LB_FLOW_TUNNEL)
 			return LB_NEXT;
 		return tc_rewrite(skb, &p, &w->to, p.tuple.stage);

@@ -31,7 +31,7 @@ int lb_tc_open(struct __sk_buff *skb)
 	row = w->known ? NULL : flow_find(&p.tuple, now);
 	if (row && (row->state & LB_FLOW_HELD) == LB_FLOW_TUNNEL && flow_still_holds(&p, row, w)) {
 		w->to = *row;
-		flow_track(&p.tuple, row, p.tcp_flags, now);
+		flow_track(&p.tuple, row, p.tcp_flags, now, LB_COUNT_NOTHING);
 		what = LB_TUNNEL;
 	} else {
 		what = flow_open(skb, skb->ifindex, w->place == LB_FROM_INSIDE, &p, w, now);
@@ -223,7 +223,7 @@ int lb_tc_untunnelled(struct __sk_buff *skb)
 	row = flow_find(&p.tuple, now);
 	if (row && is_row_of_tunnelled(&p, row, &w->to)) {
 		w->to = *row;
-		flow_track(&p.tuple, row, p.tcp_flags, now);
+		flow_track(&p.tuple, row, p.tcp_flags, now, LB_COUNT_NOTHING);
 		return tc_rewrite(skb, &p, &w->to, LB_STAGE_INGRESS);
 	}
 	if (!tunnel_end_is_open(w)) {

@@ -149,7 +149,7 @@ int lb_xdp_from_outside(struct xdp_md *ctx)
 	flow_ends(&w->flow_key, second, &to);
 	if (!xdp_route(ctx, &p, &to, &fib) || !xdp_rewrite(ctx, &p, &to, &fib))
 		return XDP_PASS;
-	flow_track(&p.tuple, first, p.tcp_flags, now);
-	flow_track(&w->flow_key, second, p.tcp_flags, now);
+	flow_track(&p.tuple, first, p.tcp_flags, now, LB_COUNT_ASKED);
+	flow_track(&w->flow_key, second, p.tcp_flags, now, LB_COUNT_ANSWERS);
 	return XDP_TX;
 }

@@ -47,7 +47,7 @@ def test_the_verifier_is_soon_done(made: datapath.Datapath) -> None:
         verified[path.name] = int(values["verified_insns"])
     assert verified.keys() == {program.name for program in programs.PROGRAMS}
     assert max(verified.values()) < MOST_VERIFIED, verified
-    assert sum(verified.values()) < 3 * MOST_VERIFIED, verified
+    assert sum(verified.values()) < 3.2 * MOST_VERIFIED, verified
 
 
 def remove_links(found: datapath.Datapath) -> None:
