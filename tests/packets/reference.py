@@ -234,7 +234,7 @@ class _Serving:
             self.forget(key)
             row = None
         if row:
-            self.track(key, row, packet.flags)
+            self.track(key, row, packet.flags, asks=not key.stage)
             if is_held(row.state):
                 return self.out
             if row.state & State.TUNNEL:
@@ -271,7 +271,7 @@ class _Serving:
         if rewriting.is_partial(self.frame, packet):
             return self.out
         self.out.bytes = rewriting.forward(self.frame, packet, to, self.device.mac, next_hop)
-        self.track(key, first, packet.flags)
+        self.track(key, first, packet.flags, asks=True)
         self.track(second_key, second, packet.flags)
         self.out.verdict = harness.XDP_TX
         return self.out
@@ -368,8 +368,8 @@ class _Serving:
         has = self.find(key)
         return has is None or is_closed(has.state) or _ends(key, has) == to
 
-    def track(self, key: tables.FlowKey, row: tables.Flow, flags: int) -> None:
-        """Take note of a packet of a flow."""
+    def track(self, key: tables.FlowKey, row: tables.Flow, flags: int, *, asks: bool = False) -> None:
+        """Take note of a packet of a flow; `asks`: a SYN that comes in is looked at, whatever it changes."""
         state, is_tcp = row.state, key.proto == parsing.TCP
         assured = False
         if not state & State.ORIGINAL:
@@ -383,7 +383,7 @@ class _Serving:
             state |= State.FIN
         if is_tcp and flags & packets.RST:
             state |= State.RESET
-        if state == row.state and row.seen == self.now:
+        if state == row.state and row.seen == self.now and not (asks and is_tcp and flags & packets.SYN):
             return
         self.settle(key, row._replace(state=int(state), seen=self.now), assured)
         other_key = partner(key, row)
