@@ -478,6 +478,10 @@ class _Agent:
 
     async def _stop_when(self, told: asyncio.Event) -> typing.NoReturn:
         await told.wait()
+        # The loop gives its handlers back when it is closed: a second signal would then kill what is ending.
+        for number in _STOP_SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
         await self._stop(0)
 
     async def _stop(self, status: int) -> typing.NoReturn:

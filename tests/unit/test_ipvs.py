@@ -1,10 +1,8 @@
 """IPVS's virtual servers, as a kernel tells them that need not be here: pyroute2 writes its answers."""
 
-import argparse
 import collections.abc
 import contextlib
 import dataclasses
-import pathlib
 import socket
 import typing
 
@@ -12,7 +10,7 @@ import pytest
 from pyroute2.netlink import generic
 from pyroute2.netlink.generic import ipvs as theirs
 
-from lbproxy import errors, leftovers, migrate, taking_over
+from lbproxy import __main__, errors, leftovers, migrate, taking_over
 from lbproxy.core import inventory, tables
 from lbproxy.core import ipvs as core
 from lbproxy.kernel import fake, inspection, ipvs, netlink
@@ -180,12 +178,13 @@ def test_the_command_says_so_before_anything_is_done(
     monkeypatch.setattr(kernel, "close", lambda: None, raising=False)
     agent = inspection.Agent(running=True, pid=1)
     monkeypatch.setattr(inspection, "agent", lambda _: agent)
-    args = argparse.Namespace(step="take-over", dry_run=dry_run, force=False, bpffs=pathlib.Path("/none"))
+    parser = __main__._parsers()[0]
+    own = ["--bpffs", "/none"]
+    args = parser.parse_args(["migrate", "take-over", *own, *(["--dry-run"] if dry_run else [])])
     with pytest.raises(errors.AgentError, match=r"1 TCP; that breaks .* --force removes"):
         migrate.main(args)
     args.force = True
     assert migrate.main(args) == 0
     assert bool(Cleanup.made) == (not dry_run)
-    args = argparse.Namespace(step="status", output="table", bpffs=pathlib.Path("/none"))
-    assert migrate.main(args) == 0
+    assert migrate.main(parser.parse_args(["migrate", "status", *own])) == 0
     assert "2 virtual servers; going on through them: 1 TCP" in capsys.readouterr().out
