@@ -101,8 +101,6 @@ def dangling(maps: fake.FakeMaps) -> list[str]:
             wrong.append(f"service {row.service} has no source ranges")
         if row.flags & tables.FrontendFlag.DSR and not row.flags & tables.FrontendFlag.MAGLEV:
             wrong.append("a DSR frontend without Maglev")
-        if row.flags & tables.FrontendFlag.DSR:
-            wrong += closed_ends(maps, row)
         if row.flags & tables.FrontendFlag.EXTERNAL_LOCAL:
             place = tables.frontend_key(key)
             outside = place._replace(scope=place.scope | tables.SCOPE_OUTSIDE)
@@ -119,18 +117,26 @@ def dangling(maps: fake.FakeMaps) -> list[str]:
     return wrong
 
 
-def closed_ends(maps: fake.FakeMaps, frontend: tables.Frontend) -> list[str]:
-    """Backends of this node that a DSR frontend draws from, and that other nodes can not reach."""
-    wrong = []
-    ends = {key for key, _ in maps.rows(tables.Table.TUNNEL_ENDS)}
-    for _, packed in maps.rows(tables.Table.BACKENDS):
-        row = tables.backend(packed)
-        drawn = row.service == frontend.service and row.sets & frontend.sets
-        if drawn and row.sets & tables.BackendSet.HERE:
-            end = tables.TunnelEndKey(row.service, row.addr, row.port, row.proto)
-            if end.pack() not in ends:
-                wrong.append(f"{end} is closed")
-    return wrong
+def open_ends(maps: fake.FakeMaps) -> set[bytes]:
+    """Keys of tunnel_ends: what DSR may reach from other nodes."""
+    return {key for key, _ in maps.rows(tables.Table.TUNNEL_ENDS)}
+
+
+def needed_ends(maps: fake.FakeMaps, row: tables.Frontend) -> set[bytes]:
+    """What must be open for a DSR frontend: the backends of this node that its slots lead to."""
+    ends = set()
+    for number in slot_ids(maps, row):
+        to = tables.backend(maps.row(tables.Table.BACKENDS, tables.row_key(number)) or b"")
+        if to.sets & row.sets and to.sets & tables.BackendSet.HERE:
+            ends.add(tables.TunnelEndKey(to.service, to.addr, to.port, to.proto).pack())
+    return ends
+
+
+def led_to_before(maps: fake.FakeMaps, row: tables.Frontend) -> tables.Frontend:
+    """A DSR frontend with the slots that it drew from until its last change; none if they are not known."""
+    packed = maps.row(tables.Table.EARLIER_SLOTS, tables.EarlierKey(row.service, row.sets).pack())
+    before = tables.earlier(packed) if packed else tables.Earlier(0, 0)
+    return row._replace(block=before.block, slot_count=before.slot_count)
 
 
 def extents(maps: fake.FakeMaps) -> dict[tuple[int, int], int]:
@@ -199,6 +205,16 @@ def backends(maps: fake.FakeMaps) -> collections.Counter[tuple[typing.Any, ...]]
     return found
 
 
+def assert_counted(known: ledger.Ledger, maps: fake.FakeMaps) -> None:
+    """The ledger knows how many rows there are of each kind that it only counts."""
+    counted = {
+        tables.Table.SOURCE_RANGES: known.range_rows,
+        tables.Table.TUNNEL_ENDS: known.end_rows,
+        tables.Table.EARLIER_SLOTS: known.earlier_rows,
+    }
+    assert counted == {table: len(list(maps.rows(table))) for table in counted}
+
+
 def of_plans(plans: Plans, room: ledger.Capacity | None = None) -> fake.FakeMaps:
     """Tables that a ledger fills which has never known anything but these plans."""
     maps = fake.FakeMaps(SIZES)
@@ -211,6 +227,7 @@ def assert_same(maps: fake.FakeMaps, expected: fake.FakeMaps) -> None:
     assert view(maps) == view(expected)
     assert backends(maps) == backends(expected)
     assert _allowed(maps) == _allowed(expected)
+    assert _reachable(maps) == _reachable(expected)
     assert sorted(row for _, row in maps.rows(tables.Table.SERVICES)) == sorted(
         row for _, row in expected.rows(tables.Table.SERVICES)
     )
@@ -222,6 +239,12 @@ def _allowed(maps: fake.FakeMaps) -> set[tuple[typing.Any, ...]]:
         (maps.row(tables.Table.SERVICES, tables.row_key(service)), *one)
         for service, *one in source_ranges(maps)
     }
+
+
+def _reachable(maps: fake.FakeMaps) -> set[tuple[typing.Any, ...]]:
+    """What DSR may reach here from other nodes, by the names of its services."""
+    ends = map(tables.tunnel_end_key, open_ends(maps))
+    return {(maps.row(tables.Table.SERVICES, tables.row_key(end.service)), *end[1:]) for end in ends}
 
 
 class Watched:
@@ -247,6 +270,7 @@ class Watched:
                 used = extents(self.maps).items()
                 assert not any(first <= block < first + size for (_, first), size in used), "in use"
             self.maps.apply([write])
+            self._check_ends(write)
             if before is not None and before != self.maps.row(write.table, write.key):
                 names = self._names(tables.frontend(before).service)
                 self._followed.append((now_s + ledger.RECYCLE_AFTER_S, before, names))
@@ -265,6 +289,22 @@ class Watched:
             row = self.maps.row(tables.Table.EARLIER_SLOTS, key)
             full = len(list(self.maps.rows("earlier_slots"))) >= self.maps.rows_of("earlier_slots")
             assert row == tables.Earlier(old.block, old.slot_count).pack() or (full and row is None)
+
+    def _check_ends(self, write: tables.Write) -> None:
+        """Ends are opened before a DSR frontend leads to them, and closed when none does any more.
+
+        What becomes a backend of this node in the change that ends DSR is never opened.
+        """
+        if write.table is tables.Table.FRONTENDS and isinstance(write, tables.Put):
+            row = tables.frontend(write.value)
+            if row.flags & tables.FrontendFlag.DSR:
+                assert needed_ends(self.maps, row) <= open_ends(self.maps), f"closed: {row}"
+        elif write.table is tables.Table.TUNNEL_ENDS and isinstance(write, tables.Delete):
+            for _, packed in self.maps.rows(tables.Table.FRONTENDS):
+                row = tables.frontend(packed)
+                if row.flags & tables.FrontendFlag.DSR:
+                    for leads in (row, led_to_before(self.maps, row)):
+                        assert write.key not in needed_ends(self.maps, leads), f"closed too early: {row}"
 
     def check(self, now_s: float, when: str) -> None:
         """AssertionError where something leads nowhere."""

@@ -329,6 +329,7 @@ _BACKENDS = tuple(
         (tables.BackendState.ACTIVE, 1),
         (tables.BackendState.ACTIVE, 2),
         (tables.BackendState.ACTIVE, 3),
+        (tables.BackendState.ACTIVE, 3 | tables.BackendSet.HERE),
         (tables.BackendState.TERMINATING, 1),
         (tables.BackendState.UNREADY, 0),
         (tables.BackendState.SERVING, 0),

@@ -95,6 +95,7 @@ class _Writes:
         self.ranges_gone: list[tables.Write] = []
         self.earlier_gone: list[tables.Write] = []
         self.retired: list[tables.Write] = []
+        self.ends_gone: list[tables.Write] = []
         self.names_gone: list[tables.Write] = []
 
     def in_order(self) -> list[tables.Write]:
@@ -111,6 +112,7 @@ class _Writes:
             *self.ranges_gone,
             *self.earlier_gone,
             *self.retired,
+            *self.ends_gone,
             *self.names_gone,
         ]
 
@@ -207,11 +209,9 @@ class Ledger:
             self._set_ports(name, kept)
         out.names += self._unwritten
         self._unwritten = []
-        for write in out.ranges_gone:
-            if write.table is tables.Table.SOURCE_RANGES:
-                self.range_rows -= 1
-            else:
-                self.end_rows -= 1
+        # Only now: what goes with this change keeps its row until what comes has been written.
+        self.range_rows -= len(out.ranges_gone)
+        self.end_rows -= len(out.ends_gone)
         self.earlier_rows -= len(out.earlier_gone)
         return Change(out.in_order(), refused)
 
@@ -507,7 +507,7 @@ class Ledger:
         ]
         # Behind the marks of their backends: nobody draws what other nodes may not send here.
         ends_gone = sorted(have.tunnel_ends - want.tunnel_ends)
-        out.retired += [tables.Delete(tables.Table.TUNNEL_ENDS, key) for key in ends_gone]
+        out.ends_gone += [tables.Delete(tables.Table.TUNNEL_ENDS, key) for key in ends_gone]
         sets = {table.set for table in want.earlier}
         out.earlier_gone += [
             tables.Delete(tables.Table.EARLIER_SLOTS, tables.EarlierKey(have.id, table.set).pack())

@@ -69,6 +69,7 @@ def test_no_write_leaves_anything_leading_nowhere(steps: list[strategies.Step]) 
         kernel.apply(change.writes, now_s)
         latest |= step.plans
         serving.assert_same(kernel.maps, serving.of_plans(latest))
+        serving.assert_counted(known, kernel.maps)
     assert known.change(latest, now_s).writes == []
 
     kernel.apply(known.expire(now_s + ledger.RECYCLE_AFTER_S), now_s + ledger.RECYCLE_AFTER_S)
@@ -84,6 +85,7 @@ _SMALL = st.fixed_dictionaries(
         "backends": st.integers(2, 30),
         "frontends": st.integers(1, 4),
         "source_ranges": st.integers(1, 3),
+        "tunnel_ends": st.integers(1, 3),
         "earlier_slots": st.integers(1, 2),
         "localities": st.just(2),
     }
@@ -106,6 +108,7 @@ def test_full_tables_refuse_a_port_and_change_nothing_of_it(
         for refused in change.refused:
             assert known.installed.get(refused) == before.get(refused)
         kernel.apply(change.writes, now_s)
+        serving.assert_counted(known, kernel.maps)
         latest |= step.plans
 
     # What remains to be done needs room only: once everything else has gone, any one service has it.
@@ -116,9 +119,8 @@ def test_full_tables_refuse_a_port_and_change_nothing_of_it(
     assert not list(kernel.maps.rows(tables.Table.BACKENDS))
     assert not list(kernel.maps.rows(tables.Table.FRONTENDS))
     assert (known.service_ids.used, known.backend_ids.used, known.extents.used) == (0, 0, 0)
-    assert (known.range_rows, known.earlier_rows) == (0, 0)
-    assert not list(kernel.maps.rows(tables.Table.SOURCE_RANGES))
-    assert not list(kernel.maps.rows(tables.Table.EARLIER_SLOTS))
+    assert (known.range_rows, known.end_rows, known.earlier_rows) == (0, 0, 0)
+    serving.assert_counted(known, kernel.maps)
     for name, ports in latest.items():
         fits = not ledger.Ledger(serving.capacity(**small)).change({name: ports}, 0.0).refused
         change = known.change({name: ports}, now_s)
@@ -452,6 +454,25 @@ def test_clients_outside_have_a_row_of_their_own_and_it_comes_first_and_goes_las
 def dsr(*hosts: int) -> plan.PortPlan:
     external = msgspec.structs.replace(frontend(kind=tables.FrontendKind.EXTERNAL_IP), dsr=True)
     return port(hosts=hosts, frontends=(external,))
+
+
+def test_ends_of_tunnels_that_go_make_room_for_others() -> None:
+    small = {"tunnel_ends": 2}
+    maps, known = fake.FakeMaps(serving.sizes(**small)), ledger.Ledger(serving.capacity(**small))
+
+    def here(*hosts: int) -> plan.PortPlan:
+        sets = int(CLUSTER | tables.BackendSet.HERE)
+        backends = tuple(msgspec.structs.replace(backend(host), sets=sets) for host in hosts)
+        return msgspec.structs.replace(dsr(*hosts), backends=backends)
+
+    for hosts in ((1, 2), (1,), (1, 3), (), (4, 5)):
+        assert not apply(maps, known, {WEB: [here(*hosts)]}).refused
+        serving.assert_counted(known, maps)
+        assert known.end_rows == len(hosts)
+    # Both that come have a row before both that go have none.
+    assert {full.table for full in apply(maps, known, {WEB: [here(6, 7)]}).refused.values()} == {
+        "tunnel_ends"
+    }
 
 
 def earlier(maps: fake.FakeMaps) -> list[bytes]:

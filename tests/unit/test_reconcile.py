@@ -34,6 +34,7 @@ class Agent:
         while self.reconciler.pending:
             passes.append(self.reconciler.next_pass(now_s))
             self.kernel.apply(passes[-1].writes, now_s)
+            serving.assert_counted(self.reconciler.ledger, self.kernel.maps)
         return passes
 
 

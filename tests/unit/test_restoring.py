@@ -27,8 +27,8 @@ def in_use(maps: fake.FakeMaps) -> dict[tuple[bytes, bytes, bytes], int]:
 
 
 def unneeded(writes: list[tables.Write]) -> list[tables.Write]:
-    """All but what a ledger does once after restoring: slots of contested frontends, unused localities."""
-    once = (tables.Table.SLOTS, tables.Table.LOCALITIES)
+    """All but what a ledger does once after restoring: what contested frontends need, unused localities."""
+    once = (tables.Table.SLOTS, tables.Table.TUNNEL_ENDS, tables.Table.LOCALITIES)
     return [write for write in writes if write.table not in once]
 
 
@@ -67,6 +67,7 @@ def test_an_agent_killed_after_any_write_is_succeeded_without_a_gap(
     assert not change.refused
     kernel.apply(change.writes, now_s)
     serving.assert_same(kernel.maps, serving.of_plans(latest))
+    serving.assert_counted(successor, kernel.maps)
     assert successor.change(latest, now_s).writes == []
     after = in_use(kernel.maps)
     assert {place: after[place] for place in ids.keys() & after.keys()} == {
@@ -101,7 +102,10 @@ def test_what_is_restored_is_what_was_known(steps: list[strategies.Step]) -> Non
         key: held.earlier for key, held in known.installed.items()
     }
     # Contested frontends are claimed again with the first change, which has nothing else to do.
-    assert unneeded(restored.change(latest, 0.0).writes) == []
+    writes = restored.change(latest, 0.0).writes
+    assert unneeded(writes) == []
+    maps.apply(writes)
+    serving.assert_counted(restored, maps)
     assert restored.claims.contested == known.claims.contested
 
 
