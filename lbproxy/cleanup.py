@@ -38,7 +38,9 @@ def _remove_kube_proxys() -> int:
     done.all()
     for what in done.removed:
         output.write(f"removed what kube-proxy left: {what}")
-    left = [*done.failed, *done.unable]
+    for what in done.kept:
+        output.write(f"left alone: {what}")
+    left = [*done.failed, *done.unable] or [f"{what} is still there" for what in leftovers.present()]
     if not (done.removed or left):
         output.write("nothing to remove: kube-proxy has left nothing")
     for what in left:

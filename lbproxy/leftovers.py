@@ -2,23 +2,36 @@
 
 What is in nf_tables (nftables mode, and iptables-nft) is found and removed over netlink, without
 any tool. iptables-legacy and sets need their tools; where one is missing, what it would have
-removed is named, and stays. What the tools themselves report is a failure.
+removed is named, and stays. What the tools themselves report is a failure, and so is what is still
+there though they report none.
 """
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 import socket
 import subprocess
+import time
 import typing
+from collections.abc import Callable, Mapping, Sequence
 
-from lbproxy.core import leftovers
+from lbproxy.core import inventory, leftovers, model
+from lbproxy.core import ipvs as told
 from lbproxy.kernel import ipvs, legacy_tables, nf_tables
 
 _TIMEOUT_S: typing.Final = 120.0
 _LOCK_WAIT_S: typing.Final = "30"  # for /run/xtables.lock (CO-6)
 _ATTEMPTS: typing.Final = 5  # to remove chains while others change theirs
+# nf_tables lets go of the sets of rules that are gone a moment later, in the background.
+_SETS_S: typing.Final = 2.0
+_LOOK_AGAIN_S: typing.Final = 0.05
+_STAYS: typing.Final = (
+    "kube-proxy's rules stay, which only {} can remove, not installed here; through them a Service stays "
+    "reachable when it is deleted, until this node boots: run lbproxy migrate take-over on the node, where "
+    "that is installed, or reboot it"
+)
 
 
 class _Flavour(typing.NamedTuple):
@@ -37,70 +50,111 @@ _FLAVOURS: typing.Final = (
 )
 
 
-class Cleanup:
-    """What was removed, what could not be, and what is there but needs a tool that is not."""
+class _KubeProxyIsHereError(Exception):
+    """It has come back, and what is here now may be what it has just written."""
 
-    def __init__(self) -> None:
+
+class Cleanup:
+    """What was removed, what could not be, what needs a tool that is not there, and what others' stays.
+
+    Where things change while they are removed, `kube_proxy_here` is asked why they may be kube-proxy's again.
+    """
+
+    def __init__(self, kube_proxy_here: Callable[[], str] = lambda: "") -> None:
+        self._kube_proxy_here = kube_proxy_here
         self.removed: list[str] = []
         self.failed: list[str] = []
         self.unable: list[str] = []
+        self.kept: list[str] = []
 
     def all(self) -> None:
         """Remove everything that is kube-proxy's, whatever mode it ran in."""
-        for flavour in _FLAVOURS:
-            self._nft_chains(flavour)
-            self._legacy_chains(flavour)
-        self._nft_tables()
-        self._ipvs()
-        # Rules that match them are gone by now.
-        self._ipsets()
+        try:
+            for flavour in _FLAVOURS:
+                self._nft_chains(flavour)
+            missing = [flavour.legacy for flavour in _FLAVOURS if not self._legacy_chains(flavour)]
+            if missing:
+                tools = " and ".join(f"{tool}-restore" for tool in missing)
+                self.unable.append(f"{', '.join(missing)}: {_STAYS.format(tools)}")
+            self._nft_tables()
+            self._ipvs()
+            # Rules that match them are gone by now.
+            self._ipsets()
+        except _KubeProxyIsHereError as here:
+            self.failed.append(f"nothing more is removed: {here}")
 
     def _nft_chains(self, flavour: _Flavour) -> None:
         chains = jumps = 0
         try:
             there = nf_tables.tables()
-            for table in leftovers.TABLES:
-                if (flavour.nft_family, table) in there:
-                    removed = _without_chains(flavour.nft_family, table)
-                    chains, jumps = chains + removed[0], jumps + removed[1]
         except OSError as error:
-            self.failed.append(f"{flavour.nft}: {error.strerror}")
-        if chains:
-            self.removed.append(_chains(flavour.nft, chains, jumps))
+            self.failed.append(f"{flavour.nft}: {_why(error)}")
+            return
+        try:
+            for table in leftovers.TABLES:
+                if (flavour.nft_family, table) not in there:
+                    continue
+                try:
+                    removed = self._without_chains(flavour.nft_family, table)
+                except OSError as error:
+                    self.failed.append(f"{flavour.nft}, table {table}: {_why(error)}")
+                else:
+                    chains, jumps = chains + removed[0], jumps + removed[1]
+        finally:
+            if chains:
+                self.removed.append(_chains(flavour.nft, chains, jumps))
 
-    def _legacy_chains(self, flavour: _Flavour) -> None:
+    def _without_chains(self, family: str, table: str) -> tuple[int, int]:
+        """Remove kube-proxy's chains from a table; how many, and rules that led to them. Raises OSError."""
+        for attempt in range(_ATTEMPTS):
+            if attempt and (here := self._kube_proxy_here()):
+                raise _KubeProxyIsHereError(here)
+            since = nf_tables.generation()
+            own, jumps = leftovers.chosen(nf_tables.chains(family, table), _nft_rules(family, table))
+            leading = [nf_tables.Rule(one.chain, int(one.which), one.target) for one in jumps]
+            try:
+                nf_tables.delete_chains(family, table, own, leading, since)
+            except OSError as error:
+                if error.errno != errno.ERESTART or attempt + 1 == _ATTEMPTS:
+                    raise
+            else:
+                return len(own), len(jumps)
+        return 0, 0
+
+    def _legacy_chains(self, flavour: _Flavour) -> bool:
+        """Remove what iptables-legacy has, if anything; whether there is a tool for it."""
         try:
             if not _legacy(flavour):
-                return
+                return True
+            tool = next((tool for tool in (flavour.legacy, flavour.plain) if _is_legacy(tool)), None)
+            if tool is None:
+                return False
+            failed = len(self.failed)
+            found = leftovers.removal(self._run(f"{tool}-save") or "")
+            if found.script:
+                self._run(f"{tool}-restore", "-w", _LOCK_WAIT_S, "--noflush", given=found.script)
+            if len(self.failed) > failed:
+                return True
+            if _legacy(flavour):
+                self.failed.append(f"{tool}: kube-proxy's chains are still there, and it reports no error")
+            else:
+                self.removed.append(_chains(tool, found.chains, found.jumps))
         except OSError as error:
-            self.failed.append(f"{flavour.legacy}: {error.strerror}")
-            return
-        tool = next(
-            (tool for tool in (flavour.legacy, flavour.plain) if shutil.which(f"{tool}-restore")), None
-        )
-        if tool is None:
-            self.unable.append(
-                f"{flavour.legacy}: kube-proxy's chains, which only {flavour.legacy}-restore can remove, "
-                "and it is not installed here"
-            )
-            return
-        found = leftovers.removal(self._run(f"{tool}-save") or "")
-        if found.script:
-            what = _chains(tool, found.chains, found.jumps)
-            self._do(what, f"{tool}-restore", "-w", _LOCK_WAIT_S, "--noflush", given=found.script)
+            self.failed.append(f"{flavour.legacy}: {_why(error)}")
+        return True
 
     def _nft_tables(self) -> None:
         try:
             there = nf_tables.tables()
         except OSError as error:
-            self.failed.append(f"nftables: {error.strerror}")
+            self.failed.append(f"nftables: {_why(error)}")
             return
         for family, table in leftovers.nft_tables(there):
             what = f"nftables: table {family} {table}"
             try:
                 nf_tables.delete_table(family, table)
             except OSError as error:
-                self.failed.append(f"{what}: {error.strerror}")
+                self.failed.append(f"{what}: {_why(error)}")
             else:
                 self.removed.append(what)
 
@@ -110,10 +164,15 @@ class Cleanup:
             # Virtual servers without kube-proxy's device are somebody else's.
             return
         try:
-            if ipvs.flush():
-                self.removed.append("IPVS: the virtual servers")
+            count, others = ipvs.remove()
         except OSError as error:
-            self.failed.append(f"IPVS: the virtual servers: {error.strerror}")
+            # The device stays: it says which ones are kube-proxy's.
+            self.failed.append(f"IPVS: the virtual servers: {_why(error)}")
+            return
+        if count:
+            self.removed.append(f"IPVS: {count} virtual servers")
+        if others:
+            self.kept.append(f"IPVS: {told.others(others)}")
         import pyroute2  # noqa: PLC0415 - large, and seldom needed
 
         try:
@@ -127,16 +186,21 @@ class Cleanup:
     def _ipsets(self) -> None:
         if not shutil.which("ipset"):
             return
-        sets = leftovers.ipsets(self._run("ipset", "list", "-n") or "")
+        until = time.monotonic() + _SETS_S
+        while True:
+            used = leftovers.ipsets(self._run("ipset", "list", "-terse") or "")
+            if not any(used.values()) or time.monotonic() > until:
+                break
+            time.sleep(_LOOK_AGAIN_S)
         failed = len(self.failed)
-        for name in sets:
+        unused = [name for name, is_used in used.items() if not is_used]
+        for name in unused:
             self._run("ipset", "destroy", name)
-        if sets and len(self.failed) == failed:
-            self.removed.append(f"ipset: {len(sets)} sets")
-
-    def _do(self, what: str, *argv: str, given: str = "") -> None:
-        if self._run(*argv, given=given) is not None:
-            self.removed.append(what)
+        if unused and len(self.failed) == failed:
+            self.removed.append(f"ipset: {len(unused)} sets")
+        if len(used) > len(unused):
+            in_use = ", ".join(name for name, is_used in used.items() if is_used)
+            self.kept.append(f"ipset: {in_use}: rules that are not only kube-proxy's use them")
 
     def _run(self, *argv: str, given: str = "") -> str | None:
         """What a tool prints; None, with the reason among the failures, where it fails."""
@@ -166,21 +230,41 @@ def present() -> list[str]:
     return found
 
 
-def serving() -> bool:
-    """Whether a Service is in what is in force: some of it is there before the first of them is.
+def lacking(rows: inventory.Rows) -> str:
+    """What kube-proxy's rules lack for new flows to be left to them; empty where they can be.
 
-    Raises OSError where that can not be asked.
+    Each family that lbproxy has backends of has to have a Service in what is in force: some of that is there
+    before the first of them is, and some may be there though kube-proxy is long gone. Raises OSError where
+    that can not be asked.
     """
-    kept = ((leftovers.SERVICES_TABLE, leftovers.SERVICE_CHAIN), (leftovers.NFT_NAME, leftovers.NFT_CHAIN))
+    ours, theirs = inventory.families(rows), _serving()
+    if ours - theirs or not theirs:
+        missing = " and ".join(f"IPv{family.value}" for family in sorted(ours - theirs))
+        of = f" of {missing}" if missing else ""
+        return f"kube-proxy's rules have no Service{of} yet: nobody would serve new flows"
+    return ""
+
+
+def serving() -> bool:
+    """Whether kube-proxy has any Service in force. Raises OSError."""
+    return bool(_serving())
+
+
+def _serving() -> frozenset[model.Family]:
+    """The families of which kube-proxy has a Service in force. Raises OSError."""
+    found = set(ipvs.families())
+    nat = leftovers.SERVICES_TABLE
     for flavour in _FLAVOURS:
-        for table, prefix in kept:
-            if any(name.startswith(prefix) for name in nf_tables.chains(flavour.nft_family, table)):
-                return True
-        if legacy_tables.has_chain(
-            flavour.family, leftovers.SERVICES_TABLE, leftovers.SERVICE_CHAIN, prefix=True
+        family = model.Family.IPV4 if flavour.family == socket.AF_INET else model.Family.IPV6
+        of = flavour.nft_family
+        legacy = legacy_tables.read(flavour.family, nat)
+        if (
+            leftovers.nft_serves(nf_tables.chains(of, leftovers.NFT_NAME))
+            or leftovers.serve(nf_tables.chains(of, nat), _nft_rules(of, nat))
+            or leftovers.serve(legacy.chains, _legacy_rules(legacy))
         ):
-            return True
-    return any(name == leftovers.IPVS_DEVICE for _, name in socket.if_nameindex())
+            found.add(family)
+    return frozenset(found)
 
 
 def unseen() -> list[str]:
@@ -198,32 +282,55 @@ def unseen() -> list[str]:
 
 
 def _nft(flavour: _Flavour) -> bool:
-    return nf_tables.has_chain(flavour.nft_family, leftovers.CANARY_TABLE, leftovers.CANARY)
+    """Whether any chain of kube-proxy's is to go. Raises OSError."""
+    if nf_tables.has_chain(flavour.nft_family, leftovers.CANARY_TABLE, leftovers.CANARY):
+        return True
+    there = nf_tables.tables()
+    return any(
+        _to_go(
+            nf_tables.chains(flavour.nft_family, table),
+            functools.partial(_nft_rules, flavour.nft_family, table),
+        )
+        for table in leftovers.TABLES
+        if (flavour.nft_family, table) in there
+    )
 
 
 def _legacy(flavour: _Flavour) -> bool:
-    return legacy_tables.has_chain(flavour.family, leftovers.CANARY_TABLE, leftovers.CANARY)
+    """Whether any chain of kube-proxy's is to go. Raises OSError."""
+    found = (legacy_tables.read(flavour.family, table) for table in leftovers.TABLES)
+    return any(_to_go(table.chains, functools.partial(_legacy_rules, table)) for table in found)
 
 
-def _without_chains(family: str, table: str) -> tuple[int, int]:
-    """Remove kube-proxy's chains from a table; how many, and rules that led to them. Raises OSError."""
-    for attempt in range(_ATTEMPTS):
-        since = nf_tables.generation()
-        chains = nf_tables.chains(family, table)
-        rules = [
-            leftovers.Rule(one.chain, str(one.handle), one.target)
-            for one in nf_tables.jumps(family, table, leftovers.PREFIX)
-        ]
-        own, jumps = leftovers.chosen(chains, rules)
-        leading = [nf_tables.Rule(one.chain, int(one.which), one.target) for one in jumps]
-        try:
-            nf_tables.delete_chains(family, table, own, leading, since)
-        except OSError as error:
-            if error.errno != errno.ERESTART or attempt + 1 == _ATTEMPTS:
-                raise
-        else:
-            return len(own), len(jumps)
-    return 0, 0
+def _to_go(chains: Mapping[str, bool], rules: Callable[[], Sequence[leftovers.Rule]]) -> bool:
+    # There may be very many rules, but of those that others need few.
+    return bool(leftovers.named(chains)) and bool(leftovers.chosen(chains, rules())[0])
+
+
+def _nft_rules(family: str, table: str) -> list[leftovers.Rule]:
+    found = nf_tables.jumps(family, table, leftovers.PREFIX)
+    return [leftovers.Rule(one.chain, str(one.handle), one.target) for one in found]
+
+
+def _legacy_rules(table: legacy_tables.Table) -> list[leftovers.Rule]:
+    return [leftovers.Rule(one.chain, str(one.at), one.target) for one in table.jumps]
+
+
+def _is_legacy(tool: str) -> bool:
+    """Whether this is there and iptables of old: the plain name is mostly that of nf_tables' by now."""
+    if not all(shutil.which(f"{tool}-{what}") for what in ("save", "restore")):
+        return False
+    try:
+        return "(legacy)" in _output((f"{tool}-restore", "--version"))
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
+def _why(error: OSError) -> str:
+    why = error.strerror or str(error) or type(error).__name__
+    if error.errno == errno.EBUSY:
+        return f"a map or rule of somebody else leads to a chain of kube-proxy's, so all of it stays ({why})"
+    return why
 
 
 def _chains(name: str, chains: int, jumps: int) -> str:

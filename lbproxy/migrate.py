@@ -15,13 +15,9 @@ import msgspec
 
 from lbproxy import errors, leftovers, migrate_flags, output, render, taking_over
 from lbproxy.core import inventory, ipvs, migration, tables
+from lbproxy.core import leftovers as kube_proxys
 from lbproxy.kernel import anchor, inspection, maps
 from lbproxy.kernel import ipvs as virtual
-
-_HOW_TO_STOP = (
-    "take its DaemonSet off this node, for instance: kubectl -n kube-system patch daemonset kube-proxy -p "
-    '\'{"spec":{"template":{"spec":{"nodeSelector":{"lbproxy.io/no":"where"}}}}}\''
-)
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -89,7 +85,7 @@ def _take_over(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool, force
     if running := taking_over.kube_proxies():
         pids = ", ".join(map(str, running))
         raise errors.AgentError(
-            f"kube-proxy runs here (pid {pids}), and would write its rules again: {_HOW_TO_STOP}"
+            f"kube-proxy runs here (pid {pids}), and would write its rules again: {kube_proxys.HOW_TO_STOP}"
         )
     if (problem := ipvs.obstacle(found.ipvs_mode)) and not force:
         raise errors.AgentError(f"{problem}. --force removes them all the same")
@@ -120,10 +116,10 @@ def _take_over(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool, force
 
 def _return(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool, force: bool) -> int:
     found = read(root, opened)
-    if not (found.kube_proxy_running or found.kube_proxy_rules or force):
+    if not force and (problem := _lacking(opened)):
         raise errors.AgentError(
-            "kube-proxy is not to be seen here, and nobody would serve new connections: start it first, "
-            "beside lbproxy (ports 10256 and 10249 it gets when lbproxy ends); --force where it is there"
+            f"{problem}: start kube-proxy first, beside lbproxy (ports 10256 and 10249 it gets when lbproxy "
+            "ends), and wait until its rules are there; --force where they are"
         )
     ours = migration.counted(found.flows_of_lbproxy)
     if dry_run:
@@ -142,6 +138,13 @@ def _return(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool, force: b
         "then stop the agent and run: lbproxy cleanup. `lbproxy migrate take-over` changes your mind"
     )
     return 0
+
+
+def _lacking(opened: maps.BpfMaps) -> str:
+    try:
+        return leftovers.lacking(opened)
+    except OSError as error:
+        return f"kube-proxy's rules could not be looked for: {error.strerror or error}"
 
 
 def _present(found: Status) -> Iterator[render.Table | str]:

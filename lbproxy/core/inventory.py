@@ -162,6 +162,17 @@ def is_set(rows: Rows, what: tables.Handover) -> bool:
     return any(rows.row(tables.Table.HANDOVER, tables.row_key(what)) or b"")
 
 
+def families(rows: Rows) -> frozenset[model.Family]:
+    """Those of which any frontend has a backend."""
+    found = set[model.Family]()
+    for key, row in rows.rows(tables.Table.FRONTENDS):
+        if tables.frontend(row).slot_count:
+            found.add(addresses.family_of(key[:16]))
+            if len(found) == len(model.Family):
+                break
+    return frozenset(found)
+
+
 def frontend_at(
     rows: Rows, address: bytes, port: bytes, protocol: int, on_node: Callable[[bytes], bool]
 ) -> tables.Frontend | None:

@@ -1,7 +1,8 @@
 """What of a node's packet filter is kube-proxy's, and how to take that away and nothing else.
 
 The kubelet's chains stay: KUBE-IPTABLES-HINT, KUBE-KUBELET-CANARY, KUBE-MARK-DROP, and
-KUBE-FIREWALL, which both have (CO-1). So does a chain that somebody else's rules use.
+KUBE-FIREWALL, which both have (CO-1). So does a chain that somebody else's rules use, with all that
+makes it work: a mark that KUBE-MARK-MASQ sets for a CNI's host ports is KUBE-POSTROUTING's to act on.
 """
 
 import re
@@ -9,13 +10,18 @@ import shlex
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-# In every iptables mode, in a table with next to nothing else in it: there it is looked for.
+from lbproxy.core import migration
+
+HOW_TO_STOP: typing.Final = (
+    "lbproxy migrate cluster --to lbproxy --node NODE takes it off this node, and off no other: once its "
+    f"DaemonSet looks at the label {migration.LABEL}, a Node with {migration.LABEL}=lbproxy is without it"
+)
+# In iptables mode, but not in IPVS mode, in a table with next to nothing else in it.
 CANARY: typing.Final = "KUBE-PROXY-CANARY"
 CANARY_TABLE: typing.Final = "mangle"
 PREFIX: typing.Final = "KUBE-"  # of the names of all its chains
 TABLES: typing.Final = ("mangle", "nat", "filter")  # of iptables, that it has chains in
 SERVICES_TABLE: typing.Final = "nat"
-SERVICE_CHAIN: typing.Final = "KUBE-SVC-"
 NFT_NAME: typing.Final = "kube-proxy"
 NFT_CHAIN: typing.Final = "service-"
 NFT_TABLES: typing.Final = (("ip", NFT_NAME), ("ip6", NFT_NAME))
@@ -26,6 +32,17 @@ _CHAIN: typing.Final = re.compile(
     r"|SERVICES|EXTERNAL-SERVICES|NODEPORTS|POSTROUTING|MARK-MASQ|FORWARD|PROXY-FIREWALL|PROXY-CANARY"
     r"|LOAD-BALANCER|NODE-PORT|SOURCE-RANGES-FIREWALL|IPVS-FILTER|IPVS-OUT-FILTER)"
 )
+_SERVICES: typing.Final = "KUBE-SERVICES"
+_OF_A_SERVICE: typing.Final = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-")
+# Where built-in chains lead to: of all rules that are not in its own chains only these are kube-proxy's.
+_ENTRIES: typing.Final = frozenset(
+    {
+        _SERVICES, "KUBE-EXTERNAL-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-FORWARD",
+        "KUBE-PROXY-FIREWALL", "KUBE-NODE-PORT", "KUBE-IPVS-FILTER", "KUBE-IPVS-OUT-FILTER",
+    }
+)  # fmt: skip
+# Who marks, and who masquerades what is marked: no rule leads from one to the other.
+_MARKS, _MASQUERADES = "KUBE-MARK-MASQ", "KUBE-POSTROUTING"
 _IPSET: typing.Final = re.compile(
     r"KUBE-(?:6-)?(?:LOOP-BACK|CLUSTER-IP|EXTERNAL-IP|EXTERNAL-IP-LOCAL|LOAD-BALANCER|IPVS-IPS"
     r"|LOAD-BALANCER-(?:LOCAL|FW|SOURCE-IP|SOURCE-CIDR)|NODE-PORT-(?:LOCAL-)?(?:TCP|UDP|SCTP-HASH)"
@@ -64,9 +81,17 @@ def removal(saved: str) -> Removal:
     return Removal("".join(f"{line}\n" for line in script), chains, jumps)
 
 
-def ipsets(names: str) -> list[str]:
-    """Choose kube-proxy's sets from what `ipset list -n` printed."""
-    return [name for name in names.split() if _IPSET.fullmatch(name)]
+def ipsets(listed: str) -> dict[str, bool]:
+    """Choose kube-proxy's sets from what `ipset list -terse` printed, and say whether rules use each."""
+    found: dict[str, bool] = {}
+    name = ""
+    for line in listed.splitlines():
+        what, _, value = line.partition(": ")
+        if what == "Name":
+            name = value
+        elif what == "References" and _IPSET.fullmatch(name):
+            found[name] = value != "0"
+    return found
 
 
 def nft_tables(there: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -75,21 +100,48 @@ def nft_tables(there: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return [table for table in NFT_TABLES if table in found]
 
 
+def named(chains: Mapping[str, bool]) -> list[str]:
+    """The chains of a table that kube-proxy's names say are its own, whoever uses them.
+
+    `chains` says which there are, and whether each is built in.
+    """
+    return [name for name, built_in in chains.items() if not built_in and _CHAIN.fullmatch(name)]
+
+
 def chosen(chains: Mapping[str, bool], rules: Sequence[Rule]) -> tuple[list[str], list[Rule]]:
     """The chains of a table that are to go, and rules of its built-in chains that lead to them.
 
-    `chains` says which there are, and whether each is built in; `rules` are at least those that
-    lead to chains of kube-proxy's.
+    `rules` are at least those that lead to chains of kube-proxy's.
     """
-    own = {name: None for name, built_in in chains.items() if not built_in and _CHAIN.fullmatch(name)}
+    own = dict.fromkeys(named(chains))
     # A chain that others need goes on doing for them what it did.
-    needed = [rule.target for rule in rules if not chains.get(rule.chain, False) and rule.chain not in own]
+    needed = [rule.target for rule in rules if rule.chain not in own and not _enters(chains, rule)]
     while needed:
         kept = needed.pop()
         if kept in own:
             del own[kept]
             needed += [rule.target for rule in rules if rule.chain == kept]
-    return list(own), [rule for rule in rules if chains.get(rule.chain, False) and rule.target in own]
+            if kept == _MARKS:
+                needed.append(_MASQUERADES)
+    return list(own), [rule for rule in rules if _enters(chains, rule) and rule.target in own]
+
+
+def serve(chains: Mapping[str, bool], rules: Iterable[Rule]) -> bool:
+    """Whether a Service is reached in the nat table of iptables; what nothing leads to may be stale."""
+    rules = list(rules)
+    entered = any(rule.target == _SERVICES and _enters(chains, rule) for rule in rules)
+    return entered and any(
+        rule.chain == _SERVICES and rule.target.startswith(_OF_A_SERVICE) for rule in rules
+    )
+
+
+def nft_serves(chains: Mapping[str, bool]) -> bool:
+    """Whether a Service is reached in the table of nftables mode; its services are led to by maps."""
+    return any(chains.values()) and any(name.startswith(NFT_CHAIN) for name in chains)
+
+
+def _enters(chains: Mapping[str, bool], rule: Rule) -> bool:
+    return chains.get(rule.chain, False) and rule.target in _ENTRIES
 
 
 def _tables(saved: str) -> Iterator[tuple[str, list[str]]]:

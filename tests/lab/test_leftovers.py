@@ -52,6 +52,8 @@ COMMIT
 """
 STAYS = ["KUBE-FIREWALL", "KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY", "KUBE-KUBELET-CANARY", "OTHERS"]
 
+SEEN = f"{sys.executable} -c 'from lbproxy import leftovers; print(leftovers.present())'"
+
 
 def inside(script: str, given: str = "") -> str:
     """Run a shell script in a namespace of its own and return what it prints; never outside of one."""
@@ -111,25 +113,69 @@ def test_tables_of_its_nftables_mode_go_and_others_stay() -> None:
     assert tables == "table inet mine\n"
 
 
-def test_what_its_ipvs_mode_left_goes() -> None:
+@pytest.mark.parametrize(
+    ("tool", "family"),
+    [
+        ("iptables-nft", "inet"),
+        ("ip6tables-nft", "inet6"),
+        ("iptables-legacy", "inet"),
+        ("ip6tables-legacy", "inet6"),
+    ],
+)
+def test_what_its_ipvs_mode_left_goes(tool: str, family: str) -> None:
+    # There is no canary in this mode.
     printed = inside(
-        """
+        f"""
         ip link add kube-ipvs0 type veth peer name other
-        iptables-nft -t nat -N KUBE-SERVICES
-        if ipset create KUBE-CLUSTER-IP hash:ip,port 2>/dev/null; then
-          ipset create mine hash:ip
-          iptables-nft -t nat -A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT || true
-        fi
+        ipset create KUBE-CLUSTER-IP hash:ip,port family {family}
+        ipset create KUBE-LOOP-BACK hash:ip,port,ip family {family}
+        ipset create mine hash:ip
+        {tool} -t nat -N KUBE-SERVICES
+        {tool} -t nat -A OUTPUT -j KUBE-SERVICES
+        {tool} -t nat -A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT
+        {SEEN}
         cleanup
         echo ===
         ip -o link
-        ipset list -n || true
+        {tool}-save -t nat
+        ipset list -n
         """
     )
     told, left = printed.split("===\n")
+    assert f"['{tool} chains', 'IPVS device kube-ipvs0']\n" in told
     assert "removed what kube-proxy left: IPVS: device kube-ipvs0" in told
+    assert "removed what kube-proxy left: ipset: 2 sets" in told
     assert "kube-ipvs0" not in left
     assert "KUBE-" not in left
+    assert left.endswith("mine\n")
+
+
+@pytest.mark.parametrize("tool", FLAVOURS)
+def test_what_others_have_of_it_stays_and_works(tool: str) -> None:
+    """A CNI's host ports mark with KUBE-MARK-MASQ; a user has a rule of their own for that."""
+    printed = inside(
+        f"""
+        {tool}-restore
+        {tool} -t nat -N CNI-HOSTPORT-SETMARK
+        {tool} -t nat -A CNI-HOSTPORT-SETMARK -j KUBE-MARK-MASQ
+        {tool} -t nat -A PREROUTING -p udp -j KUBE-MARK-MASQ
+        cleanup
+        cleanup
+        echo ===
+        {SEEN}
+        {tool}-save -t nat
+        """,
+        KUBE_PROXY,
+    )
+    told, saved = printed.split("===\n")
+    assert f"removed what kube-proxy left: {tool}: 8 chains and 3 rules that lead to them" in told
+    assert "kube-proxy has left nothing" in told
+    assert saved.startswith("[]\n")
+    assert user_chains(saved) == [
+        "CNI-HOSTPORT-SETMARK", "KUBE-KUBELET-CANARY", "KUBE-MARK-MASQ", "KUBE-POSTROUTING", "OTHERS",
+    ]  # fmt: skip
+    assert "-A POSTROUTING -m comment --comment" in saved
+    assert "-A PREROUTING -p udp -j KUBE-MARK-MASQ" in saved
 
 
 def test_a_node_that_never_had_kube_proxy_is_left_as_it_is() -> None:
@@ -158,7 +204,38 @@ def test_what_needs_a_tool_that_is_missing_is_told_and_fails() -> None:
         """,
         KUBE_PROXY,
     )
-    assert printed.endswith("iptables-legacy-restore can remove, and it is not installed here\nstatus 1\n")
+    assert (
+        "iptables-legacy: kube-proxy's rules stay, which only iptables-legacy-restore can remove" in printed
+    )
+    assert "a Service stays reachable when it is deleted, until this node boots" in printed
+    assert printed.endswith("\nstatus 1\n")
+
+
+def test_a_plain_tool_is_taken_where_it_is_of_old_and_not_where_it_is_of_nf_tables(
+    tmp_path: pathlib.Path,
+) -> None:
+    for flavour in ("nft", "legacy"):
+        (tmp_path / flavour).mkdir()
+        for what in ("save", "restore"):
+            found = shutil.which(f"iptables-{flavour}-{what}")
+            assert found is not None
+            (tmp_path / flavour / f"iptables-{what}").symlink_to(found)
+    printed = inside(
+        f"""
+        iptables-legacy-restore
+        (PATH={tmp_path}/nft; cleanup 2>&1 || echo status $?)
+        echo ===
+        (PATH={tmp_path}/legacy; cleanup)
+        iptables-legacy-save
+        """,
+        KUBE_PROXY,
+    )
+    without, gone = printed.split("===\n")
+    assert "iptables-legacy: kube-proxy's rules stay" in without
+    assert without.endswith("\nstatus 1\n")
+    assert "left nothing" not in without
+    assert "removed what kube-proxy left: iptables: 10 chains and 4 rules that lead to them" in gone
+    assert user_chains(gone.partition("#")[2]) == STAYS
 
 
 def test_what_can_not_be_removed_is_told_and_fails() -> None:
@@ -173,7 +250,8 @@ def test_what_can_not_be_removed_is_told_and_fails() -> None:
         """,
         KUBE_PROXY,
     )
-    assert "lbproxy: error: iptables-nft: Device or resource busy\nstatus 1\n" in printed
+    why = "a map or rule of somebody else leads to a chain of kube-proxy's, so all of it stays"
+    assert f"lbproxy: error: iptables-nft, table nat: {why} (Device or resource busy)\nstatus 1\n" in printed
     assert '-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES' in printed
 
 
@@ -192,14 +270,54 @@ def test_many_chains_go_at_once_and_without_a_tool() -> None:
 
 
 def test_it_is_seen_that_kube_proxy_was_here() -> None:
-    look = f"{sys.executable} -c 'from lbproxy import leftovers; print(leftovers.present())'"
     printed = inside(
         f"""
-        {look}
+        {SEEN}
         iptables-legacy-restore
         nft add table ip6 kube-proxy
-        {look}
+        {SEEN}
         """,
         KUBE_PROXY,
     )
     assert printed.splitlines() == ["[]", "['iptables-legacy chains', 'nftables table ip6 kube-proxy']"]
+
+
+@pytest.mark.parametrize("tool", FLAVOURS)
+def test_rules_that_serve_are_told_from_rules_that_are_only_there(tool: str) -> None:
+    asks = f"{sys.executable} -c 'from lbproxy import leftovers; print(leftovers.serving())'"
+    printed = inside(
+        f"""
+        ip link add kube-ipvs0 type veth peer name other
+        {asks}
+        {tool}-restore
+        {asks}
+        {tool} -t nat -D PREROUTING 1
+        {tool} -t nat -D OUTPUT 1
+        {asks}
+        """,
+        KUBE_PROXY,
+    )
+    assert printed.splitlines() == ["False", "True", "False"]
+
+
+@pytest.mark.parametrize(("family", "tool"), [("AF_INET", "iptables"), ("AF_INET6", "ip6tables")])
+def test_tables_of_old_are_read_as_their_tool_prints_them(family: str, tool: str) -> None:
+    script = (
+        "import socket; from lbproxy.kernel import legacy_tables; "
+        f'nat = legacy_tables.read(socket.{family}, "nat"); '
+        "print(sorted(nat.chains.items())); [print(one.chain, one.target) for one in nat.jumps]"
+    )
+    printed = inside(
+        f"""
+        {tool}-legacy-restore
+        {sys.executable} -c '{script}'
+        echo ===
+        {tool}-legacy-save -t nat
+        """,
+        KUBE_PROXY,
+    )
+    (chains, *jumps), saved = (part.splitlines() for part in printed.split("===\n"))
+    heads = [line[1:].split()[:2] for line in saved if line.startswith(":")]
+    assert chains == str(sorted((name, policy != "-") for name, policy in heads))
+    leads = [line.split() for line in saved if line.startswith("-A") and "-j MARK" not in line]
+    assert sorted(jumps) == sorted(f"{words[1]} {words[-1]}" for words in leads)

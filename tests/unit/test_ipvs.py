@@ -3,6 +3,7 @@
 import collections.abc
 import contextlib
 import dataclasses
+import errno
 import socket
 import typing
 
@@ -29,6 +30,7 @@ class Server:
     address: str
     connections: tuple[tuple[int, int], ...] = ()
     mark: int = 0
+    port: int = 80
 
     def key(self) -> list[tuple[str, typing.Any]]:
         family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
@@ -36,7 +38,12 @@ class Server:
         if self.mark:
             return [(f"{name}AF", family), (f"{name}FWMARK", self.mark)]
         address = (f"{name}ADDR", self.address)
-        return [(f"{name}AF", family), (f"{name}PROTOCOL", self.proto), address, (f"{name}PORT", 80)]
+        return [(f"{name}AF", family), (f"{name}PROTOCOL", self.proto), address, (f"{name}PORT", self.port)]
+
+    def named(self) -> dict[int, bytes]:
+        """What names it to the kernel."""
+        made = packed(theirs.ipvsmsg(), cmd=8, version=1, attrs=[(SERVICE, {"attrs": self.key()})])
+        return netlink.attributes(netlink.attributes(made[4:])[1])
 
 
 def packed(message: typing.Any, **fields: typing.Any) -> bytes:
@@ -49,8 +56,8 @@ def packed(message: typing.Any, **fields: typing.Any) -> bytes:
 class Kernel:
     """Answers as the kernel would."""
 
-    def __init__(self, *servers: Server, ipvs: bool = True) -> None:
-        self.servers, self.ipvs = servers, ipvs
+    def __init__(self, *servers: Server, ipvs: bool = True, forgets: bool = False) -> None:
+        self.servers, self.ipvs, self.forgets = servers, ipvs, forgets
 
     def dump(self, kind: int, request: bytes, /) -> collections.abc.Iterator[bytes]:
         if kind == generic.GENL_ID_CTRL:
@@ -68,12 +75,7 @@ class Kernel:
             return
         assert request[0] == theirs.IPVS_CMD_GET_DEST
         asked = netlink.attributes(netlink.attributes(request[4:])[1])
-        for server in self.servers:
-            wanted = packed(theirs.ipvsmsg(), cmd=8, version=1, attrs=[(SERVICE, {"attrs": server.key()})])
-            if netlink.attributes(netlink.attributes(wanted[4:])[1]) == asked:
-                break
-        else:
-            raise AssertionError(f"no such virtual server: {asked}")
+        (server,) = [one for one in self.servers if one.named() == asked]
         for active, inactive in server.connections:
             name = "IPVS_DEST_ATTR_"
             attributes = [
@@ -82,7 +84,18 @@ class Kernel:
             ]  # fmt: skip
             yield packed(theirs.ipvsmsg(), cmd=5, version=1, attrs=[(DESTINATION, {"attrs": attributes})])
 
+    def request(self, kind: int, request: bytes, /) -> None:
+        assert (kind, request[0]) == (IPVS_FAMILY, theirs.IPVS_CMD_DEL_SERVICE)
+        asked = netlink.attributes(netlink.attributes(request[4:])[1])
+        left = [one for one in self.servers if one.named() != asked]
+        if len(left) == len(self.servers) or self.forgets:
+            raise ProcessLookupError(errno.ESRCH, "No such process")
+        self.servers = tuple(left)
 
+
+DEVICE = ("10.96.0.1", "10.96.0.9", "fd00:96::1", "fd00:96::2")
+NODE = ("127.0.0.1", "192.0.2.1", "2001:db8::1")
+PLACES = ipvs.Places(*(frozenset(map(installing.address, one)) for one in (DEVICE, NODE)))
 TCP = Server(6, "10.96.0.1", ((3, 5), (1, 0)))
 TCP6 = Server(6, "fd00:96::1", ((2, 0),))
 UDP = Server(17, "10.96.0.1", ((0, 4),))
@@ -97,11 +110,58 @@ UDP = Server(17, "10.96.0.1", ((0, 4),))
         (Kernel(Server(6, "10.96.0.1", ((0, 9),))), core.Found(1)),
         (Kernel(TCP, UDP, TCP6), core.Found(3, {"TCP": 6, "UDP": 4})),
         (Kernel(Server(132, "fd00:96::2", ((1, 1),))), core.Found(1, {"SCTP": 1})),
-        (Kernel(Server(0, "10.96.0.1", ((1, 2),), mark=7)), core.Found(1, {"other": 3})),
+        (Kernel(Server(50, "10.96.0.1", ((1, 2),))), core.Found(1, {"other": 3})),
+        (
+            Kernel(TCP, Server(6, "192.0.2.1", ((7, 7),)), Server(0, "10.96.0.1", ((1, 2),), mark=7)),
+            core.Found(1, {"TCP": 4}, others=("192.0.2.1:80/TCP", "mark 7")),
+        ),
     ],
 )
 def test_what_goes_on_is_counted_by_protocol(kernel: Kernel, found: core.Found) -> None:
-    assert ipvs.found(kernel) == found
+    assert ipvs.found(kernel, PLACES) == found
+
+
+OWN = (
+    TCP,
+    TCP6,
+    UDP,
+    Server(6, "192.0.2.1", port=30000),
+    Server(17, "192.0.2.1", port=32767),
+    Server(6, "2001:db8::1", port=31000),
+)
+OTHERS = (
+    Server(6, "192.0.2.1"),  # keepalived's, on an address of the node
+    Server(6, "192.0.2.1", port=29999),
+    Server(6, "2001:db8::1", port=32768),
+    Server(6, "198.51.100.7", port=30080),  # kube-proxy was told to leave it alone
+    Server(0, "0.0.0.0", mark=7),
+)
+
+
+def test_kube_proxys_virtual_servers_go_and_others_stay() -> None:
+    kernel = Kernel(*OWN, *OTHERS)
+    left = (
+        "192.0.2.1:80/TCP",
+        "192.0.2.1:29999/TCP",
+        "[2001:db8::1]:32768/TCP",
+        "198.51.100.7:30080/TCP",
+        "mark 7",
+    )
+    assert ipvs.removed(kernel, PLACES) == (len(OWN), left)
+    assert kernel.servers == OTHERS
+    assert ipvs.removed(kernel, PLACES) == (0, left)
+
+
+def test_a_virtual_server_that_is_gone_already_is_no_failure() -> None:
+    assert ipvs.removed(Kernel(*OWN, forgets=True), PLACES)[0] == len(OWN)
+    assert ipvs.removed(Kernel(ipvs=False), PLACES) == (0, ())
+
+
+def test_whose_virtual_servers_stay_is_said() -> None:
+    said = core.described(core.Found(2, others=tuple(f"192.0.2.1:{port}/TCP" for port in range(80, 87))))
+    assert said.startswith("2 virtual servers; going on through them: none; not kube-proxy's")
+    assert said.endswith("192.0.2.1:84/TCP and 2 more")
+    assert "left alone: 192.0.2.1:80/TCP" in core.described(core.Found(others=("192.0.2.1:80/TCP",)))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """What is told apart as kube-proxy's in the outputs of the packet filter's tools."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lbproxy.core import leftovers
 
@@ -106,11 +108,124 @@ def test_a_chain_that_others_use_stays_with_all_that_it_uses() -> None:
     ]
 
 
-def test_sets_and_tables_are_told_by_name() -> None:
-    assert leftovers.ipsets("KUBE-CLUSTER-IP\nKUBE-6-NODE-PORT-LOCAL-SCTP-HASH\nKUBE-SRC-X\nmine\n") == [
-        "KUBE-CLUSTER-IP",
-        "KUBE-6-NODE-PORT-LOCAL-SCTP-HASH",
+# What CNIs and users have beside it: their ports mark with KUBE-MARK-MASQ, and KUBE-POSTROUTING masquerades.
+@pytest.mark.parametrize(
+    "rule",
+    [
+        '-A CNI-HOSTPORT-SETMARK -m comment --comment "CNI portfwd masquerade mark" -j KUBE-MARK-MASQ',
+        "-A PREROUTING -s 192.0.2.0/24 -j KUBE-MARK-MASQ",
+    ],
+)
+def test_what_masquerades_stays_where_others_mark(rule: str) -> None:
+    saved = NAT.replace("COMMIT", f":CNI-HOSTPORT-SETMARK - [0:0]\n{rule}\nCOMMIT")
+    found = leftovers.removal(saved)
+    assert (found.chains, found.jumps) == (3, 2)
+    assert [line for line in found.script.splitlines() if line.startswith("-")] == [
+        '-D PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES',
+        '-D OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES',
+        f"-X {SEP}",
+        "-X KUBE-SERVICES",
+        f"-X {SVC}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("chain", "built_in", "target"),
+    [("PREROUTING", True, SVC), ("PREROUTING", True, "KUBE-MARK-MASQ"), ("MINE", False, "KUBE-SERVICES")],
+)
+def test_only_kube_proxys_own_entries_are_deleted(chain: str, built_in: bool, target: str) -> None:
+    chains = {chain: built_in, target: False}
+    assert leftovers.chosen(chains, [leftovers.Rule(chain, "3", target)]) == ([], [])
+
+
+ENTRIES = ("KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-FORWARD", "KUBE-PROXY-FIREWALL")
+ENTRIES_OF_IPVS = ("KUBE-NODE-PORT", "KUBE-IPVS-FILTER", "KUBE-IPVS-OUT-FILTER", "KUBE-EXTERNAL-SERVICES")
+
+
+@pytest.mark.parametrize("target", [*ENTRIES, *ENTRIES_OF_IPVS])
+def test_entries_go_whichever_mode_made_them(target: str) -> None:
+    rule = leftovers.Rule("INPUT", "3", target)
+    assert leftovers.chosen({"INPUT": True, target: False}, [rule]) == ([target], [rule])
+
+
+CHAINS = {"PREROUTING": True, "POSTROUTING": True, "MINE": False, "KUBE-FIREWALL": False} | dict.fromkeys(
+    ("KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-MARK-MASQ", SVC, SEP, EXT), False
+)
+
+
+@given(
+    st.lists(
+        st.builds(
+            leftovers.Rule, st.sampled_from([*CHAINS]), st.uuids().map(str), st.sampled_from([*CHAINS][2:])
+        ),
+        max_size=12,
+    )
+)
+def test_no_rule_of_others_goes_or_leads_nowhere(rules: list[leftovers.Rule]) -> None:
+    own, deleted = leftovers.chosen(CHAINS, rules)
+    left = [rule for rule in rules if rule.chain not in own and rule not in deleted]
+    assert not [rule for rule in left if rule.target in own]
+    assert all(CHAINS[rule.chain] and rule.target in (*ENTRIES, *ENTRIES_OF_IPVS) for rule in deleted)
+    assert not {"MINE", "KUBE-FIREWALL", "PREROUTING", "POSTROUTING"} & set(own)
+    # Who needs the mark needs what acts on it, and how that is entered.
+    if "KUBE-MARK-MASQ" not in own:
+        assert "KUBE-POSTROUTING" not in own
+        assert not [rule for rule in deleted if rule.target == "KUBE-POSTROUTING"]
+    # And what is left once more is all that is left: nothing is to go then.
+    there = {chain: built_in for chain, built_in in CHAINS.items() if chain not in own}
+    assert leftovers.chosen(there, left) == ([], [])
+
+
+TABLE = {"PREROUTING": True, "KUBE-SERVICES": False, SVC: False}
+ENTERED, LED = leftovers.Rule("PREROUTING", "1", "KUBE-SERVICES"), leftovers.Rule("KUBE-SERVICES", "2", SVC)
+
+
+@pytest.mark.parametrize(
+    ("chains", "rules", "serves"),
+    [
+        ({}, [], False),
+        (TABLE, [], False),
+        (TABLE, [LED], False),
+        (TABLE, [ENTERED], False),
+        (TABLE, [ENTERED, leftovers.Rule("KUBE-SERVICES", "2", "KUBE-NODEPORTS")], False),
+        (TABLE, [leftovers.Rule("MINE", "1", "KUBE-SERVICES"), LED], False),
+        (TABLE, [ENTERED, LED], True),
+    ],
+)
+def test_a_service_is_served_where_packets_get_to_it(
+    chains: dict[str, bool], rules: list[leftovers.Rule], serves: bool
+) -> None:
+    assert leftovers.serve(chains, rules) == serves
+
+
+@pytest.mark.parametrize(
+    ("chains", "serves"),
+    [
+        ({}, False),
+        ({"nat-prerouting": True, "services": False}, False),
+        ({"service-ABCD-default/web/tcp/http": False}, False),
+        ({"nat-prerouting": True, "service-ABCD-default/web/tcp/http": False}, True),
+    ],
+)
+def test_nftables_mode_serves_where_it_has_services_and_hooks(chains: dict[str, bool], serves: bool) -> None:
+    assert leftovers.nft_serves(chains) == serves
+
+
+def listed(**references: int) -> str:
+    return "\n".join(
+        f"Name: {name.replace('_', '-')}\nType: hash:ip,port\nRevision: 6\nHeader: family inet\n"
+        f"Size in memory: 200\nReferences: {count}\nNumber of entries: 1\n"
+        for name, count in references.items()
+    )
+
+
+def test_sets_are_told_by_name_and_whether_they_are_used() -> None:
+    printed = listed(KUBE_CLUSTER_IP=0, KUBE_6_NODE_PORT_LOCAL_SCTP_HASH=12, KUBE_SRC_X=0, mine=1)
+    assert leftovers.ipsets(printed) == {"KUBE-CLUSTER-IP": False, "KUBE-6-NODE-PORT-LOCAL-SCTP-HASH": True}
+    assert leftovers.ipsets("") == {}
+
+
+def test_tables_are_told_by_name() -> None:
     there = [("ip", "filter"), ("ip6", "kube-proxy"), ("inet", "kube-proxy")]
     assert leftovers.nft_tables(there) == [("ip6", "kube-proxy")]
 
