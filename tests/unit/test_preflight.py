@@ -208,7 +208,7 @@ CASES = {
     "localnet": Case(but(network={"route_localnet": True}), "route_localnet", OK, "does without", "=0"),
     "ports": Case(but(wanted={"masquerade_ports": 10}), "masquerading", WARNING, "10 ports", "--masq"),
     # others
-    "kube-proxy": Case(but(others={"processes": (PROXY,)}), "kube-proxy", WARNING, "pid 12", "DaemonSet"),
+    "kube-proxy": Case(but(others={"processes": (PROXY,)}), "kube-proxy", WARNING, "pid 12", "--node NODE"),
     "kube-proxy's rules": Case(
         but(others={"leftovers": RULES}), "kube-proxy", WARNING, "in force: iptables-nft", "migrate take-over"
     ),
@@ -224,7 +224,7 @@ CASES = {
         "kube-proxy",
         WARNING,
         "does not run here; rules that it may have left in iptables and nftables",
-        "install",
+        "CAP_NET_ADMIN",
     ),
     "IPVS mode": Case(
         but(others={"ipvs_mode": ipvs.Found(12, {"TCP": 3})}),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from lbproxy.core import ipvs
+from lbproxy.core import ipvs, leftovers
 from lbproxy.core.preflight import facts, findings, owners
 from lbproxy.core.preflight.network import named
 
@@ -35,7 +35,8 @@ def _kube_proxy(others: facts.Others, *, processes_seen: bool) -> findings.Findi
             _KUBE_PROXY,
             f"runs (pid {', '.join(str(one.pid) for one in running)})" + (f": {rules}" if rules else ""),
             "it may stay: its rules see what lbproxy leaves alone, and what it has begun goes on. To replace "
-            "it, take its DaemonSet off this node once lbproxy serves, then lbproxy migrate take-over",
+            f"it, once lbproxy serves: {leftovers.HOW_TO_STOP}. Where it is no DaemonSet: stop it, then "
+            "lbproxy migrate take-over",
         )
     if rules:
         return findings.warning(
@@ -49,7 +50,7 @@ def _kube_proxy(others: facts.Others, *, processes_seen: bool) -> findings.Findi
             _KUBE_PROXY,
             f"{running_at_all}; rules that it may have left in {' and '.join(others.unseen)} could not be "
             "looked for",
-            "install iptables and nft where this runs, with CAP_NET_ADMIN",
+            "run this as root, or with CAP_NET_ADMIN",
         )
     return findings.ok(_KUBE_PROXY, f"{running_at_all}, and has left no rules")
 
