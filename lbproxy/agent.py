@@ -191,8 +191,8 @@ class _Agent:
 
     def __init__(self, settings: config.Config, cgroup: pathlib.Path, trusted: trust.Trust) -> None:
         self._settings = settings
-        self._cgroup = cgroup2.Cgroup(cgroup)
         self._datapath = datapath.Datapath(settings.bpffs)
+        self._cgroup = cgroup2.Cgroup(cgroup, self._datapath.lost_cgroup)
         self._telemetry = metrics.Metrics()
         self._writing = gate.Gate()
         self._health_checks = health_checks.HealthChecks(settings, self._health_check_failed)

@@ -1,5 +1,6 @@
 """Where cgroup v2 is mounted, and where one cgroup is to be seen."""
 
+import collections.abc
 import os
 import pathlib
 import re
@@ -47,9 +48,10 @@ class Cgroup:
     Programs that are attached to it do not notice where it is mounted, or whether it is.
     """
 
-    def __init__(self, path: pathlib.Path) -> None:
-        """Take what is at `path`. Raises OSError."""
+    def __init__(self, path: pathlib.Path, removed: collections.abc.Callable[[], bool]) -> None:
+        """Take what is at `path`; `removed` tells whether the kernel knows it to be gone. Raises OSError."""
         self.path = path
+        self._removed = removed
         self.id = _id(path)
         self.visible = True
         # Where in the hierarchy it is, for each way to look at it; the top of a mount may be any folder.
@@ -58,8 +60,8 @@ class Cgroup:
     def look(self) -> str:
         """Find its folder again, and say what is new about that; empty where it is where it was.
 
-        Where another cgroup has come in its folder's place, and it is nowhere else, that one
-        is meant from now on.
+        Where it was removed, and another one is in its folder's place, that one is meant from now
+        on. While it lives, a folder by its name is another view: a container's own, for one.
         """
         was_visible, self.visible = self.visible, True
         if _id_or_none(self.path) == self.id:
@@ -73,7 +75,7 @@ class Cgroup:
                 if _id_or_none(place) == self.id:
                     before, self.path = self.path, place
                     return f"the cgroup at {before} is now at {place}: cgroup2 was mounted anew"
-        if (other := _id_or_none(self.path)) is not None:
+        if (other := _id_or_none(self.path)) is not None and self._removed():
             self.id = other
             self._inside = self._places()
             return f"another cgroup is at {self.path}"

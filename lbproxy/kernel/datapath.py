@@ -167,7 +167,8 @@ class Datapath:
     def verify(self, cgroup: pathlib.Path, cgroup_id: int | None = None) -> list[str]:
         """Put back any hook that someone took away; returns the names of those.
 
-        `cgroup_id` is the kernel's where the folder may not be seen just now.
+        `cgroup_id` is the kernel's, where the folder may not be seen just now or another one may be at
+        its path: nothing is attached there.
 
         Raises AgentError where the maps and programs themselves are gone: only the
         next start can make them anew. Raises OSError where a hook can not be put back.
@@ -183,12 +184,16 @@ class Datapath:
         unhooked = self._hooks.missing(cgroup_id, current)
         try:
             if unhooked:
-                self._hooks.switch(cgroup, current)
+                self._hooks.switch(cgroup, current, cgroup_id)
         except OSError as error:
             self.problem = f"hooks are missing and can not be put back: {', '.join(unhooked)}: {error}"
             raise
         self.problem = ""
         return lost + unhooked
+
+    def lost_cgroup(self) -> bool:
+        """Whether the cgroup that the hooks were at was removed."""
+        return self._hooks.lost_cgroup()
 
     def moved(self, cgroup: pathlib.Path) -> None:
         """Note down where the cgroup is seen now, for the read-side commands. Raises OSError, AgentError."""

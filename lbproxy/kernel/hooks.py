@@ -4,6 +4,8 @@ A hook is never without a program: a link is given another one in one step, and 
 link to another cgroup holds before the old one goes.
 """
 
+import contextlib
+import errno
 import os
 import pathlib
 import typing
@@ -43,11 +45,27 @@ class Hooks:
         except FileNotFoundError:
             return False
 
-    def switch(self, cgroup: pathlib.Path, wanted: generation.Generation) -> None:
-        """Put every program of a generation at its hook, in the place of an earlier one's."""
+    def lost_cgroup(self) -> bool:
+        """Whether the kernel has taken all links off their cgroup, as it does when that is removed."""
+        at = []
+        for program in programs.SOCKET:
+            with (
+                contextlib.suppress(FileNotFoundError),
+                generation.opened(self._folder / program.name) as link_fd,
+            ):
+                at.append(libbpf.link_info(link_fd).cgroup_id)
+        return bool(at) and not any(at)
+
+    def switch(self, cgroup: pathlib.Path, wanted: generation.Generation, only_id: int | None = None) -> None:
+        """Put every program of a generation at its hook, in the place of an earlier one's.
+
+        Raises OSError, also where another cgroup than `only_id` is there.
+        """
         cgroup_fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             cgroup_id = os.fstat(cgroup_fd).st_ino
+            if only_id not in (None, cgroup_id):
+                raise OSError(errno.ESTALE, "another cgroup is there", str(cgroup))
             for program in programs.SOCKET:
                 path = wanted.programs_dir / program.name
                 # A generation of another version, about to be replaced, may lack one.

@@ -146,7 +146,10 @@ async def test_the_agent_logs_what_it_puts_back_and_ends_where_it_can_not_go_on(
             told.append(f"{name}: {value}")
 
     parts = types.SimpleNamespace(
-        _datapath=found, _cgroup=cgroup2.Cgroup(cgroup), _controller=Control(), _writing=gate.Gate()
+        _datapath=found,
+        _cgroup=cgroup2.Cgroup(cgroup, lambda: False),
+        _controller=Control(),
+        _writing=gate.Gate(),
     )
     running = typing.cast(agent._Agent, parts)
     with caplog.at_level(logging.ERROR), pytest.raises(errors.AgentError, match="gone"):
