@@ -90,7 +90,12 @@ def _row(option: Option) -> str:
     if option.own_field:
         fields.append(f"`{option.own_field}` (lbproxy)")
     default = f"`{option.default}`" if option.default else ""
-    notes = [option.help, "repeatable" if option.type.joins and option.flags else ""]
+    notes = [
+        option.help,
+        f"as a flag {option.flag_help}" if option.flag_help else "",
+        f"in a file {option.file_help}" if option.file_help else "",
+        "repeatable" if option.type.joins and option.flags else "",
+    ]
     if option.no_effect:
         notes.append(f"**no effect yet:** {option.no_effect}" if option.help else option.no_effect)
     meaning = "; ".join(filter(None, notes))

@@ -122,7 +122,7 @@ def describe(option: Option) -> str:
         notes.append("repeatable")
     if option.no_effect:
         notes.append("no effect yet")
-    return option.help + (f" ({'; '.join(notes)})" if notes else "")
+    return option.help_of_flag + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _add(section: argparse._ArgumentGroup, option: Option) -> None:

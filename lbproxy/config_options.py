@@ -39,6 +39,8 @@ class Option:
     metavar: str = ""  # what help calls the value, where the type's own word says less
     group: Group
     help: str = ""
+    flag_help: str = ""  # what more is to be said of the flag, and of the field in a file
+    file_help: str = ""
     no_effect: str = ""  # why it does nothing here; empty: it is honoured
     ignored_with_config: bool = False  # the flag yields to --config, as kube-proxy's does (CLI-1)
     zero_is_unset: bool = False  # a zero in a file means the default (CFG-1)
@@ -49,10 +51,23 @@ class Option:
         return self.flags[0] if self.flags else (self.own_field or self.kube_fields[0])
 
     @property
+    def help_of_flag(self) -> str:
+        """What it means on the command line."""
+        return "; ".join(filter(None, (self.help, self.flag_help)))
+
+    @property
+    def help_of_field(self) -> str:
+        """What it means in a file."""
+        return "; ".join(filter(None, (self.help, self.file_help)))
+
+    @property
     def value_word(self) -> str:
         """What help calls the value."""
         return self.metavar or self.type.metavar
 
+
+_EMPTY_FLAG: typing.Final = '"" disables'
+_EMPTY_FIELD: typing.Final = '"" is the default, too'
 
 OWN_OPTIONS = (
     Option(
@@ -209,7 +224,9 @@ OWN_OPTIONS = (
         type=types.LISTEN,
         default=str(config.HEALTHZ),
         group=Group.SERVING,
-        help='serve /healthz and /livez here; "" disables; default with an IPv6 --bind-address: [::]:10256',
+        help="serve /healthz and /livez here; default with an IPv6 --bind-address: [::]:10256",
+        flag_help=_EMPTY_FLAG,
+        file_help=_EMPTY_FIELD,
         ignored_with_config=True,
     ),
     Option(
@@ -218,7 +235,9 @@ OWN_OPTIONS = (
         type=types.LISTEN,
         default=str(config.METRICS),
         group=Group.SERVING,
-        help='serve /metrics here; "" disables; default with an IPv6 --bind-address: [::1]:10249',
+        help="serve /metrics here; default with an IPv6 --bind-address: [::1]:10249",
+        flag_help=_EMPTY_FLAG,
+        file_help=_EMPTY_FIELD,
         ignored_with_config=True,
     ),
     Option(
@@ -226,14 +245,14 @@ OWN_OPTIONS = (
         type=types.BOOL,
         default="true",
         group=Group.SERVING,
-        help='false disables /healthz, for which a file has no other way: "" means the default there',
+        help="false disables /healthz",
     ),
     Option(
         own_field="metrics",
         type=types.BOOL,
         default="true",
         group=Group.SERVING,
-        help="false disables /metrics, likewise",
+        help="false disables /metrics",
     ),
     Option(
         flags=("--metrics-max-series",),

@@ -497,6 +497,7 @@ _FUNCTIONS: typing.Final[Mapping[str, Callable[..., Value]]] = {
     "set": _set,
     "dict": _dict,
     "dig": _dig,
+    "ternary": lambda yes, no, which: yes if which else no,
     "omit": lambda mapping, *keys: {key: value for key, value in mapping.items() if key not in keys},
     "deepCopy": copy.deepcopy,
     "sha256sum": lambda text: hashlib.sha256(text.encode()).hexdigest(),

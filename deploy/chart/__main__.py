@@ -29,7 +29,8 @@ helm install lbproxy deploy/helm/lbproxy --namespace kube-system \\
 ```
 
 `docs/install.md` has the steps: a trial beside kube-proxy first (`--set trial.enabled=true`), what has to go
-before what, and the way back: `helm uninstall` alone leaves the programs in the kernels.
+before what, and the way back: `helm uninstall` alone leaves the programs in the kernels. For the way from
+kube-proxy node by node, with `lbproxy migrate cluster` (`docs/migration.md`): `--set migrate.enabled=true`.
 
 ## Values
 

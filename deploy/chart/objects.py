@@ -14,7 +14,10 @@ _FULL_NAME: typing.Final = Text('include "lbproxy.fullname" .')
 _NAMESPACE: typing.Final = Text('include "lbproxy.namespace" .')
 _ACCOUNT: typing.Final = Text('include "lbproxy.serviceAccountName" .')
 _IMAGE: typing.Final = Text('include "lbproxy.image" .')
+_AFFINITY: typing.Final = 'include "lbproxy.affinity" .'
 _AGENT: typing.Final = "not .Values.cleanup.enabled"
+
+_COMMON_ANNOTATIONS: typing.Final = ".Values.commonAnnotations"
 
 # Where alerts lead, as the kustomize folder has it.
 RUNBOOK: typing.Final = "docs/runbook.md"
@@ -68,7 +71,7 @@ def _template(found: kustomizing.Object) -> str:
     tree = _named(found)
     match found["kind"]:
         case "DaemonSet":
-            return _when(_AGENT, _agent(tree))
+            return _when(_AGENT, _agent(tree), check="lbproxy.checkSettings")
         case "ServiceAccount":
             tree["metadata"]["name"] = _ACCOUNT
             tree["metadata"]["annotations"] = _annotations(".Values.serviceAccount.annotations")
@@ -102,7 +105,7 @@ def _named(found: kustomizing.Object) -> kustomizing.Object:
 
 def _annotations(*more: str) -> When:
     """The annotations of all objects, and those of this one."""
-    values = (".Values.commonAnnotations", *more)
+    values = (_COMMON_ANNOTATIONS, *more)
     condition = f"or {' '.join(values)}" if more else values[0]
     return When(condition, {Spread(value): None for value in values})
 
@@ -162,7 +165,7 @@ def _pod(spec: kustomizing.Object, security: str) -> kustomizing.Object:
         **spec,
         "nodeSelector": Block('include "lbproxy.nodeSelector" .'),
         "tolerations": _value("tolerations"),
-        "affinity": When(".Values.affinity", _value("affinity")),
+        "affinity": When(_AFFINITY, Block(_AFFINITY)),
         "imagePullSecrets": When(".Values.imagePullSecrets", _value("imagePullSecrets")),
         "securityContext": Block(f'include "{security}" .'),
     }
@@ -184,6 +187,8 @@ def _config_map() -> kustomizing.Object:
     found = source.one(source.overlay("default"), "ConfigMap")
     tree = _named({**found, "metadata": {**found["metadata"], "labels": {}}})
     tree["metadata"]["name"] = Text('include "lbproxy.configName" .')
+    # Pods of the revision before need theirs until they are replaced, and a kubelet that starts asks for it.
+    tree["metadata"]["annotations"] = {"helm.sh/resource-policy": "keep", Spread(_COMMON_ANNOTATIONS): None}
     tree["data"] = {name: Literal(f'include "lbproxy.{name}" .') for name in found["data"]}
     return tree
 
@@ -239,6 +244,12 @@ def _config_template() -> str:
     }
     path = source.settings("default")[0]["clientConnection"]["kubeconfig"]
     (namespace,) = (one for one in source.overlay("hostile") if one["kind"] == "Namespace")
+    migrate = source.overlay("migrate")
+    told = [
+        {name: value for name, value in there.items() if here.get(name) != value}
+        for there, here in zip(source.settings("migrate"), source.settings("default"), strict=True)
+    ]
+    assert not told[0], "say where they go"
     levels = " ".join(f"{name}={level}" for name, level in namespace["metadata"]["labels"].items())
     return f"""\
 {{{{- /* Made by `make chart`. */ -}}}}
@@ -271,6 +282,12 @@ kind: {config_file.LBPROXY[1]}
 {{{{- $settings := include "lbproxy.settings" . | fromYaml -}}}}
 {{{{- $settings.kubeProxy.metricsBindAddress | default "{config.METRICS}" -}}}}
 {{{{- end }}}}
+
+{{{{- define "lbproxy.migrateSettings" -}}}}
+{write(told[1])}{{{{- end }}}}
+
+{{{{- define "lbproxy.migrateAffinity" -}}}}
+{write(source.pod(migrate)["affinity"])}{{{{- end }}}}
 
 {{{{- define "lbproxy.podSecurityLevels" -}}}}
 {levels}

@@ -79,7 +79,9 @@ def _or_unset(schema: Schema) -> Schema:
 
 
 def _described(option: Option) -> Schema:
-    return {"description": f"without effect: {option.no_effect}" if option.no_effect else option.help}
+    return {
+        "description": f"without effect: {option.no_effect}" if option.no_effect else option.help_of_field
+    }
 
 
 def kube_proxy_settings() -> Schema:
@@ -87,13 +89,14 @@ def kube_proxy_settings() -> Schema:
     path = source.settings("default")[0]["clientConnection"]["kubeconfig"]
     # The ports of the pod are read from these. Without a port, the template would not know which.
     listen = {"pattern": r"^([0-9]+(\.[0-9]+){3}|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"}
-    cidr = r"([0-9]+(\.[0-9]+){3}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)/[0-9]{1,3}"
+    ipv4 = r"[0-9]+(\.[0-9]+){3}/([12]?[0-9]|3[0-2])"
+    ipv6 = "[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*/([1-9]?[0-9]|1[01][0-9]|12[0-8])"
     exceptions: dict[str, Schema] = {
         "clientConnection.kubeconfig": {"const": path},
         "hostnameOverride": {"enum": [""]},  # each node has a name of its own
         "healthzBindAddress": listen,
         "metricsBindAddress": listen,
-        "clusterCIDR": {"pattern": f"^({cidr}( *, *{cidr})?)?$"},
+        "clusterCIDR": {"pattern": f"^({ipv4}( *, *{ipv6})?|{ipv6}( *, *{ipv4})?)?$"},
     }
     return _named(settings(config_file.kube_schema(), exceptions), config_file.KUBE_PROXY)
 

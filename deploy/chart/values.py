@@ -49,9 +49,9 @@ def all_values(kubernetes: schema.Kubernetes) -> list[Value]:
 def _image(container: kustomizing.Object) -> Iterator[Value]:
     yield Value(
         "image.repository",
-        source.NAME,
-        {"type": "string", "minLength": 1},
-        "where the image is that deploy/Dockerfile makes",
+        "",
+        schema.TEXT,
+        "needed: where the image is that deploy/Dockerfile makes",
     )
     yield Value(
         "image.tag",
@@ -124,7 +124,7 @@ def _settings(
             place = place["properties"][part]
         if not option.no_effect and not schema.is_decided(place) and field not in given:
             default = f" ({option.default})" if option.default else ""
-            named.setdefault(f"{default}: {option.help}", []).append(field)
+            named.setdefault(f"{default}: {option.help_of_field}", []).append(field)
     return tuple(f"{', '.join(names)}{text}" for text, names in named.items())
 
 
@@ -154,6 +154,13 @@ def _overlays(kubernetes: schema.Kubernetes) -> Iterator[Value]:
         {"$ref": "#/definitions/LbproxyConfiguration"},
         "stands above config.lbproxy in a trial. packetPath false: only connections that pods and the "
         "node begin",
+    )
+    yield Value(
+        "migrate.enabled",
+        False,
+        schema.FLAG,
+        "for `lbproxy migrate cluster` (docs/migration.md): only on nodes that it has labelled, with "
+        "takeOver: when-told",
     )
     hostile = source.pod(source.overlay("hostile"))
     (agent,), (load,) = hostile["containers"], hostile["initContainers"]
@@ -325,7 +332,12 @@ def _pod(
         kubernetes("core.v1.SecurityContext"),
         "docs/install.md says what each capability is for",
     )
-    named = {"type": "object", "required": ["name"]}
+    taken = [volume["name"] for volume in pod["volumes"]]
+    named = {
+        "type": "object",
+        "required": ["name"],
+        "properties": {"name": {"type": "string", "not": {"enum": taken}}},
+    }
     yield Value(
         "extraVolumes",
         [],

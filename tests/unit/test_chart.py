@@ -90,6 +90,9 @@ def as_helm_has_it(objects: list[kustomizing.Object]) -> dict[tuple[str, str], k
     found = copy.deepcopy(objects)
     for each in found:
         each["metadata"].setdefault("labels", {}).update(HELM_LABELS)
+        if each["metadata"]["name"] == "lbproxy" and each["kind"] == "ConfigMap":
+            # Kustomize prunes nothing.
+            each["metadata"]["annotations"] = {"helm.sh/resource-policy": "keep"}
     return keyed(found)
 
 
@@ -111,7 +114,7 @@ def without_suffix(objects: list[kustomizing.Object]) -> list[kustomizing.Object
     return found
 
 
-@pytest.mark.parametrize("overlay", ["default", "trial", "hostile"])
+@pytest.mark.parametrize("overlay", ["default", "trial", "hostile", "migrate"])
 def test_it_renders_the_objects_of_an_overlay(overlay: str, tmp_path: pathlib.Path) -> None:
     wanted = source.overlay(overlay)
     namespaces = {each["metadata"].get("namespace") for each in wanted} - {None}
@@ -201,10 +204,15 @@ def test_what_is_rendered_finds_each_other(values: helming.Values) -> None:
 def test_the_notes_say_what_is_next() -> None:
     notes = {name: CHART.render(values, "proxy", "net")["NOTES.txt"] for name, values in CI.items()}
     assert "kubectl -n net rollout status daemonset lbproxy\n" in notes["default"]
-    assert "helm -n net upgrade proxy CHART --reuse-values --set cleanup.enabled=true" in notes["default"]
+    assert "helm -n net upgrade proxy CHART -f values.yaml --set cleanup.enabled=true" in notes["default"]
     assert "lbproxy.io/trial: " in notes["trial"]
     assert "kube-proxy has to be gone" in notes["default"]
-    assert "kube-proxy has to be gone" not in notes["trial"]
+    assert "kube-proxy has to be gone" not in notes["trial"] + notes["migrate"]
+    assert "\n  lbproxy migrate cluster\n" in notes["migrate"]
+    by_hand = with_values("affinity", _AFFINITY) | {"config": {"lbproxy": {"takeOver": "when-told"}}}
+    assert "kube-proxy has to be gone" not in CHART.render(by_hand)["NOTES.txt"]
+    without_label = with_values("config.lbproxy.takeOver", "when-told")
+    assert "kube-proxy has to be gone" in CHART.render(without_label)["NOTES.txt"]
     assert "kubectl label namespace net pod-security.kubernetes.io/enforce=privileged" in notes["hostile"]
     assert "kubectl label" not in CHART.render(CI["hostile"])["NOTES.txt"]  # kube-system has what it needs
     assert "rollout status daemonset lbproxy-cleanup\n  helm -n net uninstall proxy" in notes["cleanup"]
@@ -227,6 +235,13 @@ def test_kube_proxys_own_configuration_may_be_pasted(tmp_path: pathlib.Path) -> 
 _MASTERS: typing.Final = [{"operator": "Exists", "effect": "NoSchedule"}]
 _AFFINITY: typing.Final[helming.Values] = {
     "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": []}
+}
+_NODES: typing.Final[helming.Values] = {
+    "nodeAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [{"matchExpressions": [{"key": "a", "operator": "Exists"}]}]
+        }
+    }
 }
 _POD: typing.Final[Mapping[str, tuple[object, str, object]]] = {
     "imagePullSecrets": ([{"name": "a"}], "imagePullSecrets", [{"name": "a"}]),
@@ -351,11 +366,70 @@ def test_the_links_of_alerts_lead_where_people_read() -> None:
 # --- what is refused ---
 
 
-def test_without_an_api_server_it_says_what_is_missing() -> None:
+def test_without_an_api_server_or_an_image_it_says_what_is_missing() -> None:
     with pytest.raises(
         helming.ChartError, match=r"apiServer\.server is needed.*/etc/kubernetes/kubelet\.conf"
     ):
-        CHART.render({})
+        CHART.render(with_values("apiServer.server", ""))
+    for name in ("default", "cleanup"):
+        with pytest.raises(helming.ChartError, match=r"image\.repository is needed"):
+            CHART.render(with_values("image.repository", "", name))
+
+
+@pytest.mark.parametrize(
+    ("server", "refused"),
+    [
+        ("https://kubernetes.default.svc", True),
+        ("https://kubernetes.default.svc.cluster.local:443/", True),
+        ("https://kubernetes.default:6443", True),
+        ("https://kubernetes", True),
+        ("https://kubernetes.example.org:6443", False),
+        ("https://kubernetes-api:6443", False),
+        ("https://[fd00::1]:6443", False),
+    ],
+)
+def test_the_service_that_lbproxy_has_to_make_work_is_no_api_server_for_it(
+    server: str, refused: bool
+) -> None:
+    values = with_values("apiServer.server", server)
+    if refused:
+        with pytest.raises(helming.ChartError, match="answers only once lbproxy runs"):
+            CHART.render(values)
+    else:
+        CHART.render(values)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        (
+            "127.0.0.1:10256",
+            r"^config\.kubeProxy\.healthzBindAddress: the kubelet asks at the node's address",
+        ),
+        ("[::1]:10256", "Set it to 0.0.0.0"),
+        ("0.0.0.0:10249", r"^config\.kubeProxy: .* the same port, 10249"),
+    ],
+)
+def test_what_the_kubelet_can_not_ask_is_refused(address: str, said: str) -> None:
+    with pytest.raises(helming.ChartError, match=said):
+        CHART.render(with_values("config.kubeProxy.healthzBindAddress", address))
+    trial = with_values("trial.config.kubeProxy.healthzBindAddress", "127.0.0.1:10356", "trial")
+    with pytest.raises(helming.ChartError, match=r"^trial\.config\.kubeProxy\.healthzBindAddress"):
+        CHART.render(trial)
+
+
+def test_a_migration_has_its_own_nodes() -> None:
+    with pytest.raises(helming.ChartError, match="not in a trial"):
+        CHART.render(with_values("trial.enabled", True, "migrate"))
+    with pytest.raises(helming.ChartError, match="Choose among them by nodeSelector"):
+        CHART.render(with_values("affinity", _NODES, "migrate"))
+    found = CHART.objects(with_values("affinity", _AFFINITY, "migrate"))
+    assert kustomizing.pod(source.one(found, "DaemonSet"))["affinity"].keys() == {
+        "nodeAffinity", "podAntiAffinity",
+    }  # fmt: skip
+    # Whoever cleans up goes to every node.
+    cleaning = CHART.objects(with_values("cleanup.enabled", True, "migrate"))
+    assert keyed(cleaning) == keyed(CHART.objects(CI["cleanup"]))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:10249", "[::1]:10249", None])
@@ -374,6 +448,10 @@ REFUSED: typing.Final[list[tuple[str, object, str]]] = [
     ("apiServer.server", "192.0.2.1:6443", "at '/apiServer/server'"),
     ("config.kubeProxy.clusterCidr", "10.0.0.0/8", "'clusterCidr' was unexpected"),
     ("config.kubeProxy.clusterCIDR", "10.0.0.0", "at '/config/kubeProxy/clusterCIDR'"),
+    ("config.kubeProxy.clusterCIDR", "10.0.0.0/33", "at '/config/kubeProxy/clusterCIDR'"),
+    ("config.kubeProxy.clusterCIDR", "fd00::/129", "at '/config/kubeProxy/clusterCIDR'"),
+    ("config.kubeProxy.clusterCIDR", "10.0.0.0/8,10.1.0.0/16", "at '/config/kubeProxy/clusterCIDR'"),
+    ("config.kubeProxy.clusterCIDR", "fd00::/56, fd01::/56", "at '/config/kubeProxy/clusterCIDR'"),
     ("config.kubeProxy.metricsBindAddress", "0.0.0.0", "at '/config/kubeProxy/metricsBindAddress'"),
     ("config.kubeProxy.clientConnection", {"kubeconfig": "/x"}, "'/etc/lbproxy/kubeconfig.conf' was"),
     ("config.kubeProxy.mode", "userspace", "at '/config/kubeProxy/mode'"),
@@ -397,6 +475,7 @@ REFUSED: typing.Final[list[tuple[str, object, str]]] = [
     ("nodeSelector", {"a": True}, "True is not of type 'string'"),
     ("podSecurityContext", {"appArmor": {}}, "'appArmor' was unexpected"),
     ("extraVolumes", [{"configMap": {"name": "x"}}], "'name' is a required property"),
+    ("extraVolumes", [{"name": "bpffs"}], "at '/extraVolumes/0/name'"),
     ("extraVolumeMounts", [{"name": "x", "path": "/x"}], "'path' was unexpected"),
     ("minReadySeconds", -1, "less than the minimum of 0"),
     ("commonLabels", {"app.kubernetes.io/name": "x"}, "False schema does not allow 'x'"),
@@ -437,6 +516,16 @@ def test_every_setting_of_the_agent_is_a_value(document: str, field: str) -> Non
         CHART.values(with_values(f"config.{document}.{field}", value))
     with pytest.raises(helming.ChartError, match="was unexpected"):
         CHART.values(with_values(f"config.{document}.{field}x", value))
+
+
+def test_what_is_said_of_a_field_holds_in_a_file() -> None:
+    """Empty disables a server as a flag only."""
+    option = config_file.kube_schema()["healthzBindAddress"]
+    assert '"" disables' in config_flags.describe(option)
+    told = CHART.schema["definitions"]["KubeProxyConfiguration"]["properties"]["healthzBindAddress"]
+    for text in (told["description"], (source.CHART / "values.yaml").read_text()):
+        assert "disables;" not in text
+        assert '"" is the default' in text
 
 
 # --- as `helm lint` looks at it ---
@@ -497,4 +586,4 @@ def test_everything_is_another_than_its_default() -> None:
         ours, theirs = values, defaults
         for part in path.split("."):
             ours, theirs = ours[part], theirs[part]
-        assert (ours != theirs) == (path != "cleanup.enabled"), path
+        assert (ours != theirs) == (path not in ("cleanup.enabled", "migrate.enabled")), path

@@ -46,6 +46,22 @@ current-context: default
 {{- $settings.kubeProxy.metricsBindAddress | default "127.0.0.1:10249" -}}
 {{- end }}
 
+{{- define "lbproxy.migrateSettings" -}}
+takeOver: when-told
+{{- end }}
+
+{{- define "lbproxy.migrateAffinity" -}}
+nodeAffinity:
+  requiredDuringSchedulingIgnoredDuringExecution:
+    nodeSelectorTerms:
+      - matchExpressions:
+          - key: lbproxy.io/proxy
+            operator: In
+            values:
+              - both
+              - lbproxy
+{{- end }}
+
 {{- define "lbproxy.podSecurityLevels" -}}
 pod-security.kubernetes.io/enforce=privileged pod-security.kubernetes.io/audit=privileged pod-security.kubernetes.io/warn=privileged
 {{- end }}

@@ -22,14 +22,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 
 {{- define "lbproxy.image" -}}
+{{- $repository := required "image.repository is needed: where the image is that deploy/Dockerfile makes, e.g. registry.example/lbproxy" .Values.image.repository -}}
 {{- if .Values.image.digest -}}
-{{- printf "%s@%s" .Values.image.repository .Values.image.digest | quote -}}
+{{- printf "%s@%s" $repository .Values.image.digest | quote -}}
 {{- else -}}
-{{- printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) | quote -}}
+{{- printf "%s:%s" $repository (.Values.image.tag | default .Chart.AppVersion) | quote -}}
 {{- end -}}
 {{- end }}
 
-{{- /* The agent's settings. A trial's stand above them. */ -}}
+{{- /* The agent's settings. A trial's stand above them, and so does what a migration needs. */ -}}
 {{- define "lbproxy.settings" -}}
 {{- $kubeProxy := .Values.config.kubeProxy | default dict | deepCopy -}}
 {{- $lbproxy := .Values.config.lbproxy | default dict | deepCopy -}}
@@ -41,11 +42,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- $_ := set $lbproxy $name $value -}}
 {{- end -}}
 {{- end -}}
+{{- if .Values.migrate.enabled -}}
+{{- range $name, $value := include "lbproxy.migrateSettings" . | fromYaml -}}
+{{- $_ := set $lbproxy $name $value -}}
+{{- end -}}
+{{- end -}}
 {{- dict "kubeProxy" $kubeProxy "lbproxy" $lbproxy | toYaml -}}
 {{- end }}
 
 {{- define "lbproxy.apiServer" -}}
-{{- required "apiServer.server is needed: the API server's address that answers without a service proxy, as in /etc/kubernetes/kubelet.conf of a node, e.g. https://192.0.2.1:6443" .Values.apiServer.server -}}
+{{- $server := required "apiServer.server is needed: the API server's address that answers without a service proxy, as in /etc/kubernetes/kubelet.conf of a node, e.g. https://192.0.2.1:6443" .Values.apiServer.server -}}
+{{- if regexFind "^https?://kubernetes([.]default([.]svc([.][^/]*)?)?)?(:[0-9]+)?(/|$)" $server -}}
+{{- printf "apiServer.server: %s is the Service `kubernetes`, which answers only once lbproxy runs. Give the address in /etc/kubernetes/kubelet.conf of a node, e.g. https://192.0.2.1:6443" $server | fail -}}
+{{- end -}}
+{{- $server -}}
 {{- end }}
 
 {{- define "lbproxy.healthzPort" -}}
@@ -82,6 +92,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- toYaml $labels -}}
 {{- end }}
 
+{{- /* A migration's choice of nodes beside what is given. Those that clean up go everywhere. */ -}}
+{{- define "lbproxy.affinity" -}}
+{{- $affinity := .Values.affinity | default dict | deepCopy -}}
+{{- if and .Values.migrate.enabled (not .Values.cleanup.enabled) -}}
+{{- range $name, $value := include "lbproxy.migrateAffinity" . | fromYaml -}}
+{{- $_ := set $affinity $name $value -}}
+{{- end -}}
+{{- end -}}
+{{- if $affinity -}}
+{{- toYaml $affinity -}}
+{{- end -}}
+{{- end }}
+
 {{- define "lbproxy.podSecurityContext" -}}
 {{- $context := .Values.podSecurityContext | default dict | deepCopy -}}
 {{- if and .Values.hostile.enabled .Values.hostile.appArmorProfile (not .Values.cleanup.enabled) -}}
@@ -102,6 +125,23 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- $context := .Values.securityContext | default dict | deepCopy -}}
 {{- $_ := set $context "capabilities" .Values.hostile.load.capabilities -}}
 {{- toYaml $context -}}
+{{- end }}
+
+{{- define "lbproxy.checkSettings" -}}
+{{- $where := ternary "trial.config.kubeProxy" "config.kubeProxy" .Values.trial.enabled -}}
+{{- $healthz := include "lbproxy.healthzAddress" . -}}
+{{- if or (hasPrefix "127." $healthz) (hasPrefix "[::1]" $healthz) -}}
+{{- printf "%s.healthzBindAddress: the kubelet asks at the node's address and can not reach %s: no pod would become ready. Set it to 0.0.0.0 and the same port" $where $healthz | fail -}}
+{{- end -}}
+{{- if eq (include "lbproxy.healthzPort" .) (include "lbproxy.metricsPort" .) -}}
+{{- printf "%s: healthzBindAddress and metricsBindAddress have the same port, %s" $where (include "lbproxy.healthzPort" .) | fail -}}
+{{- end -}}
+{{- if and .Values.migrate.enabled .Values.trial.enabled -}}
+{{- fail "migrate.enabled: not in a trial, which has other ports and nodes of its own" -}}
+{{- end -}}
+{{- if and .Values.migrate.enabled (dig "nodeAffinity" "" (.Values.affinity | default dict)) -}}
+{{- fail "affinity.nodeAffinity: with migrate.enabled that is by the label which `lbproxy migrate cluster` gives to nodes. Choose among them by nodeSelector" -}}
+{{- end -}}
 {{- end }}
 
 {{- define "lbproxy.checkMonitored" -}}
