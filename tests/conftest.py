@@ -7,11 +7,10 @@ neither use nor empty what the user's own lbproxy keeps. A test that removes the
 
 import collections.abc
 import pathlib
-import shutil
 
 import pytest
 
-from tests import capabilities
+from tests import capabilities, folders
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +41,7 @@ def spare_cache(
 ) -> pathlib.Path:
     """A copy of what is kept, for a test that removes it, as `lbproxy cleanup` does."""
     copy = tmp_path / "spare-cache"
-    shutil.copytree(cache_home, copy)
+    # Side by side others write to it, and remove what is old.
+    folders.copy(cache_home, copy, drafts=".bytecode-*")
     monkeypatch.setenv("XDG_CACHE_HOME", str(copy))
     return copy
