@@ -152,7 +152,7 @@ def read(root: pathlib.Path, opened: maps.BpfMaps) -> Status:
         warnings=(
             *_off(identity.refused),
             *_given_back(opened),
-            *_rejected(noting.read(root)),
+            *_rejected(noting.read(root), agent.running),
             *_warnings(hooks, devices, counters, opened),
             *listing.warnings(found),
         ),
@@ -169,11 +169,13 @@ def _given_back(opened: maps.BpfMaps) -> Iterator[str]:
         yield handover.RETURNING
 
 
-def _rejected(noted: notes.Notes) -> Iterator[str]:
+def _rejected(noted: notes.Notes, agent_runs: bool) -> Iterator[str]:
+    # The notes outlive whoever wrote them; the objects may have been mended since.
+    when = "" if agent_runs else "when the agent ended: "
     for one in noted.rejected[:_FEW]:
-        yield events.rejection(one.kind, one.name, one.reason)
+        yield when + events.rejection(one.kind, one.name, one.reason)
     if len(noted.rejected) > _FEW:
-        yield f"and {len(noted.rejected) - _FEW} more objects are rejected: see the agent's log"
+        yield f"{when}and {len(noted.rejected) - _FEW} more objects are rejected: see the agent's log"
 
 
 def _warnings(
