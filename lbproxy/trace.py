@@ -71,6 +71,9 @@ def _watch(watching: observers.Observers, told: "_Told", stop: "_Stop", seconds:
             told.event(row)
         told.settle(kernel_clock.monotonic_ns())
         output.flush()
+    # Whoever ends it has seen his connection end: that is told, too.
+    for row in ring.rest():
+        told.event(row)
 
 
 def _end(told: "_Told", watching: observers.Observers, seen: "_Book", screen: "_Screen") -> None:

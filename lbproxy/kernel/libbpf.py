@@ -370,6 +370,14 @@ class Ring:
         result = _LIB.ring_buffer__poll(self._ring, int(timeout_s * 1000))
         if -result != errno.EINTR:
             _check(result, "read ring buffer")
+        return self._taken()
+
+    def rest(self) -> list[bytes]:
+        """What has come already. Unlike `poll` it does not depend on anybody having been woken for it."""
+        _check(_LIB.ring_buffer__consume(self._ring), "read ring buffer")
+        return self._taken()
+
+    def _taken(self) -> list[bytes]:
         found, self._records[:] = list(self._records), []
         return found
 
