@@ -192,7 +192,10 @@ def test_what_somebody_takes_away_is_put_back_and_told(
     async def script(running: Running) -> None:
         running.path.node_known((packed(NODE_IP),))
         await running.becomes(up0=OUTSIDE, **REST)
-        (found.links_dir / device_links.Attachment(ns.ifindex("up0"), "tc_from_outside").pin).unlink()
+        # At once: of a link that is only unpinned the kernel lets go in a while, and until then has no place.
+        pin = device_links.Attachment(ns.ifindex("up0"), "tc_from_outside").pin
+        with generation.opened(found.links_dir / pin) as link_fd:
+            libbpf.link_detach(link_fd)
         await running.becomes(up0=OUTSIDE, **REST)
         await until(lambda: bool(caplog.records))
 
