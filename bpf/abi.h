@@ -213,9 +213,12 @@ struct backend_load {
 	__u32 closed; /* and that were seen to end */
 };
 
-/* What became of TCP connections to a backend: as this node's sockets saw it, and of what began
- * elsewhere as packets told it. Counts wrap.
+/* What became of TCP connections to a backend, by its id: of this node's sockets. With the highest
+ * bit: of clients whose packets come in, be they from elsewhere or from sockets that no hook sees.
+ * Counts wrap.
  */
+#define LB_HEALTH_ELSEWHERE 0x80000000
+
 struct backend_health {
 	__u64 handshake_us; /* the sum of what those that were answered took */
 	__u32 established;

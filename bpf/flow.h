@@ -395,7 +395,7 @@ static __always_inline void flow_asked(const struct flow_key *key, const struct 
 	if ((was & (LB_FLOW_REPLIED | LB_FLOW_RESET)) || !flow_is_counted(key, row) ||
 	    (tcp_flags & (LB_TCP_SYN | LB_TCP_ACK)) != LB_TCP_SYN || !syn_again(reply))
 		return;
-	to = health_of(row->backend, row->addr, row->dport);
+	to = health_of(row->backend, row->addr, row->dport, LB_HEALTH_ELSEWHERE);
 	if (to)
 		__sync_fetch_and_add(&to->unanswered, 1);
 }
@@ -418,7 +418,7 @@ static __always_inline void flow_answered(const struct flow *row, __u32 was, __u
 	if (!first && (!(flags & LB_TCP_RST) || (was & (LB_FLOW_ASSURED | LB_FLOW_FIN |
 							LB_FLOW_PEER_FIN)) != LB_FLOW_ASSURED))
 		return;
-	to = health_of(asked->backend, asked->addr, asked->dport);
+	to = health_of(asked->backend, asked->addr, asked->dport, LB_HEALTH_ELSEWHERE);
 	if (!to)
 		return;
 	if (!first)
@@ -445,7 +445,7 @@ static __always_inline void flow_unreachable(const struct flow_key *key, struct 
 	if (!asked || !flow_is_counted(&asked_key, asked))
 		return;
 	row->backend = 0;
-	to = health_of(asked->backend, asked->addr, asked->dport);
+	to = health_of(asked->backend, asked->addr, asked->dport, LB_HEALTH_ELSEWHERE);
 	if (to)
 		__sync_fetch_and_add(&to->refused, 1);
 }

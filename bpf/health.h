@@ -2,7 +2,8 @@
  *
  * Where it is counted how connections to a backend fare: those of sockets by sock_health.c,
  * those that packets begin by flow.h. A connection is one or the other, as what a socket sends
- * to a backend itself has no row in `flows`.
+ * to a backend itself has no row in `flows`. Each kind has rows of its own: where a firewall
+ * keeps clients of elsewhere from a backend, that need not speak against it.
  */
 #ifndef LB_HEALTH_H
 #define LB_HEALTH_H
@@ -11,14 +12,16 @@
 #include "load.h"
 
 /* Where to count what becomes of a connection to a backend; NULL where it has gone meanwhile
- * and its id is another's.
+ * and its id is another's. `clients` says whose it is: 0, or LB_HEALTH_ELSEWHERE.
  */
-static __always_inline struct backend_health *health_of(__u32 id, const __be32 addr[4], __be16 port)
+static __always_inline struct backend_health *health_of(__u32 id, const __be32 addr[4], __be16 port,
+							__u32 clients)
 {
 	struct backend_health none = {}, *found;
 
 	if (!backend_at(id, addr, port))
 		return NULL;
+	id |= clients;
 	found = backend_health.lookup(&id);
 	if (found)
 		return found;

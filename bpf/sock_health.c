@@ -48,7 +48,7 @@ static __always_inline struct socket_record *record_of_stream(__u64 cookie)
 
 static __always_inline struct backend_health *health_of_record(const struct socket_record *record)
 {
-	return health_of(record->backend, record->backend_addr, record->backend_port);
+	return health_of(record->backend, record->backend_addr, record->backend_port, 0);
 }
 
 /* Why the kernel gave a socket up; 0 where nothing went wrong. */

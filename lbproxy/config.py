@@ -94,7 +94,7 @@ class MapRows:
     netns_addresses: int = 8_192
     earlier_slots: int = 4_096
     tunnel_ends: int = 16_384
-    backend_health: int = 16_384  # of backends that connections through this node have asked
+    backend_health: int = 16_384  # one or two of each backend that connections through this node have asked
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,18 @@ import time
 import typing
 from collections.abc import Callable, Iterable
 
-from lbproxy.core import addresses, health, listing, model, outcomes, outliers, reconcile, tables, topology
+from lbproxy.core import (
+    addresses,
+    ejection,
+    health,
+    listing,
+    model,
+    outcomes,
+    outliers,
+    reconcile,
+    tables,
+    topology,
+)
 
 LOOK_S: typing.Final = 1.0
 
@@ -118,18 +129,22 @@ class Ejecting:
         """Judge once. Raises OSError."""
         if not self._watched:
             return
-        ids = [one.id for watched in self._watched.values() for one in watched.ready.values()]
+        # One id is of one service port.
+        wanted = {
+            one.id: watched.judge.how.clients
+            for watched in self._watched.values()
+            for one in watched.ready.values()
+        }
         # Not on the loop: of 10,000 backends that takes tens of milliseconds.
-        known = await asyncio.to_thread(_read, kernel, ids)
+        known = await asyncio.to_thread(_read, kernel, wanted)
         now_s = self._clock()
         for key, watched in self._watched.items():
             # Of one that came meanwhile nothing is known: its counts so far are no failures of this second.
-            samples = {
-                place: outliers.Sample(one.id, known[one.id], one.down)
-                if one.id in known
-                else outliers.Sample(one.id, outcomes.of_backend(kernel, one.id), one.down)
-                for place, one in watched.ready.items()
-            }
+            samples = {}
+            for place, one in watched.ready.items():
+                clients = wanted.get(one.id, watched.judge.how.clients)
+                fared = known[one.id] if one.id in known else _fared(kernel, one.id, clients)
+                samples[place] = outliers.Sample(one.id, fared, one.down, clients)
             for change in watched.judge.look(samples, now_s):
                 self._make(key, change, now_s)
 
@@ -152,12 +167,22 @@ def describe(key: model.PortKey, change: outliers.Change, now_s: float) -> str:
     return f"backend {where} of {key} is back: {change.reason}"
 
 
-def _read(kernel: Rows, ids: list[int]) -> dict[int, outcomes.Outcomes]:
-    """What is known of these backends by now."""
-    if len(ids) * _CHEAPER_ALL < kernel.rows_of(tables.Table.BACKEND_HEALTH):
-        return {number: outcomes.of_backend(kernel, number) for number in ids}
-    every = outcomes.every(kernel)
-    return {number: every.get(number, outcomes.Outcomes()) for number in ids}
+def _read(kernel: Rows, wanted: typing.Mapping[int, ejection.Clients]) -> dict[int, outcomes.Outcomes]:
+    """What is known of these backends by now, by whose connections are to tell."""
+    if len(wanted) * _CHEAPER_ALL < kernel.rows_of(tables.Table.BACKEND_HEALTH):
+        return {number: _fared(kernel, number, clients) for number, clients in wanted.items()}
+    every, nothing = outcomes.every(kernel), outcomes.Fared()
+    return {number: _of(every.get(number, nothing), clients) for number, clients in wanted.items()}
+
+
+def _fared(kernel: Rows, number: int, clients: ejection.Clients) -> outcomes.Outcomes:
+    if clients is ejection.Clients.NODE:
+        return outcomes.of_node(kernel, number)
+    return outcomes.of_backend(kernel, number).everyone
+
+
+def _of(fared: outcomes.Fared, clients: ejection.Clients) -> outcomes.Outcomes:
+    return fared.node if clients is ejection.Clients.NODE else fared.everyone
 
 
 def _ready(reconciler: reconcile.Reconciler, key: model.PortKey) -> dict[topology.Place, _Ready]:

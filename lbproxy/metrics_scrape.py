@@ -310,11 +310,18 @@ class Collector:
         found = outcomes.every(self._kernel)
         chosen = list(found)
         if len(found) > self._max_series:
-            chosen = heapq.nlargest(self._max_series, chosen, key=lambda number: found[number].attempts)
+            chosen = heapq.nlargest(
+                self._max_series, chosen, key=lambda number: found[number].everyone.attempts
+            )
             left_out = found.keys() - set(chosen)
-            self._omitted += sum(_series_of(found[number]) for number in left_out)
+            self._omitted += sum(_series_of(one) for number in left_out for _, one in _told_of(found[number]))
         labels = {int(number): names for names, number in self._by_backend(((n, n) for n in chosen), keys)}
-        fared = [(labels[number], found[number]) for number in chosen if number in labels]
+        fared = [
+            ((*labels[number], clients), one)
+            for number in chosen
+            if number in labels
+            for clients, one in _told_of(found[number])
+        ]
         yield _family(table.BACKEND_HANDSHAKES, [(names, one.established) for names, one in fared])
         seconds = [(names, one.handshake_us / 1e6) for names, one in fared]
         yield _family(table.BACKEND_HANDSHAKE_SECONDS, seconds)
@@ -394,8 +401,13 @@ class Collector:
         yield _family(table.WATCH_FAILURES, failures)
 
 
+def _told_of(fared: outcomes.Fared) -> list[tuple[str, outcomes.Outcomes]]:
+    """How a backend fared with each kind of clients that it has had, and what these are called."""
+    return [(clients, one) for clients, one in zip(fared._fields, fared, strict=True) if any(one)]
+
+
 def _series_of(fared: outcomes.Outcomes) -> int:
-    """How many series a backend's connections have: two always, the others where there is something."""
+    """How many series one kind of clients of a backend has: two always, others where there is something."""
     return 2 + bool(fared.srtt_us) + sum(bool(getattr(fared, reason)) for reason in outcomes.REASONS)
 
 

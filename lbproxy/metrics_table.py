@@ -248,29 +248,29 @@ BACKEND_OPEN = Definition(
 BACKEND_HANDSHAKES = Definition(
     "lbproxy_backend_handshakes_total",
     Type.COUNTER,
-    "TCP connections through this node that a backend has answered; as bounded as the "
-    "connections, like all that follows of backends",
-    BACKEND,
+    "TCP connections through this node that a backend has answered, by whose they are: `node`, of its own "
+    "processes and pods, or `elsewhere`; as bounded as the connections, like all that follows of backends",
+    (*BACKEND, "clients"),
 )
 BACKEND_HANDSHAKE_SECONDS = Definition(
     "lbproxy_backend_handshake_seconds_total",
     Type.COUNTER,
     "What those took from SYN to SYN-ACK, all together",
-    BACKEND,
+    (*BACKEND, "clients"),
 )
 BACKEND_FAILURES = Definition(
     "lbproxy_backend_failures_total",
     Type.COUNTER,
     "TCP connections through this node that failed: refused; unanswered for a second, or no way there; "
-    "resets of open ones by the backend; lost, since nothing was acknowledged any more (of sockets alone). "
-    "Shown once there is one",
-    (*BACKEND, "reason"),
+    "resets of open ones by the backend; lost, since nothing was acknowledged any more (of `node` alone). "
+    "Of `elsewhere` also those that a firewall forbids. Shown once there is one",
+    (*BACKEND, "clients", "reason"),
 )
 BACKEND_RTT = Definition(
     "lbproxy_backend_rtt_seconds",
     Type.GAUGE,
     "Round-trip time to a backend of late, smoothed over its connections",
-    BACKEND,
+    (*BACKEND, "clients"),
 )
 SERIES_OMITTED = Definition(
     "lbproxy_metrics_series_omitted",

@@ -180,8 +180,8 @@ def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[rende
                 backend.weight,
                 backend.connections,
                 "" if backend.open_connections is None else backend.open_connections,
-                _failed(backend.tcp),
-                f"{backend.tcp.rtt_ms:.2f}ms" if backend.tcp.rtt_ms else "",
+                _failed(backend.tcp, backend.tcp_elsewhere),
+                f"{rtt_ms:.2f}ms" if (rtt_ms := backend.tcp.rtt_ms or backend.tcp_elsewhere.rtt_ms) else "",
                 ",".join(backend.health),
                 _trouble_cell(backend.probe),
             )
@@ -215,8 +215,8 @@ def _trouble_text(of: listing.ProbeTrouble) -> str:
     return f"down, failing since {of.since}: {of.reason}{passed}"
 
 
-def _failed(tcp: listing.Tcp) -> render.Cell:
-    count = tcp.refused + tcp.unanswered + tcp.reset + tcp.lost
+def _failed(*fared: listing.Tcp) -> render.Cell:
+    count = sum(tcp.refused + tcp.unanswered + tcp.reset + tcp.lost for tcp in fared)
     return render.Cell(str(count), render.Color.BAD if count else None)
 
 

@@ -6,11 +6,19 @@
 Text that is not understood switches nothing on: half of what was meant might eject too much.
 """
 
+import enum
 import re
 import typing
 from collections.abc import Callable, Mapping
 
 import msgspec
+
+
+class Clients(enum.StrEnum):
+    """Whose connections tell: those of this node's sockets, its pods' among them, or everybody's."""
+
+    NODE = "node"
+    ALL = "all"
 
 
 class Ejection(msgspec.Struct, frozen=True, gc=False):
@@ -20,6 +28,7 @@ class Ejection(msgspec.Struct, frozen=True, gc=False):
     share_percent: int = 50  # of the ready backends of a service port that may be out at a time
     window_s: float = 10.0
     base_s: float = 30.0  # how long the first time out is
+    clients: Clients = Clients.NODE
 
 
 class EjectionError(ValueError):
@@ -30,7 +39,7 @@ class Setting(typing.NamedTuple):
     """One setting: its default, how its value is read, and what it means."""
 
     default: str
-    read: Callable[[str], dict[str, float]]
+    read: Callable[[str], dict[str, typing.Any]]
     help: str
 
 
@@ -59,21 +68,21 @@ def parse(text: str) -> Ejection | None:
 # --- values: each raises ValueError with what was expected ---
 
 
-def _count(text: str) -> dict[str, float]:
+def _count(text: str) -> dict[str, typing.Any]:
     if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= 10_000:
         raise ValueError(" is not in 1..10000")
     return {"failures": int(text)}
 
 
-def _share(text: str) -> dict[str, float]:
+def _share(text: str) -> dict[str, typing.Any]:
     digits = text.removesuffix("%")
     if digits == text or not _NUMBER.fullmatch(digits) or not 1 <= int(digits) <= 100:
         raise ValueError(" is no share from 1% to 100%")
     return {"share_percent": int(digits)}
 
 
-def _time(field: str, least_s: float, most_s: float) -> Callable[[str], dict[str, float]]:
-    def read(text: str) -> dict[str, float]:
+def _time(field: str, least_s: float, most_s: float) -> Callable[[str], dict[str, typing.Any]]:
+    def read(text: str) -> dict[str, typing.Any]:
         found = _TIME.fullmatch(text)
         seconds = float(found[1]) * _UNITS_S[found[2]] if found else -1.0
         if not least_s <= seconds <= most_s:
@@ -81,6 +90,12 @@ def _time(field: str, least_s: float, most_s: float) -> Callable[[str], dict[str
         return {field: seconds}
 
     return read
+
+
+def _clients(text: str) -> dict[str, typing.Any]:
+    if text not in tuple(Clients):
+        raise ValueError(f" is neither {' nor '.join(Clients)}")
+    return {"clients": Clients(text)}
 
 
 _ON: typing.Final = ("on", "true")
@@ -101,6 +116,12 @@ SETTINGS: typing.Final[Mapping[str, Setting]] = {
         "30s",
         _time("base_s", 1.0, 3600.0),
         "how long the first time out is (each further one is twice as long); 1s to 3600s",
+    ),
+    "clients": Setting(
+        "node",
+        _clients,
+        "whose connections tell: `node`, those of this node's processes and pods; `all`, those of clients "
+        "elsewhere as well, as far as they come through this node",
     ),
 }
 """Every setting by its name in the annotation; docs/health.md has the same table."""

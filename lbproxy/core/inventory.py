@@ -59,7 +59,7 @@ class Backend(msgspec.Struct, frozen=True, gc=False):
     connections: int
     health: int = 0  # tables.Health bits: who speaks against it
     open: int | None = None  # its connections and flows of this node now; None where nobody counts them
-    fared: outcomes.Outcomes = outcomes.Outcomes()
+    fared: outcomes.Fared = outcomes.Fared()
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False):
@@ -307,7 +307,7 @@ _STATES: typing.Final = {
     state.value: state for state in tables.BackendState if state is not tables.BackendState.FREE
 }
 _NOWHERE: typing.Final = ("", "")
-_NOTHING_YET: typing.Final = outcomes.Outcomes()
+_NOTHING_YET: typing.Final = outcomes.Fared()
 
 
 def _backend(
@@ -316,7 +316,7 @@ def _backend(
     locality: tuple[str, str],
     stats: bytes | None,
     load: loads.Load,
-    fared: outcomes.Outcomes,
+    fared: outcomes.Fared,
 ) -> Backend | None:
     state = _STATES.get(value.state)
     if state is None:

@@ -20,7 +20,7 @@ import collections
 import typing
 
 from lbproxy import abi
-from lbproxy.core import claims, installed, model, plan, pools, tables
+from lbproxy.core import claims, installed, model, outcomes, plan, pools, tables
 
 # Programs run for microseconds, under RCU; a second is for ever to them.
 RECYCLE_AFTER_S: typing.Final = 1.0
@@ -230,7 +230,9 @@ class Ledger:
                 if retired.counted:
                     loads.append(tables.Put(tables.Table.BACKEND_LOAD, key, _NO_LOAD))
                     loads.append(tables.Put(tables.Table.LOAD_CORRECTIONS, key, _NO_CORRECTION))
-                health.append(tables.Delete(tables.Table.BACKEND_HEALTH, key))
+                health += (
+                    tables.Delete(tables.Table.BACKEND_HEALTH, row) for row in outcomes.keys(retired.backend)
+                )
                 self.backend_ids.give_back(retired.backend)
             if retired.service:
                 key = tables.row_key(retired.service)

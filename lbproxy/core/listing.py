@@ -103,7 +103,7 @@ class ServicePort(msgspec.Struct, frozen=True):
 
 
 class Tcp(msgspec.Struct, frozen=True):
-    """How this node's TCP connections to a backend fare: counts since it became one, times in ms.
+    """How TCP connections to a backend fare: counts since it became one, times in ms.
 
     `unanswered` had no answer to the first SYN for a second, or no way there; the backend
     `reset` open ones, and `lost` ones had no acknowledgement any more. Times are 0 where
@@ -123,7 +123,8 @@ class BackendOfService(msgspec.Struct, frozen=True):
     """A backend by itself. `sets` are the traffic policies it may be used under now: Cluster, Local.
 
     The service fields are empty where the service port has gone before it. `health` is what speaks
-    against it: probe-failed, ejected. `open_connections` and `probe` as in a listing of services.
+    against it: probe-failed, ejected. `open_connections` and `probe` as in a listing of services. `tcp` is
+    of this node's sockets, its pods' among them, `tcp_elsewhere` of all whose packets come in.
     """
 
     ip: str
@@ -141,6 +142,7 @@ class BackendOfService(msgspec.Struct, frozen=True):
     health: tuple[str, ...]
     open_connections: int | None
     tcp: Tcp
+    tcp_elsewhere: Tcp
     probe: ProbeTrouble | None
 
 
@@ -387,7 +389,8 @@ def _backend_of(key: model.PortKey | None, backend: inventory.Backend, probed: P
         backend.connections,
         health_names(backend.health),
         backend.open,
-        _tcp(backend.fared),
+        _tcp(backend.fared.node),
+        _tcp(backend.fared.elsewhere),
         probed.backend(key, backend) if key else None,
     )
 

@@ -1,4 +1,8 @@
-"""What became of this node's TCP connections to a backend, as its sockets saw it."""
+"""What became of TCP connections to a backend: of this node's sockets, and of clients elsewhere.
+
+Whoever is elsewhere may be kept from a backend by a firewall or a policy that nobody here knows of, or never
+have meant to connect: so the two are counted apart.
+"""
 
 import typing
 
@@ -7,6 +11,9 @@ from lbproxy.core import tables
 
 if typing.TYPE_CHECKING:
     from lbproxy.core import inventory
+
+ELSEWHERE: typing.Final = abi.constant("HEALTH_ELSEWHERE")
+"""In the key of a row: it is of clients elsewhere."""
 
 _LAYOUT: typing.Final = abi.LAYOUTS["backend_health"]
 _WRAP: typing.Final = 1 << 32
@@ -53,6 +60,22 @@ class Outcomes(typing.NamedTuple):
         return Outcomes._make((self.handshake_us - earlier.handshake_us, *counts, self.srtt_us))
 
 
+class Fared(typing.NamedTuple):
+    """Those of this node's sockets, its pods' among them, and those whose packets came in."""
+
+    node: Outcomes = Outcomes()
+    elsewhere: Outcomes = Outcomes()
+
+    @property
+    def everyone(self) -> Outcomes:
+        """All together; the round-trip time is that of this node where there is one."""
+        counts = [
+            (here + there) % _WRAP for here, there in zip(self.node[1:6], self.elsewhere[1:6], strict=True)
+        ]
+        handshake_us = self.node.handshake_us + self.elsewhere.handshake_us
+        return Outcomes._make((handshake_us, *counts, self.node.srtt_us or self.elsewhere.srtt_us))
+
+
 REASONS: typing.Final = ("refused", "unanswered", "resets", "lost")
 """The fields of `Outcomes` that count failures."""
 
@@ -62,17 +85,39 @@ def unpack(row: bytes | memoryview) -> Outcomes:
     return Outcomes(*_LAYOUT.unpack(row))
 
 
-def of_backend(rows: "inventory.Rows", number: int) -> Outcomes:
-    """Those of a backend by id; all 0 where no socket of this node has connected to it."""
+def of_node(rows: "inventory.Rows", number: int) -> Outcomes:
+    """Those of this node's sockets with a backend, by id; all 0 where none has connected to it."""
+    return _row(rows, number)
+
+
+def of_backend(rows: "inventory.Rows", number: int) -> Fared:
+    """All there are of a backend, by id."""
+    return Fared(_row(rows, number), _row(rows, number | ELSEWHERE))
+
+
+def every(rows: "inventory.Rows") -> dict[int, Fared]:
+    """Those of all backends, by id."""
+    found: dict[int, Fared] = {}
+    for key, row in rows.rows(tables.Table.BACKEND_HEALTH):
+        number = int.from_bytes(key, tables.BYTE_ORDER)
+        here = number & ~ELSEWHERE
+        known = found.get(here, _NOTHING_YET)
+        new = unpack(row)
+        found[here] = known._replace(elsewhere=new) if number & ELSEWHERE else known._replace(node=new)
+    return found
+
+
+def keys(number: int) -> tuple[bytes, bytes]:
+    """The rows that a backend may have."""
+    return tables.row_key(number), tables.row_key(number | ELSEWHERE)
+
+
+def _row(rows: "inventory.Rows", number: int) -> Outcomes:
     row = rows.row(tables.Table.BACKEND_HEALTH, tables.row_key(number))
     return unpack(row) if row is not None else Outcomes()
 
 
-def every(rows: "inventory.Rows") -> dict[int, Outcomes]:
-    """Those of all backends, by id."""
-    found = rows.rows(tables.Table.BACKEND_HEALTH)
-    return {int.from_bytes(key, tables.BYTE_ORDER): unpack(row) for key, row in found}
-
+_NOTHING_YET: typing.Final = Fared()
 
 if Outcomes._fields != _LAYOUT.names:
     raise TypeError(f"Outcomes has fields {Outcomes._fields}, bpf/abi.h says {_LAYOUT.names}")

@@ -31,6 +31,7 @@ class Sample(typing.NamedTuple):
     id: int
     fared: outcomes.Outcomes
     down: bool = False  # probes speak against it: others are used in its place
+    clients: ejection.Clients = ejection.Clients.NODE  # whose connections have been counted
 
 
 class Change(typing.NamedTuple):
@@ -61,6 +62,10 @@ class _Backend:
 
     def add(self, sample: Sample, now_s: float, window_s: float) -> None:
         before, self.last = self.last, sample
+        if before is not None and before.clients is not sample.clients:
+            # What others counted says nothing of these.
+            self.forget_counts()
+            before = None
         # Counts that went back are of an older copy of the kernel's table: they begin anew.
         if before is not None and before.id == sample.id and not sample.fared.is_before(before.fared):
             new = sample.fared.since(before.fared)

@@ -25,7 +25,8 @@ ASKED = {
     "half": LONG,
     "alike": LONG,
     "plain": "",
-    "outside": LONG,
+    "outside": f"{LONG},clients=all",
+    "denied": LONG,
 }
 NUMBERS = {name: number for number, name in enumerate(ASKED, 1)}
 
@@ -174,14 +175,26 @@ def test_clients_elsewhere_find_out_as_well(
     bad, good, _ = PODS
     agent.says(": uplink by")
     # Those of this node, as nobody is masqueraded here: others would answer past it.
-    api.put(*manifests.slices("outside", [lab[bad], lab[good]], ports=[manifests.HTTP]))
-    agent.has_backends("outside", {bad, good}, [("http", 4), ("http", 6)])
-    address = manifests.cluster_ip(NUMBERS["outside"])
-    wires.ip(lab, OUTSIDE, f"-4 route replace {address}/32 via {lab['n1'].address(4)}")
+    for name in ("outside", "denied"):
+        api.put(*manifests.slices(name, [lab[bad], lab[good]], ports=[manifests.HTTP]))
+        agent.has_backends(name, {bad, good}, [("http", 4), ("http", 6)])
+        address = manifests.cluster_ip(NUMBERS[name])
+        wires.ip(lab, OUTSIDE, f"-4 route replace {address}/32 via {lab['n1'].address(4)}")
     until_used(agent, "outside", bad, good, at=OUTSIDE)
     backends.do("closed", bad)
+    # Unless it is asked for they take no backend from this node's own clients: a policy may forbid them all.
+    _, failures = connect(agent, "denied", 60, OUTSIDE)
+    assert sum(failures.values()) >= 10
     until_used(agent, "outside", good, at=OUTSIDE)
     assert connect(agent, "outside", 300, OUTSIDE) == ({good}, {})
+    # Both were judged at each look since.
+    assert agent.backends("denied") == {bad, good}
+    (row,) = (
+        one
+        for one in json.loads(agent.lbproxy("backends", "denied", "-o", "json"))
+        if one["tcp_elsewhere"]["refused"]
+    )
+    assert (row["tcp"]["refused"], row["health"]) == (0, [])
 
 
 def test_who_has_healed_is_back_after_its_time(agent: agents.Agent, backends: Backends) -> None:

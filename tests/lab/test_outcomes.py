@@ -159,7 +159,7 @@ def backend_of(agent: agents.Agent, name: str, family: int = 4) -> inventory.Bac
 
 
 def fared(agent: agents.Agent, name: str, family: int) -> outcomes.Outcomes:
-    return backend_of(agent, name, family).fared
+    return backend_of(agent, name, family).fared.everyone
 
 
 def does(
@@ -232,14 +232,15 @@ def test_what_packets_and_what_sockets_tell_is_counted_once(
     counted: dict[str, int],
 ) -> None:
     """Packets of the one client are translated here; those of the other pass the same devices as they are."""
-    before = fared(agent, name, family)
+    before = backend_of(agent, name, family).fared
     for at, count in {OUTSIDE: 2, CLIENT: 5}.items():
         assert does(agent, number, family, what, count, at=at) == ([error] * count if error else [])
-    new = fared(agent, name, family).since(before)
-    counts = {field: getattr(new, field) for field in ("established", *outcomes.REASONS)}
-    assert counts == {field: 7 * counted.get(field, 0) for field in counts}
-    if new.established:
-        assert 0 < new.handshake_us < 60_000_000 * 7
+    after = backend_of(agent, name, family).fared
+    for new, count in ((after.elsewhere.since(before.elsewhere), 2), (after.node.since(before.node), 5)):
+        counts = {field: getattr(new, field) for field in ("established", *outcomes.REASONS)}
+        assert counts == {field: count * counted.get(field, 0) for field in counts}
+        if new.established:
+            assert 0 < new.handshake_us < 60_000_000 * count
 
 
 @pytest.mark.parametrize(("at", "family"), [(CLIENT, 4), (CLIENT, 6), (OUTSIDE, 4)])
@@ -276,9 +277,11 @@ def test_counts_go_with_their_backend(agent: agents.Agent, api: agents.Api) -> N
     ports = port_at(CLOSED_AT)
     does(agent, CLOSED, 4, "reads")
     backend = backend_of(agent, "closed")
-    assert outcomes.of_backend(agent.maps, backend.id).refused
+    assert outcomes.of_backend(agent.maps, backend.id).node.refused
     api.put(*manifests.slices("closed", [agent.lab["n1/p3"]], ports=ports))
-    polling.eventually(lambda: not any(outcomes.of_backend(agent.maps, backend.id)), what="a cleared row")
+    polling.eventually(
+        lambda: outcomes.of_backend(agent.maps, backend.id) == outcomes.Fared(), what="a cleared row"
+    )
     api.put(*manifests.slices("closed", [agent.lab[HOME]], ports=ports))
     agent.has_backends("closed", {HOME}, [("http", 4), ("http", 6)])
     assert fared(agent, "closed", 4) == outcomes.Outcomes()

@@ -4,6 +4,7 @@ import asyncio
 import typing
 
 import msgspec
+import pytest
 
 from lbproxy import abi, ejecting
 from lbproxy.core import ejection, health, model, outcomes, tables, topology
@@ -45,9 +46,15 @@ class World:
         self.kernel = Kernel(self.agent.kernel.maps)
         self.ejecting = ejecting.Ejecting(clock=lambda: self.now_s)
         self.ejecting.take_over(self.note, ())
-        web = msgspec.structs.replace(test_reconcile.service(), ejection=ejection.Ejection())
-        self.agent.take(test_reconcile.upsert(web), *test_reconcile.SYNCED)
+        self.agent.take(*test_reconcile.SYNCED)
+        self.asks(ejection.Ejection())
         self.has(*hosts)
+
+    def asks(self, how: ejection.Ejection) -> None:
+        """What the Service's annotation says, and the passes that put it in force."""
+        web = msgspec.structs.replace(test_reconcile.service(), ejection=how)
+        self.agent.take(test_reconcile.upsert(web))
+        self.settle()
 
     def note(
         self, port: model.PortKey, at: topology.Place, source: health.Source, usable: bool, reason: str
@@ -68,10 +75,10 @@ class World:
             self.ejecting.passed(self.agent.reconciler, [WEB])
 
     def second(self, **fared: outcomes.Outcomes) -> None:
-        """What is counted by now, of `h1` and so on."""
+        """What is counted by now, of `h1` and so on, and of `e1` with clients elsewhere."""
         for name, counts in fared.items():
             row = abi.LAYOUTS["backend_health"].pack(*counts)
-            key = tables.row_key(self.ids()[place(int(name[1:]))])
+            key = outcomes.keys(self.ids()[place(int(name[1:]))])[name[0] == "e"]
             self.agent.kernel.maps.apply([tables.Put(tables.Table.BACKEND_HEALTH, key, row)])
         self.now_s += 1
         asyncio.run(self.ejecting.look(self.kernel))
@@ -121,6 +128,29 @@ def test_who_leaves_for_longer_begins_anew() -> None:
     world.second()
     world.has(1, 2, 3)
     assert world.out == set()
+
+
+@pytest.mark.parametrize(("clients", "out"), [("node", set()), ("all", {place(2)})])
+def test_clients_elsewhere_tell_only_where_that_is_asked_for(clients: str, out: set[topology.Place]) -> None:
+    """A firewall may forbid them what this node's own clients may."""
+    for room in (4096, 4):
+        world = World(1, 2, room=room)
+        world.asks(ejection.Ejection(clients=ejection.Clients(clients)))
+        world.second(h1=counts(10, 0), e2=counts(0, 10))
+        assert world.out == set()
+        world.second(h1=counts(20, 0), e2=counts(0, 20))
+        assert world.out == out
+
+
+def test_failures_of_others_than_before_begin_anew() -> None:
+    world = World(1, 2)
+    world.second(h1=counts(10, 0), e2=counts(0, 90))
+    world.second(h1=counts(20, 0))
+    world.asks(ejection.Ejection(clients=ejection.Clients.ALL))
+    world.second(h1=counts(30, 0))
+    assert world.out == set()
+    world.second(h1=counts(40, 0), e2=counts(0, 100))
+    assert world.out == {place(2)}
 
 
 def test_whom_probes_have_found_down_is_no_other_one() -> None:

@@ -84,8 +84,9 @@ class Kernel(fake.FakeMaps):
         packed = b"".join(value.to_bytes(8, tables.BYTE_ORDER) for value in values)
         self._rows[name][tables.row_key(number)] = packed
 
-    def fares(self, number: int, fared: outcomes.Outcomes) -> None:
-        self._rows["backend_health"][tables.row_key(number)] = abi.LAYOUTS["backend_health"].pack(*fared)
+    def fares(self, number: int, fared: outcomes.Outcomes, *, elsewhere: bool = False) -> None:
+        key = outcomes.keys(number)[elsewhere]
+        self._rows["backend_health"][key] = abi.LAYOUTS["backend_health"].pack(*fared)
 
 
 class Prober:
@@ -419,29 +420,34 @@ async def test_how_connections_to_backends_fare(agent: Agent) -> None:
         (4000, outcomes.Outcomes(1, 1)),  # of a row that names nothing
     ):
         agent.kernel.fares(number, fared)
+    agent.kernel.fares(first, outcomes.Outcomes(1_000_000, 3, unanswered=40, srtt_us=900), elsewhere=True)
     web = {"namespace": "default", "service": "web", "port": "http", "protocol": "TCP"}
-    one, two = ({**web, "backend": f"10.244.0.{n}:8080"} for n in (1, 2))
+    one, two = ({**web, "backend": f"10.244.0.{n}:8080", "clients": "node"} for n in (1, 2))
     scraped = await scrape(agent.attach())
     assert scraped("lbproxy_backend_handshakes_total", **one) == 30
+    assert scraped("lbproxy_backend_handshakes_total", **{**one, "clients": "elsewhere"}) == 3
     assert scraped("lbproxy_backend_handshake_seconds_total", **one) == 9
     assert scraped("lbproxy_backend_rtt_seconds", **one) == 0.00025
     failures = {
-        (labels["backend"], labels["reason"]): scraped("lbproxy_backend_failures_total", **labels)
+        (labels["backend"], labels["clients"], labels["reason"]): scraped(
+            "lbproxy_backend_failures_total", **labels
+        )
         for labels in scraped.series("lbproxy_backend_failures_total")
     }
     assert failures == {
-        (one["backend"], "refused"): 2,
-        (one["backend"], "lost"): 1,
-        (two["backend"], "unanswered"): 5,
-        (two["backend"], "resets"): 1,
+        (one["backend"], "node", "refused"): 2,
+        (one["backend"], "node", "lost"): 1,
+        (one["backend"], "elsewhere", "unanswered"): 40,
+        (two["backend"], "node", "unanswered"): 5,
+        (two["backend"], "node", "resets"): 1,
     }
-    assert len(scraped.series("lbproxy_backend_handshakes_total")) == 2
-    assert len(scraped.series("lbproxy_backend_rtt_seconds")) == 1
+    assert len(scraped.series("lbproxy_backend_handshakes_total")) == 3
+    assert len(scraped.series("lbproxy_backend_rtt_seconds")) == 2
 
     scraped = await scrape(agent.attach(max_series=1))
-    assert [labels["backend"] for labels in scraped.series("lbproxy_backend_handshakes_total")] == [
+    assert {labels["backend"] for labels in scraped.series("lbproxy_backend_handshakes_total")} == {
         "10.244.0.1:8080"
-    ]
+    }
     scraped = await scrape(agent.attach(max_series=0))
     assert not scraped.series("lbproxy_backend_failures_total")
 

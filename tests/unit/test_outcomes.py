@@ -33,10 +33,17 @@ def test_rows_are_read_by_backend() -> None:
     maps = fake.FakeMaps(installing.SIZES)
     fared = outcomes.Outcomes(1, 2, 3, 4, 5, 6, 7)
     row = abi.LAYOUTS["backend_health"].pack(*fared)
-    maps.apply([tables.Put(tables.Table.BACKEND_HEALTH, tables.row_key(9), row)])
-    assert outcomes.of_backend(maps, 9) == fared
-    assert outcomes.of_backend(maps, 8) == outcomes.Outcomes()
-    assert outcomes.every(maps) == {9: fared}
+    here, elsewhere = outcomes.keys(9)
+    maps.apply([tables.Put(tables.Table.BACKEND_HEALTH, here, row)])
+    assert outcomes.of_backend(maps, 9) == outcomes.Fared(node=fared)
+    assert outcomes.of_backend(maps, 8) == outcomes.Fared()
+    assert outcomes.every(maps) == {9: outcomes.Fared(node=fared)}
+    maps.apply([tables.Put(tables.Table.BACKEND_HEALTH, elsewhere, row)])
+    assert outcomes.of_node(maps, 9) == fared
+    assert outcomes.of_backend(maps, 9) == outcomes.Fared(fared, fared)
+    assert outcomes.every(maps) == {9: outcomes.Fared(fared, fared)}
+    assert outcomes.Fared(fared, fared).everyone == outcomes.Outcomes(2, 4, 6, 8, 10, 12, 7)
+    assert outcomes.Fared(elsewhere=fared).everyone == fared
 
 
 def test_counts_that_went_back_are_told_from_those_that_wrapped() -> None:
