@@ -25,9 +25,12 @@ static __always_inline struct backend_health *health_of(__u32 id, const __be32 a
 	found = backend_health.lookup(&id);
 	if (found)
 		return found;
-	if (backend_health.update(&id, &none))
+	/* Of several CPUs one makes the row, and none sets back what another has counted. */
+	backend_health.insert(&id, &none);
+	found = backend_health.lookup(&id);
+	if (!found)
 		counter_bump(LB_COUNTER_HEALTH_FAILED);
-	return backend_health.lookup(&id);
+	return found;
 }
 
 static __always_inline void health_rtt(struct backend_health *to, __u32 us)
