@@ -487,8 +487,19 @@ static __always_inline void flow_track(struct flow_key *key, struct flow *row, _
 	      (counts == LB_COUNT_ASKED ? tcp_flags & LB_TCP_SYN : 0)))
 		return;
 
-	row->state = state;
 	row->seen = now;
+	/* A SYN that changes nothing keeps the rows alive, and leaves their states to the answer
+	 * that another CPU may be seeing.
+	 */
+	if (counts == LB_COUNT_ASKED && state == was && (tcp_flags & LB_TCP_SYN)) {
+		partner = flow_other(key, row, &partner_key);
+		if (!partner)
+			return;
+		partner->seen = now;
+		flow_asked(key, row, was, tcp_flags, partner);
+		return;
+	}
+	row->state = state;
 	closes = flow_is_closed(state) && !flow_is_closed(was);
 	if (closes && flow_is_counted(key, row))
 		load_closed(row->backend, row->addr, row->dport);
@@ -497,6 +508,7 @@ static __always_inline void flow_track(struct flow_key *key, struct flow *row, _
 	partner = flow_other(key, row, &partner_key);
 	if (!partner)
 		return;
+	partner->seen = now;
 	mirrored = state & (LB_FLOW_REPLIED | LB_FLOW_ASSURED | LB_FLOW_RESET);
 	if (state & LB_FLOW_FIN)
 		mirrored |= LB_FLOW_PEER_FIN;
@@ -505,13 +517,10 @@ static __always_inline void flow_track(struct flow_key *key, struct flow *row, _
 	partner->state =
 		(partner->state & (LB_FLOW_ORIGINAL | LB_FLOW_TUNNEL | LB_FLOW_MASQUERADED)) |
 		mirrored;
-	partner->seen = now;
 	if (closes && flow_is_counted(&partner_key, partner))
 		load_closed(partner->backend, partner->addr, partner->dport);
 	if (state & LB_FLOW_ASSURED)
 		flow_settle(&partner_key, partner, assured);
-	if (counts == LB_COUNT_ASKED && (tcp_flags & LB_TCP_SYN))
-		flow_asked(key, row, was, tcp_flags, partner);
 	if (counts == LB_COUNT_ANSWERS && ((state & ~was) & (LB_FLOW_REPLIED | LB_FLOW_RESET)))
 		flow_answered(row, was, tcp_flags, &partner_key, partner);
 }

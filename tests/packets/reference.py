@@ -369,7 +369,7 @@ class _Serving:
         return has is None or is_closed(has.state) or _ends(key, has) == to
 
     def track(self, key: tables.FlowKey, row: tables.Flow, flags: int, *, asks: bool = False) -> None:
-        """Take note of a packet of a flow; `asks`: a SYN that comes in is looked at, whatever it changes."""
+        """Take note of a packet of a flow; `asks`: a SYN that comes in keeps its rows alive at least."""
         state, is_tcp = row.state, key.proto == parsing.TCP
         assured = False
         if not state & State.ORIGINAL:
@@ -383,12 +383,19 @@ class _Serving:
             state |= State.FIN
         if is_tcp and flags & packets.RST:
             state |= State.RESET
-        if state == row.state and row.seen == self.now and not (asks and is_tcp and flags & packets.SYN):
+        again = asks and is_tcp and flags & packets.SYN and state == row.state
+        if state == row.state and row.seen == self.now and not again:
             return
-        self.settle(key, row._replace(state=int(state), seen=self.now), assured)
+        if again:
+            self.freshen(key)
+        else:
+            self.settle(key, row._replace(state=int(state), seen=self.now), assured)
         other_key = partner(key, row)
         other = self.stored(other_key)
         if other is None or partner(other_key, other) != key:
+            return
+        if again:
+            self.freshen(other_key)
             return
         mirrored = other.state & (State.ORIGINAL | State.HELD) | state & (_SETTLED | State.RESET)
         if state & State.FIN:
@@ -396,6 +403,11 @@ class _Serving:
         if state & State.PEER_FIN:
             mirrored |= State.FIN
         self.settle(other_key, other._replace(state=int(mirrored), seen=self.now), assured)
+
+    def freshen(self, key: tables.FlowKey) -> None:
+        """Keep a row alive, where it is."""
+        rows, table = (self.flows, "flows") if self.flows.get(key) else (self.flows_new, "flows_new")
+        self.write(table, key, rows[key]._replace(seen=self.now))
 
     def settle(self, key: tables.FlowKey, row: tables.Flow, assured: bool) -> None:
         """Write a row where it is; one whose client has answered moves to `flows`, if there is room."""

@@ -152,6 +152,21 @@ def test_an_open_connections_syn_is_its_own(tcp_flow: Connection) -> None:
     assert tcp_flow.state == State.REPLIED | State.ASSURED
 
 
+@pytest.mark.parametrize("ticks", [0, 2])
+def test_a_repeated_syn_leaves_states_to_the_answer(tcp_flow: Connection, ticks: int) -> None:
+    """That another CPU has seen, and has noted in one of the rows so far."""
+    lb = tcp_flow.lb
+    tcp_flow.ask(SYN)
+    [(key, row)] = [(key, row) for key, row in lb.flows().items() if key.stage]
+    lb.made.put_flow(key, row._replace(state=row.state | State.REPLIED))
+    lb.age(ticks)
+    assert tcp_flow.ask(SYN) == NEXT
+    assert lb.flows()[key].state == row.state | State.REPLIED
+    # It keeps both rows alive, nevertheless.
+    assert len({one.seen for one in lb.flows().values()}) == 1
+    assert (harness.tick() - lb.flows()[key].seen) % 2**32 < 2
+
+
 # --- a table full of flows that nobody has answered ---
 
 
