@@ -168,6 +168,7 @@ def _service(value: wire.Service, warnings: list[str]) -> events.Upsert:
     mode = _annotated(MODE_ANNOTATION, said.mode, _MODES, warnings)
     if mode is model.PacketMode.DSR and algorithm is model.Algorithm.LEAST_CONNECTIONS:
         warnings.append(f"metadata.annotations[{ALGORITHM_ANNOTATION}]: {_LEAST_CONNECTIONS_WITH_DSR}")
+    probes, mistake = _probes(said, ports, warnings)
     return events.Upsert(
         events.Kind.SERVICE,
         name,
@@ -187,7 +188,8 @@ def _service(value: wire.Service, warnings: list[str]) -> events.Upsert:
             weights=_weights(said.weights, warnings),
             slow_start_s=_number(SLOW_START_ANNOTATION, said.slow_start, ramp.parse_s, warnings),
             zone_spill_over=_number(ZONE_ANNOTATION, said.zone_spill_over, spill.parse, warnings),
-            probes=_probes(said, ports, warnings),
+            probes=probes,
+            probe_mistake=mistake,
             ejection=_ejection(said.outlier_ejection, warnings),
         ),
     )
@@ -338,35 +340,36 @@ def _weights(text: object, warnings: list[str]) -> model.Weights | None:
 
 def _probes(
     said: wire.ServiceAnnotations, ports: Sequence[model.ServicePort], warnings: list[str]
-) -> port_probes.PortProbes | None:
+) -> tuple[port_probes.PortProbes | None, str]:
+    """The probes of a Service's ports, or what is wrong with them."""
     asked, settings = said.probe, said.probe_settings
     if asked is msgspec.UNSET:
         if settings is not msgspec.UNSET:
             field = f"metadata.annotations[{PROBE_SETTINGS_ANNOTATION}]"
             warnings.append(f"{field}: without {PROBE_ANNOTATION}: passed over")
-        return None
-    annotation, text = PROBE_ANNOTATION, asked
+        return None, ""
     try:
         if not isinstance(asked, str):
             raise probe.ProbeError(_NO_TEXT)
         if not isinstance(settings, str | msgspec.UnsetType):
-            annotation, text = PROBE_SETTINGS_ANNOTATION, settings
-            raise probe.ProbeError(_NO_TEXT)
+            raise probe.SettingsError(_NO_TEXT)
         found = _shared_probes(asked, settings or "")
-        _check_ports(found, {port.name: port.protocol.name for port in ports})
+        _check_ports(found, {port.name: port.protocol.name for port in ports}, asked)
     except probe.ProbeError as error:
-        warnings.append(
-            f"metadata.annotations[{annotation}]: {_quote(text)}: {error}: backends are not probed"
-        )
-        return None
-    return found
+        of_settings = isinstance(error, probe.SettingsError)
+        annotation = PROBE_SETTINGS_ANNOTATION if of_settings else PROBE_ANNOTATION
+        why = f"{_quote(settings if of_settings else asked)}: {error}"
+        warnings.append(f"metadata.annotations[{annotation}]: {why}: backends are not probed")
+        return None, f"{annotation}: {why}"
+    return found, ""
 
 
-def _check_ports(probes: port_probes.PortProbes, protocols: Mapping[str, str]) -> None:
-    """Raise ProbeError where a probe is of no port that the Service has."""
+def _check_ports(probes: port_probes.PortProbes, protocols: Mapping[str, str], asked: str) -> None:
+    """Raise ProbeError where a probe is of no port that the Service has; `asked` is what says the probes."""
     for name, found in probes.named:
         if name not in protocols:
-            raise probe.ProbeError(f"the Service has no port {name}")
+            kind = probe.ProbeError if name in port_probes.names(asked) else probe.SettingsError
+            raise kind(f"the Service has no port {name}")
         if found is not None and not found.suits(protocols[name]):
             raise probe.ProbeError(f"port {name}: asks at {found.protocol} ports, and that is none")
     others, named = probes.others, {name for name, _ in probes.named}

@@ -121,6 +121,7 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     slow_start_s: float = 0.0  # 0: new backends get all at once
     zone_spill_over: float = 0.0  # 0: hints say which zone is preferred
     probes: port_probes.PortProbes | None = None
+    probe_mistake: str = ""  # why annotations about probes are not understood, and nothing is probed
     ejection: ejection_.Ejection | None = None  # None: no backend is left out for failing
 
 

@@ -7,7 +7,7 @@
       interval=2s
       web      fall=2,status=200
 
-A line without a name is for all ports that no line names.
+A line without a name is for all ports that no line names; where there is none, these are not probed.
 """
 
 import re
@@ -19,6 +19,7 @@ import msgspec
 from lbproxy.core import probe
 
 NONE: typing.Final = "none"  # of a port that is not to be probed
+_SENDS: typing.Final = f"{probe.Kind.UDP}:"
 
 # What no probe and no setting begins with: those have a colon or an equals sign, or are one word.
 _NAMED: typing.Final = re.compile(r"\s*([a-z0-9-]{1,63})\s+(\S.*)")
@@ -45,16 +46,21 @@ class PortProbes(msgspec.Struct, frozen=True, gc=False):
 
 def parse(asked_text: str, settings_text: str = "") -> PortProbes:
     """Read both annotations. Raises probe.ProbeError."""
-    asked, settings = _lines(asked_text), _lines(settings_text)
+    asked = _lines(asked_text)
+    try:
+        settings = _lines(settings_text)
+    except probe.ProbeError as error:
+        raise probe.SettingsError(*error.args) from None
     common = settings.get("", "")
-    others = _one("", asked.get("", asked_text), common) if "" in asked or not asked else None
+    for_others = asked.get("", NONE if asked else "")
+    others = None if for_others == NONE else _one("", for_others, common)
     named: dict[str, probe.Probe | None] = {}
     for name in sorted({*asked, *settings} - {""}):
         text = asked.get(name, asked.get(""))
         if text is None:
-            raise probe.ProbeError(f"port {name}: settings, and no probe")
+            raise probe.SettingsError(f"port {name}: settings, and no probe")
         if text == NONE and name in settings:
-            raise probe.ProbeError(f"port {name}: settings, and it is not to be probed")
+            raise probe.SettingsError(f"port {name}: settings, and it is not to be probed")
         named[name] = None if text == NONE else _one(name, text, common, settings.get(name, ""))
     return PortProbes(others, tuple(named.items()), shared=not {*settings, ""} <= {*asked, ""})
 
@@ -63,15 +69,27 @@ def _one(name: str, text: str, *settings: str) -> probe.Probe:
     try:
         return probe.parse(text, *settings)
     except probe.ProbeError as error:
-        raise probe.ProbeError(f"port {name}: {error}" if name else str(error)) from None
+        raise type(error)(f"port {name}: {error}" if name else str(error)) from None
+
+
+def names(text: str) -> set[str]:
+    """The ports that an annotation names. Raises probe.ProbeError."""
+    return {*_lines(text)} - {""}
 
 
 def _lines(text: str) -> Mapping[str, str]:
-    """What stands behind each name; behind none, what is for all other ports."""
+    """What stands behind each name; behind none, what is for all other ports.
+
+    Blanks around it are nobody's, but for those that a probe of UDP is to send.
+    """
     found: dict[str, str] = {}
-    for line in filter(str.strip, text.split("\n")):
+    for line in (line.strip("\r").lstrip() for line in text.split("\n")):
+        if not line:
+            continue
         named = _NAMED.fullmatch(line)
         name, said = (named[1], named[2]) if named else ("", line)
+        if not said.startswith(_SENDS):
+            said = said.rstrip()
         if name in found:
             raise probe.ProbeError(f"two lines for port {name}" if name else "two lines for all ports")
         found[name] = said

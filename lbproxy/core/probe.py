@@ -76,6 +76,10 @@ class ProbeError(ValueError):
     """The text is no probe; says why in a few words, without a full stop."""
 
 
+class SettingsError(ProbeError):
+    """It is the settings that are wrong."""
+
+
 class Setting(typing.NamedTuple):
     """One setting: what it is of, how its value is read into fields of Probe, and what it means."""
 
@@ -96,7 +100,7 @@ def parse(probe_text: str, *settings_texts: str) -> Probe:
         fields = {**fields, **_settings(kind, text)}
     found = Probe(kind, **fields)
     if found.server_name and not found.over_tls:
-        raise ProbeError("server-name= is for TLS: with tls=unverified or tls=verify")
+        raise SettingsError("server-name= is for TLS: with tls=unverified or tls=verify")
     return found
 
 
@@ -116,20 +120,20 @@ def _settings(kind: Kind, text: str) -> dict[str, typing.Any]:
         parts.pop()  # a comma at the end, or no text
     for part in parts:
         if not part:
-            raise ProbeError("a comma without a setting in front")
+            raise SettingsError("a comma without a setting in front")
         name, equals, value = part.partition("=")
         setting = SETTINGS.get(name)
         if setting is None or not equals:
-            raise ProbeError(f"{_shown(part)} is none of {', '.join(f'{known}=' for known in SETTINGS)}")
+            raise SettingsError(f"{_shown(part)} is none of {', '.join(f'{known}=' for known in SETTINGS)}")
         if kind not in setting.kinds:
-            raise ProbeError(f"{name}= is not for {kind}")
+            raise SettingsError(f"{name}= is not for {kind}")
         if name in given:
-            raise ProbeError(f"{name}= stands twice")
+            raise SettingsError(f"{name}= stands twice")
         given.add(name)
         try:
             fields |= setting.read(value)
         except ValueError as error:
-            raise ProbeError(f"{name}={_shown(value)}: {error}") from None
+            raise SettingsError(f"{name}={_shown(value)}: {error}") from None
     return fields
 
 
@@ -234,6 +238,8 @@ def _status(text: str) -> dict[str, typing.Any]:
 
 
 def _tls(text: str) -> dict[str, typing.Any]:
+    if text == "none":
+        raise ValueError("https is always TLS, and grpc is not where tls= is left out")
     if text not in tuple(Tls):
         raise ValueError(f"neither {' nor '.join(Tls)}")
     return {"tls": Tls(text)}
@@ -304,7 +310,7 @@ SETTINGS: typing.Final[Mapping[str, Setting]] = {
     "status": Setting(_WEB, "200-399", _status, "the status, or range of them, that passes"),
     "tls": Setting(
         (Kind.HTTPS, Kind.GRPC),
-        "unverified; none of grpc",
+        "https: unverified; grpc: no TLS",
         _tls,
         "`unverified`: any certificate will do; `verify`: one that is in force, for `server-name`, "
         "by an authority that the agent knows",

@@ -554,7 +554,9 @@ def test_a_lesser_mistake_is_a_warning_and_the_rest_of_the_object_counts(
     assert upsert.uid == value["metadata"].get("uid", "")
     good = decoder(a_service() if decoder is SERVICE else a_slice())
     if decoder is SERVICE:
-        assert service_of(upsert) == service_of(good)
+        # It is not as if nothing had been said: listings have what is wrong with a probe.
+        found = msgspec.structs.replace(service_of(upsert), probe_mistake="")
+        assert found == service_of(good)
     else:
         assert [e.address for e in slice_of(upsert).endpoints] == [
             e.address for e in slice_of(good).endpoints

@@ -61,6 +61,13 @@ def decoded(text: str, settings: str | None = None) -> events.Upsert:
         # What is sent is sent as it stands.
         ("dns udp:a b ", "", {"dns": probe.Probe(Kind.UDP, payload=b"a b "), "web": None}),
         ("udp:a b ", "", {"dns": probe.Probe(Kind.UDP, payload=b"a b ")}),
+        ("dns udp:a b \r\nweb none\r\n", "", {"dns": probe.Probe(Kind.UDP, payload=b"a b "), "web": None}),
+        # All else ends where it can be seen to end.
+        (" http:/healthz \r\nmetrics none\t\r\n", "web fall=2 \r\n", {"grpc": HTTP, "metrics": None}),
+        # As a word it switches off, whatever settings wait for.
+        ("none", "", {"web": None, "dns": None}),
+        ("none\nweb tcp\n", "interval=5s", {"web": TCP, "metrics": None}),
+        ("none", "interval=2s", {"web": None}),
         # At a port of its own whatever the Service's is.
         ("dns tcp", "port=8080", {"dns": probe.Probe(Kind.TCP, port=8080)}),
         # All TCP ports are named, by settings alone.
@@ -87,7 +94,8 @@ def test_ports_have_their_probes(text: str, settings: str, expected: dict[str, p
         ("tcp", "shop fall=1", "the Service has no port shop"),
         ("web tcp", "metrics fall=1", "port metrics: settings, and no probe"),
         ("tcp\nmetrics none", "metrics fall=1", "port metrics: settings, and it is not to be probed"),
-        ("none", "", "begins with none of tcp, http, https, grpc, udp"),
+        ("tcp none", "", "the Service has no port tcp"),
+        ("grpc", "tls=none", "tls='none': https is always TLS, and grpc is not where tls= is left out"),
         ("web http\nmetrics tcp", "status=200", "port metrics: status= is not for tcp"),
         ("web udp:x", "", "port web: asks at UDP ports, and that is none"),
         ("dns tcp", "", "port dns: asks at TCP ports, and that is none"),
@@ -105,6 +113,34 @@ def test_what_is_not_understood_is_one_warning_and_no_probe(text: str, settings:
     assert upsert.value.probes is None
     (warning,) = upsert.warnings
     assert warning.endswith(f": {reason}: backends are not probed")
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "annotation", "quoted"),
+    [
+        ("htp:/", "interval=2s", "lbproxy.io/probe", "'htp:/'"),
+        ("web tcp\nweb tcp", "", "lbproxy.io/probe", "'web tcp\\nweb tcp'"),
+        ("shop tcp", "", "lbproxy.io/probe", "'shop tcp'"),
+        ("tcp", "intervall=2s", "lbproxy.io/probe-settings", "'intervall=2s'"),
+        ("tcp", "interval=0s", "lbproxy.io/probe-settings", "'interval=0s'"),
+        ("web tcp", "status=200", "lbproxy.io/probe-settings", "'status=200'"),
+        ("tcp", "fall=1\nrise=1", "lbproxy.io/probe-settings", "'fall=1\\nrise=1'"),
+        ("grpc", "server-name=a", "lbproxy.io/probe-settings", "'server-name=a'"),
+        ("web tcp", "metrics fall=1", "lbproxy.io/probe-settings", "'metrics fall=1'"),
+        ("web none", "web fall=1", "lbproxy.io/probe-settings", "'web fall=1'"),
+        ("tcp", "shop fall=1", "lbproxy.io/probe-settings", "'shop fall=1'"),
+    ],
+)
+def test_the_annotation_that_is_wrong_is_named(
+    text: str, settings: str, annotation: str, quoted: str
+) -> None:
+    upsert = decoded(text, settings)
+    (warning,) = upsert.warnings
+    assert warning.startswith(f"metadata.annotations[{annotation}]: {quoted}: ")
+    assert isinstance(upsert.value, model.Service)
+    assert upsert.value.probe_mistake == warning.removeprefix("metadata.annotations[").replace(
+        "]", "", 1
+    ).removesuffix(": backends are not probed")
 
 
 def test_a_port_is_asked_by_its_own_probe_and_judged_by_itself() -> None:

@@ -191,7 +191,8 @@ def test_a_bad_probe_is_one_warning_and_no_probe() -> None:
     assert isinstance(upsert.value, model.Service)
     assert upsert.value.probes is None
     assert upsert.warnings == (
-        "metadata.annotations[lbproxy.io/probe]: 'http:/': rise='x': not in 1..100: backends are not probed",
+        "metadata.annotations[lbproxy.io/probe-settings]: 'rise=x': rise='x': not in 1..100: "
+        "backends are not probed",
     )
 
 
