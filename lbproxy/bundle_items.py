@@ -173,8 +173,8 @@ def _backends(node: Node) -> object:
 
 
 def _noted(node: Node) -> notes.Notes:
-    """What the agent has written down, but for what annotations ask for: a path may be nobody's business."""
-    return msgspec.structs.replace(noting.read(node.root), asked=())
+    """What the agent has written down, but for what annotations say: a path may be nobody's business."""
+    return msgspec.structs.replace(noting.read(node.root), asked=(), mistakes=())
 
 
 def _flows(node: Node) -> object:

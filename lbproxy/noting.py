@@ -20,6 +20,7 @@ if typing.TYPE_CHECKING:
 
 PIN: typing.Final = "notes"
 _PAUSE_S: typing.Final = 1.0
+_PAUSES: typing.Final = 100  # as long as a look has taken
 _READS: typing.Final = 5  # of a row that is being written each time
 _log = logging.getLogger(__name__)
 
@@ -38,8 +39,10 @@ class Noting:
     async def run(self) -> typing.NoReturn:
         """Write until cancelled."""
         while True:
+            began_s = time.monotonic()
             self.look()
-            await asyncio.sleep(_PAUSE_S)
+            # Of many things it takes milliseconds, in which nobody else has a turn.
+            await asyncio.sleep(max(_PAUSE_S, _PAUSES * (time.monotonic() - began_s)))
 
     def look(self) -> None:
         """Write down what is not written yet."""
@@ -48,13 +51,15 @@ class Noting:
         if known == self._written_of:
             return
         ahead_s = time.time() - time.monotonic()
-        document = notes.encode(
+        found = notes.Known(
             self._probes.off,
-            self._probes.asked.items(),
-            self._probes.troubles(),
             ((key, secrecy.without(reason)) for key, reason in self._control.rejected.items()),
-            lambda at_s: at_s + ahead_s,
+            self._probes.troubles(),
+            ((name, secrecy.without(reason)) for name, reason in self._probes.mistakes.items()),
+            self._probes.spared(),
+            self._probes.asked.items(),
         )
+        document = notes.encode(found, lambda at_s: at_s + ahead_s)
         try:
             if document != self._written:
                 one_row.write(self._path, "lb_notes", notes.MOST_BYTES, document)

@@ -91,10 +91,14 @@ def _services_table(found: Sequence[listing.ServicePort], limit: int | None) -> 
     if any(port.protocol == model.Protocol.SCTP.name for port in found):
         yield ""
         yield f"SCTP is served packet by packet: {listing.NO_SCTP}."
-    off = {port.probe.off for port in found if port.probe is not None} - {""}
-    for why in off:
+    probes = [(port, port.probe) for port in found if port.probe is not None]
+    for why in {probe.off for _, probe in probes} - {""}:
         yield ""
         yield f"Probes are asked for and not made: {why}."
+    invalid = {f"{port.namespace}/{port.name}: {probe.invalid}" for port, probe in probes if probe.invalid}
+    if invalid:
+        yield ""
+    yield from _first(sorted(invalid), "Services whose annotations are not understood")
 
 
 def _unnoted(noted: notes.Notes) -> Iterator[str]:
@@ -106,6 +110,8 @@ def _unnoted(noted: notes.Notes) -> Iterator[str]:
 def _probe_cell(asked: listing.Probe | None) -> render.Cell:
     if asked is None:
         return render.Cell("")
+    if asked.invalid:
+        return render.Cell("invalid", render.Color.BAD)
     kind = asked.asks.partition(" ")[0]
     if asked.off:
         return render.Cell(f"{kind},off", render.Color.WARNING, f"{asked.asks}\noff")
@@ -183,33 +189,63 @@ def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[rende
                 _failed(backend.tcp, backend.tcp_elsewhere),
                 f"{rtt_ms:.2f}ms" if (rtt_ms := backend.tcp.rtt_ms or backend.tcp_elsewhere.rtt_ms) else "",
                 ",".join(backend.health),
-                _trouble_cell(backend.probe),
+                _probed_cell(backend.probe),
             )
             for backend in found
         ],
         right=("OPEN", "FAILED", "RTT"),
     )
-    troubled = [(backend, backend.probe) for backend in found if backend.probe is not None]
+    troubled = [
+        f"{_backend_text(backend)}: {_trouble_text(backend.probe)}"
+        for backend in found
+        if backend.probe is not None and backend.probe.since
+    ]
     if troubled:
         yield ""
-    for backend, probe in troubled[:_TROUBLES]:
-        yield f"{listing.place(backend.ip, backend.port)} of {_service_text(backend)}: {_trouble_text(probe)}"
-    if len(troubled) > _TROUBLES:
-        yield f"and {len(troubled) - _TROUBLES} more whose probes fail: -o json"
+    yield from _first(troubled, "whose probes fail")
+    # Why backends are not asked is the same of many.
+    others = [(backend, backend.probe) for backend in found if backend.probe is not None]
+    for state in (listing.NOT_ASKED, listing.OFF):
+        of_state = [(backend, probe.reason) for backend, probe in others if probe.state == state]
+        for why in dict.fromkeys(reason for _, reason in of_state):
+            first, *more = (backend for backend, reason in of_state if reason == why)
+            such = f" and {len(more)} more" if more else ""
+            yield ""
+            yield f"{state}: {_backend_text(first)}{such}: {why}"
 
 
-_TROUBLES = 20  # backends whose probes fail, with a line each
+_LINES = 20  # below a table, of one kind
 
 
-def _trouble_cell(of: listing.ProbeTrouble | None) -> render.Cell:
+def _first(lines: Sequence[str], of_what: str) -> Iterator[str]:
+    """The first of many lines, and how many more there are."""
+    yield from lines[:_LINES]
+    if len(lines) > _LINES:
+        yield f"and {len(lines) - _LINES} more {of_what}: -o json"
+
+
+def _backend_text(backend: listing.BackendOfService) -> str:
+    return f"{listing.place(backend.ip, backend.port)} of {_service_text(backend)}"
+
+
+_PROBE_COLORS = {
+    listing.UP: render.Color.GOOD,
+    listing.FAILING: render.Color.WARNING,
+    listing.DOWN: render.Color.BAD,
+    listing.NOT_ASKED: None,
+    listing.OFF: render.Color.WARNING,
+}
+
+
+def _probed_cell(of: listing.BackendProbe | None) -> render.Cell:
     if of is None:
         return render.Cell("")
-    state, color = ("failing", render.Color.WARNING) if of.up else ("down", render.Color.BAD)
-    return render.Cell(f"{state},{of.in_a_row}/{of.needed}", color)
+    counted = f",{of.in_a_row}/{of.needed}" if of.since else ""
+    return render.Cell(f"{of.state}{counted}", _PROBE_COLORS[of.state])
 
 
-def _trouble_text(of: listing.ProbeTrouble) -> str:
-    if of.up:
+def _trouble_text(of: listing.BackendProbe) -> str:
+    if of.state == listing.FAILING:
         return f"failing since {of.since}, {of.in_a_row} of {of.needed} times in a row: {of.reason}"
     passed = f"; passed {of.in_a_row} of {of.needed} times since" if of.in_a_row else ""
     return f"down, failing since {of.since}: {of.reason}{passed}"

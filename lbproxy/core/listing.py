@@ -6,6 +6,8 @@ in an order of its own, so that two listings of one state are equal byte by byte
 
 import collections
 import datetime
+import functools
+import operator
 import typing
 from collections.abc import Iterable, Sequence
 
@@ -26,23 +28,29 @@ class Frontend(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """What an annotation has asked of a Service's backends; `off` says why they are not, if they are not."""
+    """What an annotation has asked of a Service's backends; `off` says why they are not, if they are not.
+
+    `invalid` says what of the annotations is not understood: then nothing is asked.
+    """
 
     asks: str
     off: str
+    invalid: str
 
 
-class ProbeTrouble(msgspec.Struct, frozen=True):
-    """What probes say against a backend, since when, and why they failed last.
+class BackendProbe(msgspec.Struct, frozen=True):
+    """What probes have found of a backend.
 
-    One that counts as `up` has failed `in_a_row` of `needed` times, one that is down has passed so often.
+    `state` is up; failing, which counts as up and has failed `in_a_row` of `needed` times; down, which has
+    passed so often since; not-asked, or off: nobody is, on this node. `reason` says why, of the last
+    failure where there is one, `since` when that began.
     """
 
-    up: bool
-    in_a_row: int
-    needed: int
-    reason: str
-    since: str
+    state: str
+    in_a_row: int = 0
+    needed: int = 0
+    reason: str = ""
+    since: str = ""
 
 
 class Backend(msgspec.Struct, frozen=True):
@@ -51,7 +59,7 @@ class Backend(msgspec.Struct, frozen=True):
     `usable`: the ClusterIP may choose it now. Where a service port does not have its ClusterIP, any frontend.
     `health` is what speaks against it: probe-failed, ejected. `open_connections` are those and the flows
     of this node that are open now, null where the algorithm is not least-connections. `probe` is null
-    where no probe speaks against it.
+    where no probe is asked for.
     """
 
     ip: str
@@ -64,7 +72,7 @@ class Backend(msgspec.Struct, frozen=True):
     usable: bool
     health: tuple[str, ...]
     open_connections: int | None
-    probe: ProbeTrouble | None
+    probe: BackendProbe | None
 
 
 class SessionAffinity(msgspec.Struct, frozen=True):
@@ -143,7 +151,7 @@ class BackendOfService(msgspec.Struct, frozen=True):
     open_connections: int | None
     tcp: Tcp
     tcp_elsewhere: Tcp
-    probe: ProbeTrouble | None
+    probe: BackendProbe | None
 
 
 class Filter(typing.NamedTuple):
@@ -197,7 +205,7 @@ def backends(
     """Every backend of every service port, also those that are on their way out."""
     probed = Probed(noted)
     listed = [
-        _backend_of(port.key, backend, probed)
+        _backend_of(port, backend, probed)
         for port in found.ports
         if wanted.takes(port.key.service)
         for backend in port.backends
@@ -269,32 +277,59 @@ _SET_NAMES: typing.Final = (
 )
 
 
+UP, FAILING, DOWN, NOT_ASKED, OFF = "up", "failing", "down", "not-asked", "off"
+_NOT_USED: typing.Final = "this node does not use it"
+
+
 class Probed:
     """What the agent has noted of probes, to be found by service and by backend."""
 
     def __init__(self, noted: notes.Notes) -> None:
         self._ports = {
-            (one.namespace, one.name, one.port_name): Probe(one.probe, noted.probes_off)
+            (one.namespace, one.name, one.port_name): Probe(one.probe, noted.probes_off, "")
             for one in noted.asked
         }
+        self._mistakes = {(one.namespace, one.name): Probe("", "", one.reason) for one in noted.mistakes}
         self._troubles = {
             (one.namespace, one.name, one.port_name, one.protocol, one.ip, one.port): one
             for one in noted.troubles
         }
+        self._spared = {
+            (one.namespace, one.name, one.port_name, one.protocol, one.ip, one.port): one.reason
+            for one in noted.spared
+        }
 
     def port(self, key: model.PortKey) -> Probe | None:
         """What is asked for at a service port; None where nothing is."""
-        return self._ports.get((*key.service, key.port_name))
+        return self._ports.get((*key.service, key.port_name)) or self._mistakes.get((*key.service,))
 
-    def backend(self, key: model.PortKey, backend: inventory.Backend) -> ProbeTrouble | None:
-        """What speaks against a backend; None where nothing does."""
-        ip = addresses.text(backend.address)
-        known = self._troubles.get((*key.service, key.port_name, key.protocol.value, ip, backend.port))
-        if known is None:
-            return None
-        since = datetime.datetime.fromtimestamp(known.since_s, datetime.UTC)
-        text = since.isoformat().replace("+00:00", "Z")
-        return ProbeTrouble(known.up, known.in_a_row, known.needed, known.reason, text)
+    def backend(self, key: model.PortKey, backend: inventory.Backend, drawn_from: int) -> BackendProbe | None:
+        """What probes say of a backend; None where nothing asks for any.
+
+        `drawn_from` are the sets that some frontend of its service port draws from.
+        """
+        who = (*key.service, key.port_name, key.protocol.value, addresses.text(backend.address), backend.port)
+        trouble = self._troubles.get(who)
+        if trouble is not None:
+            return _trouble(trouble)
+        failed = bool(backend.health & tables.Health.PROBE_FAILED)
+        asked = self._ports.get((*key.service, key.port_name))
+        if asked is None or failed:
+            # Whatever had no room in the notes, this is in the backend's row.
+            return BackendProbe(DOWN) if failed else None
+        if asked.off:
+            return BackendProbe(OFF, reason=asked.off)
+        if who in self._spared:
+            return BackendProbe(NOT_ASKED, reason=self._spared[who])
+        # One that is ejected is in no set, and is asked.
+        used = backend.health or backend.sets & drawn_from
+        return BackendProbe(UP) if used else BackendProbe(NOT_ASKED, reason=_NOT_USED)
+
+
+def _trouble(known: notes.Trouble) -> BackendProbe:
+    since = datetime.datetime.fromtimestamp(known.since_s, datetime.UTC)
+    text = since.isoformat().replace("+00:00", "Z")
+    return BackendProbe(FAILING if known.up else DOWN, known.in_a_row, known.needed, known.reason, text)
 
 
 def _service(
@@ -342,14 +377,16 @@ def _frontend(frontend: inventory.Frontend, served_on: tuple[str, ...]) -> Front
 def _drawn_from(frontends: Sequence[inventory.Frontend]) -> int:
     """The backend sets that clients of a service port draw from: those of the ClusterIP if it has one."""
     cluster_ips = [one for one in frontends if one.kind is tables.FrontendKind.CLUSTER_IP]
-    bits = 0
-    for frontend in cluster_ips or frontends:
-        bits |= frontend.set
-    return bits
+    return _sets(cluster_ips or frontends)
+
+
+def _sets(frontends: Iterable[inventory.Frontend]) -> int:
+    return functools.reduce(operator.or_, (frontend.set for frontend in frontends), 0)
 
 
 def _known(port: inventory.ServicePort, probed: Probed) -> Iterable[Backend]:
     drawn_from = _drawn_from(port.frontends)
+    of_any = _sets(port.frontends)
     return (
         Backend(
             addresses.text(backend.address),
@@ -362,14 +399,17 @@ def _known(port: inventory.ServicePort, probed: Probed) -> Iterable[Backend]:
             bool(backend.sets & drawn_from),
             health_names(backend.health),
             backend.open,
-            probed.backend(port.key, backend),
+            probed.backend(port.key, backend, of_any),
         )
         for backend in port.backends
         if backend.state is not tables.BackendState.DRAINING
     )
 
 
-def _backend_of(key: model.PortKey | None, backend: inventory.Backend, probed: Probed) -> BackendOfService:
+def _backend_of(
+    port: inventory.ServicePort | None, backend: inventory.Backend, probed: Probed
+) -> BackendOfService:
+    key = port.key if port is not None else None
     try:
         protocol = model.Protocol(backend.protocol).name
     except ValueError:
@@ -391,7 +431,7 @@ def _backend_of(key: model.PortKey | None, backend: inventory.Backend, probed: P
         backend.open,
         _tcp(backend.fared.node),
         _tcp(backend.fared.elsewhere),
-        probed.backend(key, backend) if key else None,
+        probed.backend(port.key, backend, _sets(port.frontends)) if port is not None else None,
     )
 
 

@@ -1,6 +1,7 @@
 """What the agent knows and the tables do not: which Services are probed, why backends fail, what is rejected.
 
-One JSON document, for the read-side commands. It has a limit: what is beyond that is counted.
+One JSON document, for the read-side commands. It has a limit: what is beyond that is counted. What
+goes wrong comes first, and no kind of entry leaves the others without room.
 """
 
 import typing
@@ -23,6 +24,26 @@ class Asked(msgspec.Struct, frozen=True, array_like=True):
     name: str
     port_name: str
     probe: str
+
+
+class Mistake(msgspec.Struct, frozen=True, array_like=True):
+    """A Service whose annotations about probes are not understood, and why."""
+
+    namespace: str
+    name: str
+    reason: str
+
+
+class Spared(msgspec.Struct, frozen=True, array_like=True):
+    """A backend that this node uses and never probes, whatever is asked for, and why."""
+
+    namespace: str
+    name: str
+    port_name: str
+    protocol: int
+    ip: str
+    port: int
+    reason: str
 
 
 class Trouble(msgspec.Struct, frozen=True, array_like=True):
@@ -60,25 +81,35 @@ class Notes(msgspec.Struct, frozen=True, omit_defaults=True):
     troubles: tuple[Trouble, ...] = ()
     rejected: tuple[Rejected, ...] = ()
     left_out: int = 0
+    mistakes: tuple[Mistake, ...] = ()
+    spared: tuple[Spared, ...] = ()
 
 
 NOTHING: typing.Final = Notes()
 
 
-def encode(
-    probes_off: str,
-    asked: Iterable[tuple[model.ServiceName, Mapping[str, str]]],
-    troubles: Iterable[probing.Trouble],
-    rejected: Iterable[tuple[tuple[events.Kind, events.ObjectName], str]],
-    to_unix: Callable[[float], float],
-) -> bytes:
+class Known(typing.NamedTuple):
+    """What is to be written down; of each kind in an order in which the first tell enough."""
+
+    probes_off: str = ""
+    rejected: Iterable[tuple[tuple[events.Kind, events.ObjectName], str]] = ()
+    troubles: Iterable[probing.Trouble] = ()
+    mistakes: Iterable[tuple[model.ServiceName, str]] = ()
+    spared: Iterable[tuple[probing.User, str]] = ()
+    asked: Iterable[tuple[model.ServiceName, Mapping[str, str]]] = ()
+
+
+def encode(known: Known, to_unix: Callable[[float], float]) -> bytes:
     """Write down what fits; `to_unix` turns the clock of `troubles` into Unix time."""
     room = _Room(MOST_BYTES - _HEAD - 1024)
-    # In order of their use: few are rejected or fail, and where many do the first tell enough.
-    rejections = room.of(Rejected(kind, str(name), _short(why)) for (kind, name), why in rejected)
-    ports = room.of(Asked(*name, port, text) for name, ports in asked for port, text in ports.items())
-    failing = room.of(_trouble(one, to_unix) for one in troubles)
-    body = msgspec.json.encode(Notes(probes_off, ports, failing, rejections, room.left_out))
+    rejected = room.of(known.rejected, lambda one: Rejected(one[0][0], str(one[0][1]), _short(one[1])), 1 / 4)
+    troubles = room.of(known.troubles, lambda one: _trouble(one, to_unix), 2 / 3)
+    mistakes = room.of(known.mistakes, lambda one: Mistake(*one[0], _short(one[1])), 1 / 2)
+    spared = room.of(known.spared, lambda one: Spared(*_place(one[0]), one[1]), 1 / 2)
+    ports = ((name, port, text) for name, of_ports in known.asked for port, text in of_ports.items())
+    asked = room.of(ports, lambda one: Asked(*one[0], one[1], one[2]))
+    document = Notes(known.probes_off, asked, troubles, rejected, room.left_out, mistakes, spared)
+    body = msgspec.json.encode(document)
     return len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little") + body
 
 
@@ -94,6 +125,7 @@ def decode(row: bytes) -> Notes | None:
         return None
 
 
+_Known = typing.TypeVar("_Known")
 _Entry = typing.TypeVar("_Entry", bound=msgspec.Struct)
 
 
@@ -104,33 +136,34 @@ class _Room:
         self._free = free
         self.left_out = 0
 
-    def of(self, entries: Iterable[_Entry]) -> tuple[_Entry, ...]:
-        taken = []
-        for entry in entries:
-            size = len(msgspec.json.encode(entry)) + 1
-            if size > self._free:
-                self.left_out += 1
-                continue
+    def of(
+        self, known: Iterable[_Known], entry: Callable[[_Known], _Entry], share: float = 1.0
+    ) -> tuple[_Entry, ...]:
+        """Take entries until one does not fit into a share of what is free; the rest only count."""
+        free = int(self._free * share)
+        taken: list[_Entry] = []
+        left = iter(known)
+        for one in left:
+            made = entry(one)
+            size = len(msgspec.json.encode(made)) + 1
+            if size > free:
+                self.left_out += 1 + sum(1 for _ in left)
+                break
+            free -= size
             self._free -= size
-            taken.append(entry)
+            taken.append(made)
         return tuple(taken)
 
 
 def _trouble(one: probing.Trouble, to_unix: Callable[[float], float]) -> Trouble:
-    port, place = one.user
-    return Trouble(
-        port.service.namespace,
-        port.service.name,
-        port.port_name,
-        port.protocol.value,
-        addresses.text(place.address),
-        place.port,
-        one.up,
-        one.in_a_row,
-        one.needed,
-        _short(one.reason),
-        round(to_unix(one.since_s)),
-    )
+    since_s = round(to_unix(one.since_s))
+    return Trouble(*_place(one.user), one.up, one.in_a_row, one.needed, _short(one.reason), since_s)
+
+
+def _place(user: probing.User) -> tuple[str, str, str, int, str, int]:
+    port, place = user
+    ip = addresses.text(place.address)
+    return (*port.service, port.port_name, port.protocol.value, ip, place.port)
 
 
 def _short(text: str) -> str:

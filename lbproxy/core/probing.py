@@ -42,6 +42,13 @@ class User(typing.NamedTuple):
     place: topology.Place
 
 
+class Users(typing.NamedTuple):
+    """What is to be asked for each backend, and why others are not asked."""
+
+    targets: dict[User, Target]
+    spared: dict[User, str]
+
+
 class Attempt(typing.NamedTuple):
     """A target that is to be asked now; hand it back with the result."""
 
@@ -121,6 +128,7 @@ class Probing:
         self._states: dict[Target, _State] = {}
         self._wanted: dict[model.ServiceName, dict[User, Target]] = {}
         self._down: dict[model.ServiceName, dict[User, str]] = {}
+        self._spared: dict[model.ServiceName, dict[User, str]] = {}
         self._troubled: dict[Target, float] = {}  # down or failed last, since when
         self._queue: list[_Row] = []
         # Due, but their Services have their share under way: heaps, as the queue is one.
@@ -156,12 +164,18 @@ class Probing:
                 (service is None or service.probes is None)
                 and name not in self._wanted
                 and name not in self._down
+                and name not in self._spared
             ):
                 continue
             wanted: dict[User, Target] = {}
+            self._spared.pop(name, None)
             if service is not None:
                 down = self._down.get(name, {})
-                wanted = users(service, cluster.slices(name), cluster.node_name, cluster.zone, down, own)
+                wanted, spared = users(
+                    service, cluster.slices(name), cluster.node_name, cluster.zone, down, own
+                )
+                if spared:
+                    self._spared[name] = spared
             changes += self._want(name, wanted, now_s)
         return changes
 
@@ -374,6 +388,11 @@ class Probing:
             for user in known.users:
                 yield Trouble(user, known.up, known.streak, needed, known.last, since_s)
 
+    def spared(self) -> Iterator[tuple[User, str]]:
+        """Every backend that this node may use and must not ask, and why."""
+        for of_service in self._spared.values():
+            yield from of_service.items()
+
     def is_up(self, user: User) -> bool | None:
         """Whether probes let a backend be used; None where it is not probed."""
         target = self._wanted.get(user.port.service, {}).get(user)
@@ -395,14 +414,14 @@ def users(
     zone: str,
     down: Container[User] = (),
     own: Container[bytes] = (),
-) -> dict[User, Target]:
+) -> Users:
     """Say what is to be asked for each backend of a Service that this node may use.
 
     Where hints choose some and all of these are down, all the others are used and so
     asked, until one of the chosen is up again. Never what reach forbids; `own` are the
     addresses of this node.
     """
-    found: dict[User, Target] = {}
+    found = Users({}, {})
     if service.probes is None:
         return found
     ordered = sorted(slices, key=lambda slice_: (slice_.namespace, slice_.name))
@@ -423,8 +442,12 @@ def users(
                 sets = topology.usable(endpoints, node_name, zone, hinted=False).sets
             for place, bits in zip(places, sets, strict=True):
                 here = bool(node_name) and merged[place].place.node_name == node_name
-                if bits & drawn and reach.may_be_probed(place.address, own, here=here):
-                    found[User(key, place)] = Target(place.address, made.port or place.port, made)
+                if not bits & drawn:
+                    continue
+                if why := reach.forbids(place.address, own, here=here):
+                    found.spared[User(key, place)] = why
+                else:
+                    found.targets[User(key, place)] = Target(place.address, made.port or place.port, made)
     return found
 
 

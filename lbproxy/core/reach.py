@@ -31,8 +31,12 @@ _FORBIDDEN: typing.Final = tuple(
 _TRANSLATED: typing.Final = bytes.fromhex("0064ff9b") + bytes(8)
 
 
-def may_be_probed(address: bytes, own: typing.Container[bytes] = (), *, here: bool = False) -> bool:
-    """Whether a probe may be sent to an address; `own` are those of this node's devices.
+NEVER: typing.Final = "loopback, link-local, multicast and metadata addresses are never probed"
+OWN: typing.Final = "an address of this node's own is probed only where the endpoint's nodeName is this node"
+
+
+def forbids(address: bytes, own: typing.Container[bytes] = (), *, here: bool = False) -> str:
+    """Why no probe may be sent to an address; empty where one may. `own` are those of this node's devices.
 
     To one of its own only where the endpoint is said to be `here`, as a pod of the host's
     network is.
@@ -40,5 +44,5 @@ def may_be_probed(address: bytes, own: typing.Container[bytes] = (), *, here: bo
     if address.startswith(_TRANSLATED):
         address = addresses.IPV4_PREFIX + address[12:]
     if any(address in network for network in _FORBIDDEN):
-        return False
-    return here or address not in own
+        return NEVER
+    return "" if here or address not in own else OWN

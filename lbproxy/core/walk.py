@@ -284,6 +284,8 @@ class Walk:
         asked = self._probed.port(key) if key is not None else None
         if asked is not None and asked.off:
             self.say("probes", f"{asked.asks} is asked for, and not made: {asked.off}")
+        if asked is not None and asked.invalid:
+            self.say("probes", f"none is made: {asked.invalid}")
 
     def _health(self, frontend: tables.Frontend, known: typing.Collection[inventory.Backend]) -> None:
         ill = [one for one in known if one.health and one.state is not tables.BackendState.DRAINING]
@@ -302,9 +304,10 @@ class Walk:
         key = inventory.port_key(self.rows, frontend.service)
         why = []
         for one in ill:
-            trouble = self._probed.backend(key, one) if key is not None else None
+            found = self._probed.backend(key, one, frontend.sets) if key is not None else None
             said = ",".join(listing.health_names(one.health))
-            why.append(f"{said}: {trouble.reason}, since {trouble.since}" if trouble is not None else said)
+            failed = found is not None and found.since
+            why.append(f"{said}: {found.reason}, since {found.since}" if found and failed else said)
         left_out = ", ".join(f"{place} ({reason})" for place, reason in zip(named, why, strict=True))
         self.say("health", f"left out as unhealthy: {left_out}")
 

@@ -60,6 +60,7 @@ class Prober:
         self._lines = token_bucket.TokenBucket(LINES, LINES_PER_S, clock())
         self._unsaid = 0
         self._asked: dict[model.ServiceName, dict[str, str]] = {}
+        self._mistakes: dict[model.ServiceName, str] = {}
         self._changes = 0
 
     def take_over(self, note: Note, down: Iterable[tuple[model.PortKey, topology.Place]]) -> None:
@@ -84,6 +85,12 @@ class Prober:
         names = list(names)
         for name in names:
             service = cluster.service(name)
+            mistake = service.probe_mistake if service is not None else ""
+            if mistake != self._mistakes.get(name, ""):
+                self._changes += 1
+                self._mistakes[name] = mistake
+                if not mistake:
+                    del self._mistakes[name]
             if service is not None and service.probes is not None:
                 self._asked[name] = {
                     port.name: probe.describe(wanted) for port, wanted in probing.asked(service)
@@ -134,8 +141,17 @@ class Prober:
         return self._asked
 
     @property
+    def mistakes(self) -> Mapping[model.ServiceName, str]:
+        """The Services whose annotations about probes are not understood, and why."""
+        return self._mistakes
+
+    def spared(self) -> Iterator[tuple[probing.User, str]]:
+        """Every backend that this node uses and must not ask, and why."""
+        return self._probing.spared()
+
+    @property
     def changes(self) -> int:
-        """Grows whenever `asked` or `troubles` may be other ones than before."""
+        """Grows whenever one of the others here may be another than before."""
         return self._changes + self._probing.changes
 
     def troubles(self) -> Iterator[probing.Trouble]:

@@ -215,7 +215,21 @@ def test_annotations_change_live(
         # Half understood is no probe.
         api.put(annotated("http", settings="interval=soon"))
         agent.has_backends("http", set(PODS))
-        assert "interval='soon': not a time such as 5s" in agent.says("lbproxy.io/probe")
+        assert "interval='soon': not a time such as 5s" in agent.says("lbproxy.io/probe-settings")
+        wrong = (
+            "lbproxy.io/probe-settings: 'interval=soon': interval='soon': not a time such as 5s, 500ms or 1m"
+        )
+        polling.eventually(lambda: f"default/http: {wrong}" in agent.lbproxy("services", "http").splitlines())
+        assert {
+            row["probe"]["invalid"] for row in json.loads(agent.lbproxy("services", "http", "-o", "json"))
+        } == {wrong}
+        polling.eventually(
+            lambda: any(
+                event["reason"] == "InvalidField" and "interval='soon'" in event["note"]
+                for event in test_life.events(api)
+            ),
+            what="an Event",
+        )
     finally:
         api.put(annotated("http"))
         health.says("up")
@@ -297,6 +311,10 @@ def test_the_nodes_own_addresses_are_asked_for_its_own_pods_alone(
             return {row["ip"] for row in rows if row["health"] == ["probe-failed"]}
         return set()
 
+    def states() -> dict[str, str]:
+        rows = json.loads(agent.lbproxy("backends", "own", "-o", "json"))
+        return {row["ip"]: row["probe"]["state"] for row in rows}
+
     def targets() -> float:
         (count,) = values(scraped(lab), "lbproxy_probe_targets")
         return count
@@ -308,6 +326,9 @@ def test_the_nodes_own_addresses_are_asked_for_its_own_pods_alone(
         others, own = set(lab["n2"].addresses), set(lab["n1"].addresses)
         polling.eventually(lambda: down() == others, 20)
         assert targets() == before + 2
+        polling.eventually(
+            lambda: states() == {**dict.fromkeys(others, "down"), **dict.fromkeys(own, "not-asked")}
+        )
         api.put(*slices("n1"))
         polling.eventually(lambda: down() == others | own, 20)
         assert targets() == before + 4

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from lbproxy.core import health, model, probe, probing, topology
+from lbproxy.core import events, health, model, probe, probing, topology
 from lbproxy.probes import asking, prober
 from tests import virtual_time
 from tests.unit import test_probing
@@ -205,6 +205,23 @@ async def test_where_nothing_may_be_probed_nothing_is_and_nothing_is_down() -> N
     assert bench.prober.targets == 0
     assert bench.prober.off == "--probe-concurrency is 0 on this node"
     assert test_probing.WEB in bench.prober.asked
+
+
+@in_virtual_time
+async def test_what_is_not_understood_is_known_for_as_long_as_it_is_so() -> None:
+    bench = Bench(2, Answers())
+    bench.start()
+    assert dict(bench.prober.mistakes) == {}
+    before = bench.prober.changes
+    wrong = test_probing.service(None, probe_mistake="lbproxy.io/probe: 'tpc': begins with none of them")
+    bench.cluster.state.apply(events.Upsert(events.Kind.SERVICE, test_probing.WEB, wrong))
+    bench.prober.passed(bench.cluster.state, [test_probing.WEB])
+    assert bench.prober.mistakes == {test_probing.WEB: wrong.probe_mistake}
+    assert test_probing.WEB not in bench.prober.asked
+    assert bench.prober.changes > before
+    bench.cluster.annotate(OFTEN)
+    bench.prober.passed(bench.cluster.state, [test_probing.WEB])
+    assert dict(bench.prober.mistakes) == {}
 
 
 @in_virtual_time

@@ -104,7 +104,7 @@ class Cluster:
         found: dict[probing.User, probing.Target] = {}
         for name in (WEB, OTHER):
             if (known := self.state.service(name)) is not None:
-                found |= probing.users(known, self.state.slices(name), objects.NODE, "")
+                found |= probing.users(known, self.state.slices(name), objects.NODE, "").targets
         return found
 
     def asks(self, most: int = 1000) -> list[probing.Attempt]:
@@ -286,7 +286,7 @@ def test_only_what_this_node_may_use_is_asked() -> None:
     listed = [slice_]
 
     def hosts(**changes: object) -> set[str]:
-        asked = probing.users(service(TCP, **changes), listed, objects.NODE, "")
+        asked = probing.users(service(TCP, **changes), listed, objects.NODE, "").targets
         return {addresses.text(target.address) for target in asked.values()}
 
     assert hosts() == {"10.0.0.1", "10.0.0.2"}
@@ -319,7 +319,7 @@ def test_what_is_asked_is_what_the_plan_draws_from(
     named, slices = known
     assert named.probes is not None
     assert named.probes.others is not None
-    asked = set(probing.users(named, slices, node_name, zone))
+    asked = set(probing.users(named, slices, node_name, zone).targets)
     drawn = set()
     for port in plan.plan_service(named, slices, node_name, zone, plan.Defaults(model.Algorithm.RANDOM)):
         bits = functools.reduce(operator.or_, (frontend.set.value for frontend in port.frontends))
@@ -344,9 +344,13 @@ def test_what_is_asked_is_what_the_plan_draws_from(
     ],
 )
 def test_what_listens_on_the_node_alone_is_never_asked(host: str) -> None:
-    assert not reach.may_be_probed(objects.packed(host))
+    assert reach.forbids(objects.packed(host)) == reach.NEVER
     ips = (objects.packed("10.96.0.1"), objects.packed("fd00::1"))
-    assert Cluster(host, cluster_ips=ips).probing.targets == 0
+    cluster = Cluster(host, cluster_ips=ips)
+    assert cluster.probing.targets == 0
+    assert list(cluster.probing.spared()) == [(user(host), reach.NEVER)]
+    cluster.has()
+    assert list(cluster.probing.spared()) == []
 
 
 @pytest.mark.parametrize(
@@ -357,7 +361,7 @@ def test_what_listens_on_the_node_alone_is_never_asked(host: str) -> None:
     ],
 )
 def test_other_addresses_may_be_asked(host: str) -> None:
-    assert reach.may_be_probed(objects.packed(host))
+    assert reach.forbids(objects.packed(host)) == ""
 
 
 def test_a_nodes_own_addresses_are_asked_for_its_own_pods_alone() -> None:
@@ -373,8 +377,10 @@ def test_a_nodes_own_addresses_are_asked_for_its_own_pods_alone() -> None:
         return [cluster.probing.is_up(user(f"10.0.0.{n}")) is not None for n in (1, 2, 3)]
 
     assert probed([WEB], own) == [True, False, False]
+    assert list(cluster.probing.spared()) == [(user(f"10.0.0.{n}"), reach.OWN) for n in (2, 3)]
     # Addresses come and go, without a word of the Service.
     assert probed([], frozenset()) == [True, True, True]
+    assert list(cluster.probing.spared()) == []
     assert probed([], own) == [True, False, False]
     cluster.state.node_name = ""
     assert probed([WEB], own) == [False, False, False]
@@ -572,11 +578,10 @@ def test_verdicts_follow_results_in_a_row(seed: int, most: int, steps: list[tupl
             case ("annotate", asked, name):
                 cluster.annotate(asked, name)  # type: ignore[arg-type]
             case ("take", int() as begin):
-                free = cluster.probing.free
                 taken = list(cluster.probing.take(cluster.now_s, begin))
                 running += taken
                 # Whoever waits has more under way than are free, or there is no room.
-                if free and len(taken) < begin and cluster.probing.late_s(cluster.now_s):
+                if cluster.probing.free and len(taken) < begin and cluster.probing.late_s(cluster.now_s):
                     assert cluster.probing.holds_back
             case ("wait", int() as seconds):
                 cluster.now_s += seconds

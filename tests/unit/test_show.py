@@ -305,10 +305,10 @@ def test_probes_are_shown_and_why_they_fail(
     pinned.installer.service("default/web", ["10.96.0.1"], [endpoint(FELL), endpoint(FAILING)])
     pinned.installer.service("other/web", ["10.96.0.2"], [endpoint(FELL)])
     since = "2001-09-09T01:46:40Z"
-    down = {"up": False, "in_a_row": 1, "needed": 2, "reason": REFUSED, "since": since}
-    failing = {**down, "up": True, "needed": 3}
+    down = {"state": "down", "in_a_row": 1, "needed": 2, "reason": REFUSED, "since": since}
+    failing = {**down, "state": "failing", "needed": 3}
     web, other = json.loads(run(capsys, "services", "json"))
-    assert web["probe"] == {"asks": "http:/healthz every 2s", "off": ""}
+    assert web["probe"] == {"asks": "http:/healthz every 2s", "off": "", "invalid": ""}
     assert [one["probe"] for one in web["backends"]] == [down, failing]
     assert other["probe"] is other["backends"][0]["probe"] is None
     assert [one["probe"] for one in json.loads(run(capsys, "backends", "json"))] == [down, failing, None]
@@ -326,6 +326,57 @@ def test_probes_are_shown_and_why_they_fail(
     ]
 
 
+def test_backends_that_pass_and_those_that_nobody_asks_are_told_apart(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = ("10.244.0.3", "10.244.0.4")
+    spared = tuple(notes.Spared("default", "web", "http", 6, ip, 8080, "it is this node's own") for ip in own)
+    monkeypatch.setattr(noting, "read", lambda _root: noted(troubles=(), spared=spared))
+    endpoints = [*map(endpoint, (FELL, *own)), endpoint("10.244.0.5", **UNREADY)]
+    pinned.installer.service("default/web", ["10.96.0.1"], endpoints)
+    lines = run(capsys, "backends").splitlines()
+    assert [line.split()[-1] for line in lines[1:5]] == ["up", "not-asked", "not-asked", "not-asked"]
+    assert lines[5:] == [
+        "",
+        "not-asked: 10.244.0.3:8080 of default/web:http and 1 more: it is this node's own",
+        "",
+        "not-asked: 10.244.0.5:8080 of default/web:http: this node does not use it",
+    ]
+    none = {"in_a_row": 0, "needed": 0, "reason": "", "since": ""}
+    first, second, *_ = (one["probe"] for one in json.loads(run(capsys, "backends", "json")))
+    assert first == {**none, "state": "up"}
+    assert second == {**none, "state": "not-asked", "reason": "it is this node's own"}
+
+
+def test_one_that_probes_have_found_down_is_so_without_room_for_it_in_the_notes(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noting, "read", lambda _root: noted(troubles=()))
+    pinned.installer.service("default/web", ["10.96.0.1"], [endpoint(FELL), endpoint(FAILING)])
+    for key, packed in list(pinned.rows("backends")):
+        row = tables.backend(packed)
+        if row.addr == installing.address(FELL):
+            row = row._replace(health=tables.Health.PROBE_FAILED)
+            pinned.apply([tables.Put(tables.Table.BACKENDS, key, row.pack())])
+    found = json.loads(run(capsys, "backends", "json"))
+    assert [one["probe"]["state"] for one in found] == ["down", "up"]
+
+
+def test_annotations_that_are_not_understood_are_shown(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = "lbproxy.io/probe: 'htp:/': begins with none of tcp, http"
+    mistaken = noted(asked=(), troubles=(), mistakes=(notes.Mistake("default", "web", why),))
+    monkeypatch.setattr(noting, "read", lambda _root: mistaken)
+    pinned.installer.service("default/web", ["10.96.0.1", "fd00::1"], [endpoint(FELL)])
+    (probe,) = {tuple(one["probe"].items()) for one in json.loads(run(capsys, "services", "json"))}
+    assert dict(probe) == {"asks": "", "off": "", "invalid": why}
+    _, one, two, *below = run(capsys, "services").splitlines()
+    assert one.split()[-1] == two.split()[-1] == "invalid"
+    assert below == ["", f"default/web: {why}"]
+    assert [one["probe"] for one in json.loads(run(capsys, "backends", "json"))] == [None]
+
+
 def test_services_say_that_probes_are_off(
     pinned: Pinned, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,6 +391,8 @@ def test_services_say_that_probes_are_off(
         "",
         "7 more ports, backends or rejections have no room in the agent's notes.",
     ]
+    assert [line.split()[-1] for line in run(capsys, "backends").splitlines()[:2]] == ["PROBE", "off"]
+    assert "off: 10.244.0.1:8080 of default/web:http: --probe-concurrency is 0" in run(capsys, "backends")
 
 
 def test_what_is_open_is_shown_where_it_is_counted(
