@@ -83,6 +83,8 @@ def run(settings: config.Config) -> int:
 
         credentials.check(str(settings.kubeconfig or ""), settings.master)
     with _alone(settings) as cgroup:
+        if trusted.problem:
+            _log.warning("--probe-ca-file: %s", trusted.problem)
         return asyncio.run(_serve(settings, cgroup, trusted))
 
 
@@ -199,6 +201,7 @@ class _Agent:
         self._node_watch = node_watch.NodeWatch(settings, both_families=node_watch.has_both_families())
         self._ejecting = ejecting.Ejecting(self._ejection_says)
         self._orders = orders.Orders(settings, self._carried_out)
+        self._trusted = trusted
         self._prober = prober.Prober(
             settings.probe_concurrency,
             self._telemetry.probed,
@@ -264,6 +267,7 @@ class _Agent:
             max_series=self._settings.metrics_max_series,
         )
         control.awaits_devices = True
+        control.probe_problem = self._probe_problem
         known = restoring.unhealthy(control.reconciler.ledger, tables.Health.PROBE_FAILED)
         self._prober.take_over(control.note_health, known)
         ejected = restoring.unhealthy(control.reconciler.ledger, tables.Health.EJECTED)
@@ -414,6 +418,10 @@ class _Agent:
     def _health_check_failed(self, service: model.ServiceName, port: int, why: str) -> None:
         if self._reports is not None:
             self._reports.health_check_failed(service, port, why)
+
+    def _probe_problem(self) -> str:
+        problem = self._trusted.problem
+        return f"--probe-ca-file: {problem}" if problem else ""
 
     def _probes_say(self, change: probing.Change) -> None:
         if self._reports is not None:

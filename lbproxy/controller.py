@@ -77,6 +77,8 @@ class Controller:
         self.datapath_problem = ""  # a hook that is gone and can not be put back
         self.handover_problem = ""  # why no flow is begun yet beside another proxy's
         self.return_notice = ""  # that none is to be begun any more
+        # What keeps probes from being made as they are asked for; looked at when it is asked for.
+        self.probe_problem: typing.Callable[[], str] = lambda: ""
         self.migration_problem = ""  # why what the Node says is not carried out
         self.device_problems: typing.Sequence[str] = ()  # what keeps the packet path from devices
         self._node_due_s: float | None = None
@@ -330,6 +332,7 @@ class Controller:
             self.handover_problem,
             self.return_notice,
             self.migration_problem,
+            self.probe_problem(),
         )
         reasons += [one for one in problems if one]
         reasons += self.device_problems

@@ -12,6 +12,8 @@ import typing
 
 _log = logging.getLogger(__name__)
 
+_FOR_NOTHING: typing.Final = "probes with tls=verify count for nothing"
+_STAYS: typing.Final = "what it said before stays in force"
 NOBODY: typing.Final = "no authorities to verify certificates by: see --probe-ca-file"
 
 
@@ -22,16 +24,33 @@ class NobodyTrustedError(Exception):
 class Trust:
     """TLS as probes speak it; one context for each way to ask, made when it is first needed.
 
-    The file is read again when it is another one. One that can not be used then is a line in the log,
-    and the one before stays in force. Raises OSError where it can not be used to begin with.
+    The file is read again when it is another one. One that can not be used is a problem, and
+    the one before stays in force; where there was none, nobody is trusted. Raises OSError where
+    the path can not be a file's.
     """
 
     def __init__(self, ca_file: pathlib.Path | None = None) -> None:
         self._ca_file = ca_file
         self._contexts: dict[tuple[bool, str], ssl.SSLContext] = {}
         self._told = False
+        self._authorities = ""
+        self._problem = ""
         self._version = self._version_of_file()
-        self._authorities = "" if ca_file is None else _read(ca_file)
+        if ca_file is None:
+            return
+        try:
+            self._authorities = _read(ca_file)
+        except (IsADirectoryError, NotADirectoryError):
+            raise
+        except OSError as error:
+            self._problem = f"{ca_file}: {describe(error)}: {_FOR_NOTHING}"
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the file as it is now; empty where nothing is."""
+        if self._ca_file is not None:
+            self._look(self._ca_file)
+        return self._problem
 
     def context(self, *, verify: bool, protocol: str) -> ssl.SSLContext:
         """The context to ask with, for one protocol above TLS. Raises NobodyTrustedError."""
@@ -52,8 +71,13 @@ class Trust:
         try:
             self._authorities = _read(ca_file)
         except OSError as error:
-            _log.warning("%s: %s: what it said before stays in force", ca_file, describe(error))
+            follows = _STAYS if self._authorities else _FOR_NOTHING
+            self._problem = f"{ca_file}: {describe(error)}: {follows}"
+            _log.warning("%s", self._problem)
         else:
+            if self._problem:
+                _log.info("%s is in force", ca_file)
+            self._problem = ""
             self._contexts = {key: kept for key, kept in self._contexts.items() if not key[0]}
 
     def _version_of_file(self) -> tuple[int, int, int] | None:
@@ -72,11 +96,14 @@ class Trust:
             context.verify_mode = ssl.CERT_NONE
         elif self._authorities:
             context.load_verify_locations(cadata=self._authorities)
+        elif self._ca_file is not None:
+            # Who names a file does not mean the system's authorities.
+            raise NobodyTrustedError(NOBODY)
         else:
             context.load_default_certs()
             if not context.cert_store_stats()["x509_ca"] and not _folder_has_any():
                 if not self._told:
-                    _log.warning("probes with tls=verify count for nothing: %s", NOBODY)
+                    _log.warning("%s: %s", _FOR_NOTHING, NOBODY)
                 self._told = True
                 raise NobodyTrustedError(NOBODY)
         return context

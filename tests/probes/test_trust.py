@@ -3,12 +3,11 @@
 import asyncio
 import pathlib
 import ssl
-import subprocess
-import sys
 import typing
 
 import pytest
 
+from lbproxy import agent, errors
 from lbproxy.core import probe, probing
 from lbproxy.probes import asking, trust
 from tests.kube import certificates
@@ -183,7 +182,8 @@ async def test_a_file_that_changes_is_read_again(
     for broken in (b"nonsense", b"", b"\0"):
         says(broken)
         assert (await result(asked(Kind.HTTPS), tls, trusted)).passed
-        assert caplog.messages[-1] == (f"{file}: no certificates in it: what it said before stays in force")
+        problem = f"{file}: no certificates in it: what it said before stays in force"
+        assert caplog.messages[-1] == trusted.problem == problem
     file.unlink()
     for _ in range(2):
         assert (await result(asked(Kind.HTTPS), tls, trusted)).passed
@@ -218,20 +218,43 @@ async def test_without_a_file_the_systems_authorities_count(
 
 @pytest.mark.parametrize(
     ("what", "reason"),
-    [(None, "No such file or directory"), (b"nonsense", "no certificates in it")],
+    [
+        (None, "No such file or directory"),
+        (b"", "no certificates in it"),
+        (b"nonsense", "no certificates in it"),
+    ],
 )
-def test_an_agent_with_a_bad_file_does_not_start(
-    what: bytes | None, reason: str, tmp_path: pathlib.Path
+async def test_an_agent_with_a_bad_file_starts_and_its_probes_count_for_nothing(
+    what: bytes | None,
+    reason: str,
+    authority: certificates.Authority,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Else a bundle that is emptied would keep every agent from its next start."""
+    # Whom the system trusts is not asked: a file is named.
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
     file = tmp_path / "ca.crt"
     if what is not None:
         file.write_bytes(what)
-    ran = subprocess.run(
-        [sys.executable, "-m", "lbproxy", "run", "--manifests", str(tmp_path), "--probe-ca-file", str(file)],
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=60,
-    )
-    assert ran.returncode == 2
-    assert ran.stderr == f"lbproxy: error: --probe-ca-file: {file}: {reason}\n"
+    trusted, tls = agent._trust(file), context(authority, Kind.HTTPS)
+    assert trusted.problem == f"{file}: {reason}: probes with tls=verify count for nothing"
+    found = await result(asked(Kind.HTTPS), tls, trusted)
+    assert found == probing.Result(passed=False, reason=trust.NOBODY, blameless=True)
+    assert (await result(asked(Kind.HTTPS, UNVERIFIED), tls, trusted)).passed
+    draft = tmp_path / "draft.crt"
+    draft.write_bytes(authority.certificate.read_bytes())
+    draft.replace(file)
+    # Also where nobody asks, so that /healthz does not say so for ever.
+    assert trusted.problem == ""
+    assert (await result(asked(Kind.HTTPS), tls, trusted)).passed
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"), [("folder", "Is a directory"), ("file/ca.crt", "Not a directory")]
+)
+def test_a_path_that_can_be_no_files_ends_the_start(path: str, reason: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(errors.ConfigError, match=f"^--probe-ca-file: {tmp_path / path}: {reason}$"):
+        agent._trust(tmp_path / path)

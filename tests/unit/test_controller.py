@@ -710,6 +710,12 @@ async def test_a_hook_that_can_not_be_put_back_is_a_reason() -> None:
         await settled(agent)
         agent.control.datapath_problem = "connect4 can not be put back"
         assert agent.control.reasons == ["connect4 can not be put back"]
+        # As it is when it is asked for.
+        problems = ["probes count for nothing", ""]
+        agent.control.probe_problem = lambda: problems.pop(0)
+        agent.control.datapath_problem = ""
+        assert agent.control.reasons == ["probes count for nothing"]
+        assert agent.control.reasons == []
 
 
 @in_virtual_time
