@@ -1,5 +1,9 @@
 """What packets tell of how connections to a backend fare: of each end that a connection may come to."""
 
+import contextlib
+import mmap
+import os
+import signal
 import time
 
 import pytest
@@ -240,6 +244,58 @@ def test_datagrams_are_no_connections(lb: Bench, side: Side) -> None:
     lb.outside(frame(ip(side.client, side.external_ip, udp(40000, 80))))
     lb.leaves(frame(ip(side.pod, side.client, udp(8080, 40000))))
     assert fared(lb) == outcomes.Outcomes()
+
+
+TRIALS = 200
+
+
+def test_first_outcomes_at_once_are_all_counted(lb: Bench, side: Side) -> None:
+    """By two CPUs, each of which finds no row: neither takes back what the other has counted."""
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    if len(cpus) < 2:
+        pytest.skip("there is one CPU")
+    lb.service(side.pod, external_local=True)
+    with mmap.mmap(-1, mmap.PAGESIZE) as turns:
+        assert lb.made.inside(lambda: race(lb, side, cpus, turns)) == [2] * TRIALS
+
+
+def race(lb: Bench, side: Side, cpus: list[int], turns: mmap.mmap) -> list[int]:
+    """Have two backends' refusals leave at once, each time as the first; returns how many were counted."""
+    made, device = lb.made, lb.made.ifindex["up0"]
+    clients = (40000, 40001)
+    asked = [frame(ip(side.client, side.external_ip, tcp(port, 80, SYN))) for port in clients]
+    answers = [frame(ip(side.pod, side.client, tcp(8080, port, RST | ACK))) for port in clients]
+    ours, others = 0, 1  # whose turn is over, by number
+    if not (child := os.fork()):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)  # whatever becomes of the test
+        os.sched_setaffinity(0, cpus[1:])
+        for number in range(1, TRIALS + 1):
+            while turns[ours] != number:
+                pass
+            with contextlib.suppress(OSError):  # then too few are counted
+                made.run_here("tc_to_any", answers[1], device)
+            turns[others] = number
+        os._exit(0)
+    counted = []
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, cpus[:1])
+        for number in range(1, TRIALS + 1):
+            for one in asked:
+                made.run_here("tc_from_outside", one, device)
+            made.empty("backend_health")
+            turns[ours] = number
+            made.run_here("tc_to_any", answers[0], device)
+            while turns[others] != number:
+                pass
+            [found] = outcomes.every(made.maps).values()
+            counted.append(found.elsewhere.refused)
+    finally:
+        os.sched_setaffinity(0, before)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return counted
 
 
 def test_a_table_that_is_full_is_counted_and_lets_packets_pass(lb: Bench, side: Side) -> None:
