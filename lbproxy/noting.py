@@ -41,8 +41,7 @@ class Noting:
         while True:
             began_s = time.monotonic()
             self.look()
-            # Of many things it takes milliseconds, in which nobody else has a turn.
-            await asyncio.sleep(max(_PAUSE_S, _PAUSES * (time.monotonic() - began_s)))
+            await asyncio.sleep(pause_s(time.monotonic() - began_s))
 
     def look(self) -> None:
         """Write down what is not written yet."""
@@ -69,6 +68,11 @@ class Noting:
             self._problem = str(error)
         else:
             self._written, self._written_of, self._problem = document, known, ""
+
+
+def pause_s(took_s: float) -> float:
+    """How long to wait after a look that took so long: nobody else has had a turn meanwhile."""
+    return max(_PAUSE_S, _PAUSES * took_s)
 
 
 def read(root: pathlib.Path) -> notes.Notes:

@@ -720,11 +720,13 @@ def test_probes_that_are_asked_for_and_not_made_are_named() -> None:
     off = notes.Notes(
         probes_off="--probe-concurrency is 0", asked=(notes.Asked("default", "web", "http", "tcp every 5s"),)
     )
-    for to, said in (
-        ("10.96.0.1:80", ["tcp every 5s is asked for, and not made: --probe-concurrency is 0"]),
-        ("10.96.0.4:80", []),
+    wrong = notes.Notes(mistakes=(notes.Mistake("default", "web", "lbproxy.io/probe: 'tpc'"),))
+    for noted, to, said in (
+        (off, "10.96.0.1:80", ["tcp every 5s is asked for, and not made: --probe-concurrency is 0"]),
+        (off, "10.96.0.4:80", []),
+        (wrong, "10.96.0.1:80", ["none is made: lbproxy.io/probe: 'tpc'"]),
     ):
-        told = ask("pod", to, noted=off)
+        told = ask("pod", to, noted=noted)
         assert [one.result for one in told.steps if one.step == "probes"] == said
 
 

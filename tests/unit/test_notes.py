@@ -5,6 +5,7 @@ import typing
 import hypothesis
 import hypothesis.strategies as st
 
+from lbproxy import noting
 from lbproxy.core import addresses, events, model, notes, probing, topology
 
 PORT = model.PortKey(model.ServiceName("shop", "web"), "http", model.Protocol.TCP, model.Family.IPV4)
@@ -90,6 +91,11 @@ def test_no_kind_of_entry_leaves_the_others_without_room_and_what_fits_is_all_th
     alone = notes.decode(notes.encode(notes.Known(asked=known.asked), to_unix))
     assert alone is not None
     assert len(alone.asked) > 2 * len(found.asked)
+
+
+def test_what_takes_long_is_done_less_often() -> None:
+    assert noting.pause_s(0.001) == 1.0
+    assert noting.pause_s(0.05) == 5.0
 
 
 @hypothesis.given(st.integers(0, 200), st.integers(1, 60))
