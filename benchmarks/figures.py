@@ -288,7 +288,8 @@ def during(how: str) -> str:
 def _memory(each: results.Memory) -> collections.abc.Iterator[Figure]:
     def of(what: str, size: int, note: str = "", target: targets.Target | None = None) -> Figure:
         place = Place(Group.MEMORY, "memory", what, each.services, each.contestant)
-        target = target if each.contestant == LBPROXY else None
+        if each.contestant != LBPROXY or each.services > targets.MEMORY_SERVICES:
+            target = None
         return single(place, size / 1e6, "MB", target=target, note=note)
 
     if each.rss:

@@ -28,6 +28,7 @@ PROGRAMMING_P99 = Target(15, at_least=False, unit="ms")
 START = {10_000: Target(2, at_least=False, unit="s"), 30_000: Target(6, at_least=False, unit="s")}
 AGENT_MEMORY = Target(80, at_least=False, unit="MB")
 BPF_MEMORY = Target(40, at_least=False, unit="MB")
+MEMORY_SERVICES = 10_000  # up to which both are meant
 CPU = Target(1, at_least=False, unit="%")
 PACKET = Target(45, at_least=False, unit="ns")
 PACKET_OF_MANY = Target(250, at_least=False, unit="ns")
