@@ -1,7 +1,8 @@
 """Tell the cluster, through Events, which objects, or what in them, could not be understood.
 
 Reporting is a courtesy: it waits for nobody, says each thing once, and gives up
-quietly. The log and the metrics have every rejection whatever happens here.
+quietly. The log and the metrics have every rejection whatever happens here. Only
+what became of an order somebody waits for: that is said until it is heard.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ NOTE_BYTES = 1024  # the API server's limits
 INSTANCE_CHARACTERS = 128
 NAME_CHARACTERS = 253
 LAST_WORDS_S = 3.0
+ANSWER_RETRY_S = (5.0, 60.0)
 
 API_VERSIONS = {
     events.Kind.SERVICE: "v1",
@@ -38,6 +40,7 @@ API_VERSIONS = {
 }
 
 _CANNOT_SERVE = {"health": "FailedToStartProxierHealthcheck", "metrics": "FailedToStartMetricServer"}  # EV-3
+_EXISTS = 409
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _log = logging.getLogger(__name__)
 
@@ -76,9 +79,10 @@ class Reports:
         )
         # Likewise: many small mistakes do not keep a rejection from being told.
         self._warning_bucket = token_bucket.TokenBucket(BURST, REFILL_PER_S, monotonic())
-        # Somebody waits for the answer.
         self._order_bucket = token_bucket.TokenBucket(BURST, REFILL_PER_S, monotonic())
-        self._queue: asyncio.Queue[tuple[str, dict[str, object]]] = asyncio.Queue(QUEUE_EVENTS)
+        self._queue: asyncio.Queue[_Event] = asyncio.Queue(QUEUE_EVENTS)
+        self._answer: _Event | None = None  # the last one to an order
+        self._answered = asyncio.Event()  # until it is posted
         self._failing = False
 
     def started(self) -> None:
@@ -133,27 +137,50 @@ class Reports:
         kind = "Warning" if report.problem else "Normal"
         told = {migration.REPORT: msgspec.json.encode(report).decode()}
         note = migration.described(report)
-        self._enqueue(
-            self._node, kind, migration.REASON, "Migrate", note, self._order_bucket, annotations=told
-        )
+        # An earlier one that was not heard is no answer any more.
+        self._answer = self._event(self._node, kind, migration.REASON, "Migrate", note, told)
+        self._answered.set()
 
     async def run(self) -> typing.NoReturn:
         """Post what is queued until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._post_answers())
+            while True:
+                event = await self._queue.get()
+                if not await self._post(event):
+                    self.dropped += 1
+                self._queue.task_done()
+
+    async def _post_answers(self) -> typing.NoReturn:
+        pause_s = ANSWER_RETRY_S[0]
         while True:
-            path, body = await self._queue.get()
-            try:
-                await self._poster.post(path, body)
-            except client.ClientError as error:
-                self.dropped += 1
+            await self._answered.wait()
+            self._answered.clear()
+            assert self._answer is not None
+            if self._order_bucket.take(self._monotonic()) and await self._post(self._answer):
+                pause_s = ANSWER_RETRY_S[0]
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._answered.wait()
+            pause_s = min(2 * pause_s, ANSWER_RETRY_S[1])
+            self._answered.set()
+
+    async def _post(self, event: "_Event") -> bool:
+        """Whether it is there now."""
+        try:
+            await self._poster.post(event.path, event.body)
+        except client.ClientError as error:
+            # Of an earlier attempt whose answer was lost.
+            if error.status != _EXISTS:
                 # Once per outage: an agent that may not post Events is still a working agent.
                 if not self._failing:
                     _log.warning("cannot post Events: %s", error)
                 self._failing = True
-            else:
-                self.posted += 1
-                self._failing = False
-            finally:
-                self._queue.task_done()
+                return False
+        self.posted += 1
+        self._failing = False
+        return True
 
     def _say_of(
         self, event: events.Rejected | events.Upsert, reason: str, note: str, bucket: token_bucket.TokenBucket
@@ -185,8 +212,22 @@ class Reports:
         action: str,
         note: str,
         bucket: token_bucket.TokenBucket | None = None,
-        annotations: Mapping[str, str] | None = None,
     ) -> bool:
+        if self._queue.full() or not (bucket or self._bucket).take(self._monotonic()):
+            self.dropped += 1
+            return False
+        self._queue.put_nowait(self._event(regarding, kind, reason, action, note))
+        return True
+
+    def _event(
+        self,
+        regarding: dict[str, str],
+        kind: str,
+        reason: str,
+        action: str,
+        note: str,
+        annotations: Mapping[str, str] | None = None,
+    ) -> "_Event":
         regarding = {field: value for field, value in regarding.items() if value}
         # Events about objects without a namespace are kept in this one (EV-1).
         namespace = regarding.get("namespace", "default")
@@ -208,8 +249,11 @@ class Reports:
             "regarding": regarding,
             "note": secrecy.without(note).encode()[:NOTE_BYTES].decode(errors="ignore"),
         }
-        if self._queue.full() or not (bucket or self._bucket).take(self._monotonic()):
-            self.dropped += 1
-            return False
-        self._queue.put_nowait((f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body))
-        return True
+        return _Event(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body)
+
+
+class _Event(typing.NamedTuple):
+    """One that is to be posted."""
+
+    path: str
+    body: dict[str, object]

@@ -30,6 +30,8 @@ class Post:
         if self.refusals:
             self.refusals -= 1
             raise client.ClientError("403 Forbidden", 403)
+        if any(one["metadata"]["name"] == body["metadata"]["name"] for one in self.bodies):  # type: ignore[index]
+            raise client.ClientError("409 Conflict", 409)
         self.bodies.append(body)
 
 
@@ -251,9 +253,12 @@ async def test_the_health_of_backends_is_said_on_their_service_and_keeps_nobody_
 async def test_what_became_of_an_order_is_said_to_people_and_to_programs() -> None:
     post = Post()
     reporter = reports.Reports(post, "node-a")
-    told = migration.Report("take-over/1", serving=True, removed=("table",), flows_of_kube_proxy={"TCP": 2})
+    told = migration.Report(
+        "take-over/1", obeys=True, serving=True, removed=("table",), flows_of_kube_proxy={"TCP": 2}
+    )
     async with running(reporter):
         reporter.migration(told)
+        await eventually(lambda: len(post.bodies) == 1)
         reporter.migration(migration.Report("return/2", "no rules"))
         await eventually(lambda: len(post.bodies) == 2)
     done, failed = post.bodies
@@ -264,3 +269,53 @@ async def test_what_became_of_an_order_is_said_to_people_and_to_programs() -> No
     )
     carried = done["metadata"]["annotations"][migration.REPORT]
     assert msgspec.json.decode(carried, type=migration.Report) == told
+
+
+class Deaf(Post):
+    """Has the first answer lost on the way back."""
+
+    lost = True
+
+    async def post(self, path: str, body: Mapping[str, object]) -> None:
+        await super().post(path, body)
+        if self.lost:
+            self.lost = False
+            raise client.ClientError("connection reset")
+
+
+@pytest.mark.parametrize("kind", [Post, Deaf])
+async def test_an_answer_is_posted_until_it_is_there(
+    kind: type[Post], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reports, "ANSWER_RETRY_S", (0.01, 0.01))
+    post = kind()
+    post.refusals = 0 if kind is Deaf else 3
+    reporter = reports.Reports(post, "node-a")
+    async with running(reporter):
+        reporter.migration(migration.Report("take-over/1", "not yet"))
+        reporter.migration(migration.Report("take-over/1"))
+        await eventually(lambda: reporter.posted == 1)
+        assert [body["note"].partition(";")[0] for body in post.bodies] == ["take-over/1: done"]
+        # Once it is there it is not posted any more, and the next one is.
+        reporter.migration(migration.Report("status/2"))
+        await eventually(lambda: reporter.posted == 2)
+        await asyncio.sleep(0.05)
+    assert len(post.bodies) == reporter.posted == 2
+    assert len(caplog.records) == 1
+
+
+async def test_the_last_answer_waits_for_its_turn() -> None:
+    post, now_s = Post(), 0.0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reports, "ANSWER_RETRY_S", (0.01, 0.01))
+        reporter = reports.Reports(post, "node-a", monotonic=lambda: now_s)
+        async with running(reporter):
+            for number in range(reports.BURST):
+                reporter.migration(migration.Report(f"status/{number}"))
+                await eventually(lambda number=number: len(post.bodies) == number + 1)  # type: ignore[misc]
+            reporter.migration(migration.Report("take-over/last"))
+            await asyncio.sleep(0.05)
+            assert len(post.bodies) == reports.BURST
+            now_s = 60.0
+            await eventually(lambda: len(post.bodies) == reports.BURST + 1)
+    assert post.bodies[-1]["note"].startswith("take-over/last")
