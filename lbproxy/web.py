@@ -122,8 +122,12 @@ class Web:
             if self._settings.bind_address_hard_fail:
                 await self._fatal(server.name, problem)
                 raise errors.AgentError(problem) from error
-            _log.error("%s; next attempt in %.0f s", problem, BIND_RETRY_S)
+            # Beside kube-proxy it may be days until the address is free.
+            if problem != server.problem:
+                _log.error("%s; tried again every %.0f s", problem, BIND_RETRY_S)
+            server.problem = problem
             return False
+        server.problem = ""
         return True
 
     async def _healthz(self, _request: web.BaseRequest) -> web.Response:
@@ -176,7 +180,7 @@ class Web:
 
 
 class Server:
-    """Serves the paths of one address. `port` is the bound one; 0 before that."""
+    """Serves the paths of one address. `port` is the bound one; 0 before that. `problem`: why not yet."""
 
     def __init__(
         self,
@@ -188,6 +192,7 @@ class Server:
         self.name = name
         self.address = address
         self.port = 0
+        self.problem = ""
         self.paths = paths
         self._connection_s = connection_s
         self._http: guarded.Guarded | None = None
