@@ -437,9 +437,9 @@ class _Agent:
                 port.service, healthy=not change.ejected, action="EjectOutlier", note=line
             )
 
-    def _devices_report(self, reasons: typing.Sequence[str]) -> None:
+    def _devices_report(self, reasons: typing.Sequence[str], unserved: typing.Sequence[str]) -> None:
         if self._controller is not None:
-            self._controller.device_problems = reasons
+            self._controller.device_problems, self._controller.devices_unserved = reasons, unserved
 
     async def _announce(self, control: controller.Controller, started_s: float) -> None:
         await control.ready.wait()

@@ -81,6 +81,7 @@ class Controller:
         self.probe_problem: typing.Callable[[], str] = lambda: ""
         self.migration_problem = ""  # why what the Node says is not carried out
         self.device_problems: typing.Sequence[str] = ()  # what keeps the packet path from devices
+        self.devices_unserved: typing.Sequence[str] = ()  # those of them that leave packets unserved
         self._node_due_s: float | None = None
         self._astray = False  # the ledger may no longer be what the kernel holds
         self._wake = asyncio.Event()
@@ -342,6 +343,14 @@ class Controller:
         if not self.ready.is_set():
             reasons.append("the first full state is not in the kernel yet")
         return reasons
+
+    @property
+    def unserved(self) -> list[str]:
+        """Why lbproxy does not serve all that kube-proxy's rules would, one line each."""
+        off = "the packet path is off (--packet-path=false): packets from elsewhere are not served"
+        found = [] if self._settings.packet_path else [off]
+        found += [*self.devices_unserved, *self._shortfalls.unserved(self.reconciler), *self._node.unserved]
+        return found + [one for one in (self.datapath_problem, self.handover_problem) if one]
 
     @property
     def node_facts(self) -> node_rows.NodeFacts | None:

@@ -64,6 +64,11 @@ class LocalNode:
         """What is not as it should be, one line each."""
         return [reason for reason in (self._full, self._nowhere, self._failure) if reason]
 
+    @property
+    def unserved(self) -> list[str]:
+        """Those of them for which it does not serve as it was configured to."""
+        return [reason for reason in (self._full, self._failure) if reason]
+
     def found(self, local: tuple[bytes, ...], host_netns: int) -> None:
         """Take the addresses of every link, and the cookie of the node's network namespace."""
         self._found = (local, host_netns)

@@ -46,7 +46,8 @@ class Noting:
     def look(self) -> None:
         """Write down what is not written yet."""
         # Where nothing has changed, nothing is gathered.
-        known = (self._probes.changes, dict(self._control.rejected))
+        unserved = self._control.unserved
+        known = (self._probes.changes, dict(self._control.rejected), unserved)
         if known == self._written_of:
             return
         ahead_s = time.time() - time.monotonic()
@@ -57,6 +58,7 @@ class Noting:
             ((name, secrecy.without(reason)) for name, reason in self._probes.mistakes.items()),
             self._probes.spared(),
             self._probes.asked.items(),
+            map(secrecy.without, unserved),
         )
         document = notes.encode(found, lambda at_s: at_s + ahead_s)
         try:
@@ -64,7 +66,7 @@ class Noting:
                 one_row.write(self._path, "lb_notes", notes.MOST_BYTES, document)
         except OSError as error:
             if str(error) != self._problem:
-                _log.warning("cannot write down what probes found, for `lbproxy backends`: %s", error)
+                _log.warning("cannot write down what the agent knows, for other commands: %s", error)
             self._problem = str(error)
         else:
             self._written, self._written_of, self._problem = document, known, ""

@@ -31,7 +31,7 @@ _REFUSED: typing.Final = (
 _MANY: typing.Final = (devices.Role.INSIDE, devices.Role.PORT)
 _ORDER: typing.Final = {program.name: number for number, program in enumerate(programs.PACKET)}
 
-Report = typing.Callable[[typing.Sequence[str]], None]
+Report = typing.Callable[[typing.Sequence[str], typing.Sequence[str]], None]
 
 
 def refusal(why: str) -> str:
@@ -60,12 +60,14 @@ class PacketPath:
         settings: config.Config,
         found: datapath.Datapath,
         kernel: maps.Maps,
-        report: Report = lambda _reasons: None,
+        report: Report = lambda _reasons, _unserved: None,
         refused: str = "",
         writing: gate.Gate | None = None,
         new_uplink: typing.Callable[[], None] = lambda: None,
     ) -> None:
         """`report` is told of whatever is not as it should be, one line each, whenever that changes.
+
+        And which of these lines mean that packets are not served, which would be with all in order.
 
         `refused` is why there are no programs, where there are none. `new_uplink` is called before
         an uplink gets its programs that has come after all others.
@@ -84,6 +86,8 @@ class PacketPath:
         self._attached: frozenset[device_links.Attachment] = frozenset()
         self._no_xdp: dict[int, str] = {}  # devices whose driver would not, and what it said
         self._told: dict[int, str] = {}
+        self._absent: list[str] = []  # of `reasons`: devices of other nodes, where this one has an uplink
+        self._unserved: list[str] = []
         self.reasons: list[str] = []
         self.settled = asyncio.Event()  # everything that could be attached at first is
 
@@ -139,9 +143,10 @@ class PacketPath:
         for reason in reasons:
             if reason not in self.reasons:
                 _log.warning("%s", reason)
-        if reasons != self.reasons:
-            self.reasons = reasons
-            self._report(reasons)
+        unserved = [reason for reason in reasons if reason not in self._absent]
+        if (reasons, unserved) != (self.reasons, self._unserved):
+            self.reasons, self._unserved = reasons, unserved
+            self._report(reasons, unserved)
         self.settled.set()
 
     def look(self, node_addresses: tuple[bytes, ...]) -> list[str]:
@@ -153,7 +158,9 @@ class PacketPath:
                 self._choice = self._choice._replace(ports=True)
             planned = devices.plan(found.links, found.default_routes, node_addresses, self._choice)
             reasons = self._missing(found, node_addresses)
-            if not any(device.role is devices.Role.UPLINK for device in planned) and not reasons:
+            has_uplink = any(device.role is devices.Role.UPLINK for device in planned)
+            self._absent = list(reasons) if has_uplink else []
+            if not has_uplink and not reasons:
                 reasons.append("no uplink: no device has a default route or an address of this node")
             # Before the programs: they ask for the row of the device that they run at.
             reasons += self._write_rows(planned)

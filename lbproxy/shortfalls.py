@@ -1,5 +1,6 @@
 """Which service ports are not served as planned, and why; the log has each reason once."""
 
+import itertools
 import logging
 import typing
 
@@ -49,10 +50,14 @@ class Shortfalls:
 
     def reasons(self, reconciler: reconcile.Reconciler) -> list[str]:
         """What there is now, one line each."""
-        starved = [f"{key}: {full}" for key, full in reconciler.starved.items()]
         contested = [_contest(key, ports) for key, ports in self._contested.items()]
         spared = [_spared(reconciler, key, bits) for key, bits in self._spared.items()]
-        return starved[:_REASONS] + contested[:_REASONS] + spared[:_REASONS]
+        return self.unserved(reconciler) + contested[:_REASONS] + spared[:_REASONS]
+
+    def unserved(self, reconciler: reconcile.Reconciler) -> list[str]:
+        """Those of service ports that found no room."""
+        first = itertools.islice(reconciler.starved.items(), _REASONS)
+        return [f"{key}: {full}" for key, full in first]
 
 
 def _spared(reconciler: reconcile.Reconciler, key: model.PortKey, bits: int) -> str:

@@ -1,4 +1,4 @@
-"""What the agent knows and the tables do not: which Services are probed, why backends fail, what is rejected.
+"""What the agent knows and the tables do not: what is probed, why backends fail, what is not as it should be.
 
 One JSON document, for the read-side commands. It has a limit: what is beyond that is counted. What
 goes wrong comes first, and no kind of entry leaves the others without room.
@@ -74,7 +74,10 @@ class Rejected(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Notes(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The document. `probes_off` says why nobody is probed, whatever is asked for; `left_out` is a count."""
+    """The document. `probes_off` says why nobody is probed, whatever is asked for; `left_out` is a count.
+
+    `unserved` is why not all is served that is to be, a line each.
+    """
 
     probes_off: str = ""
     asked: tuple[Asked, ...] = ()
@@ -83,6 +86,7 @@ class Notes(msgspec.Struct, frozen=True, omit_defaults=True):
     left_out: int = 0
     mistakes: tuple[Mistake, ...] = ()
     spared: tuple[Spared, ...] = ()
+    unserved: tuple[str, ...] = ()
 
 
 NOTHING: typing.Final = Notes()
@@ -97,18 +101,20 @@ class Known(typing.NamedTuple):
     mistakes: Iterable[tuple[model.ServiceName, str]] = ()
     spared: Iterable[tuple[probing.User, str]] = ()
     asked: Iterable[tuple[model.ServiceName, Mapping[str, str]]] = ()
+    unserved: Iterable[str] = ()
 
 
 def encode(known: Known, to_unix: Callable[[float], float]) -> bytes:
     """Write down what fits; `to_unix` turns the clock of `troubles` into Unix time."""
     room = _Room(MOST_BYTES - _HEAD - 1024)
+    unserved = room.of(known.unserved, _short, 1 / 4)
     rejected = room.of(known.rejected, lambda one: Rejected(one[0][0], str(one[0][1]), _short(one[1])), 1 / 4)
     troubles = room.of(known.troubles, lambda one: _trouble(one, to_unix), 2 / 3)
     mistakes = room.of(known.mistakes, lambda one: Mistake(*one[0], _short(one[1])), 1 / 2)
     spared = room.of(known.spared, lambda one: Spared(*_place(one[0]), one[1]), 1 / 2)
     ports = ((name, port, text) for name, of_ports in known.asked for port, text in of_ports.items())
     asked = room.of(ports, lambda one: Asked(*one[0], one[1], one[2]))
-    document = Notes(known.probes_off, asked, troubles, rejected, room.left_out, mistakes, spared)
+    document = Notes(known.probes_off, asked, troubles, rejected, room.left_out, mistakes, spared, unserved)
     body = msgspec.json.encode(document)
     return len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little") + body
 
@@ -126,7 +132,7 @@ def decode(row: bytes) -> Notes | None:
 
 
 _Known = typing.TypeVar("_Known")
-_Entry = typing.TypeVar("_Entry", bound=msgspec.Struct)
+_Entry = typing.TypeVar("_Entry", bound=msgspec.Struct | str)
 
 
 class _Room:

@@ -83,6 +83,13 @@ class Running:
         self.found = found
         self.settings = settings
         self.reported: list[list[str]] = []
+        self.unserved: list[list[str]] = []
+
+    def _report(
+        self, reasons: collections.abc.Sequence[str], unserved: collections.abc.Sequence[str]
+    ) -> None:
+        self.reported.append(list(reasons))
+        self.unserved.append(list(unserved))
 
     def __call__(
         self, script: collections.abc.Callable[["Running"], collections.abc.Awaitable[None]]
@@ -93,7 +100,7 @@ class Running:
                     self.settings,
                     self.found,
                     self.kernel,
-                    lambda reasons: self.reported.append(list(reasons)),
+                    self._report,
                 )
                 task = asyncio.create_task(self.path.run())
                 try:
@@ -240,7 +247,22 @@ def test_what_is_not_as_it_should_be_is_told_once(
     (told,) = caplog.messages
     assert told.startswith("--device eth7: no such device; ")
     assert told.endswith("; devices that are not named serve only what begins a flow, as for pods")
-    assert running.reported == [[told], []]
+    assert running.reported == running.unserved == [[told], []]
+
+
+def test_a_name_that_only_other_nodes_have_leaves_nothing_unserved(
+    ns: Namespace, found: datapath.Datapath
+) -> None:
+    async def script(running: Running) -> None:
+        running.path.node_known(())
+        await running.becomes(up0=OUTSIDE, **REST)
+        await until(lambda: bool(running.reported))
+
+    running = Running(ns, found, settings(devices=("eth7", "up0")))
+    running(script)
+    [[told]] = running.reported
+    assert told.startswith("--device eth7: no such device")
+    assert running.unserved == [[]]
 
 
 def test_a_kernel_without_tcx_is_told_and_left_alone(

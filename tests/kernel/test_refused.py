@@ -200,7 +200,7 @@ def test_the_packet_path_says_why_it_is_off(
                 settings(),
                 made,
                 kernel,
-                lambda reasons: reported.append(list(reasons)),
+                lambda reasons, _: reported.append(list(reasons)),
                 outcome.identity.refused,
             )
             await path.run()

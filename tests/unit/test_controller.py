@@ -532,6 +532,7 @@ async def test_more_addresses_than_there_is_room_for_stop_no_service() -> None:
         assert reason == (
             "the node_addresses table is full (1 rows): raise it with --map-rows node_addresses=N"
         )
+        assert agent.control.unserved == [reason]
         agent.control.node_changed(LOCAL, 1)
         await settled(agent)
         assert agent.control.reasons == []
@@ -716,6 +717,29 @@ async def test_a_hook_that_can_not_be_put_back_is_a_reason() -> None:
         agent.control.datapath_problem = ""
         assert agent.control.reasons == ["probes count for nothing"]
         assert agent.control.reasons == []
+
+
+@in_virtual_time
+async def test_what_of_the_reasons_means_that_another_proxys_rules_may_be_needed() -> None:
+    async with Agent(room={"services": 2}, packet_path=False).running() as agent:
+        control = agent.control
+        agent.told(upsert(service()), upsert(slice_of()), upsert(service("more", 2)), *SYNCED)
+        await settled(agent)
+        off, full = control.unserved
+        assert "--packet-path=false" in off
+        assert "the services table is full (2 rows)" in full
+        agent.told(events.Delete(events.Kind.SERVICE, events.ObjectName("default", "more")))
+        await settled(agent)
+        assert control.unserved == [off]
+        control.device_problems, control.devices_unserved = ["eth7 is not there", "no uplink"], ["no uplink"]
+        control.datapath_problem, control.handover_problem = "connect4 is gone", "the tracker is mute"
+        control.return_notice = control.migration_problem = control.growth_problem = "not this"
+        assert control.unserved == [off, "no uplink", "connect4 is gone", "the tracker is mute"]
+    async with Agent().running() as agent:
+        agent.told(upsert(service("first", 1)), upsert(service("second", 1)), *SYNCED)
+        await settled(agent)
+        assert agent.control.reasons
+        assert agent.control.unserved == []
 
 
 @in_virtual_time

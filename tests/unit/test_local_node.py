@@ -97,7 +97,7 @@ def test_node_port_addresses_that_match_none_are_warned_of(caplog: pytest.LogCap
         "--nodeport-addresses 203.0.113.0/24: no IPv4 address of this node is in these: "
         "its NodePorts are not served"
     )
-    assert (caplog.messages, local.reasons) == ([line], [line])
+    assert (caplog.messages, local.reasons, local.unserved) == ([line], [line], [])
     local.found((ETH0, ip("203.0.113.1")), 7)
     local.write(None, settled=True)
     assert not local.reasons

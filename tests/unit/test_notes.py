@@ -24,8 +24,9 @@ def encoded(
     rejected: typing.Sequence[tuple[tuple[events.Kind, events.ObjectName], str]] = (),
     mistakes: typing.Sequence[tuple[model.ServiceName, str]] = (),
     spared: typing.Sequence[tuple[probing.User, str]] = (),
+    unserved: typing.Sequence[str] = (),
 ) -> bytes:
-    known = notes.Known("", rejected, troubles, mistakes, spared, asked)
+    known = notes.Known("", rejected, troubles, mistakes, spared, asked, unserved)
     return notes.encode(known, lambda at_s: at_s + 1000)
 
 
@@ -36,6 +37,7 @@ def test_what_is_written_is_read() -> None:
         [((events.Kind.SERVICE, SERVICE), "no ports")],
         [(PORT.service, "not understood")],
         [(trouble(2).user, "loopback")],
+        ["no uplink"],
     )
     assert notes.decode(row.ljust(notes.MOST_BYTES, b"\0")) == notes.Notes(
         asked=(
@@ -46,6 +48,7 @@ def test_what_is_written_is_read() -> None:
         rejected=(notes.Rejected("Service", "shop/web", "no ports"),),
         mistakes=(notes.Mistake("shop", "web", "not understood"),),
         spared=(notes.Spared("shop", "web", "http", 6, "10.244.0.2", 80, "loopback"),),
+        unserved=("no uplink",),
     )
     assert notes.decode(bytes(notes.MOST_BYTES)) is None
 
