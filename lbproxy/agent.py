@@ -55,6 +55,7 @@ _HOOK_CHECK_S: typing.Final = 30.0
 _CONFIG_CHECK_S: typing.Final = 1.0
 _RETURN_CHECK_S: typing.Final = 1.0
 _RETRY_S: typing.Final = 5.0
+_STAY: typing.Final = "new flows from outside stay with the other proxy"
 _GC_ALLOCATIONS: typing.Final = 100_000
 _M_MMAP_THRESHOLD: typing.Final = -3  # of malloc.h
 _M_ARENA_MAX: typing.Final = -8
@@ -223,7 +224,12 @@ class _Agent:
         kernel = maps.BpfMaps(str(self._datapath.maps_dir))
         sockets = stale_sockets.StaleSockets(kernel, self._telemetry)
         spaces = netns_addresses.NetnsAddresses(kernel, writing=self._writing)
-        hand_over = handover.HandOver(kernel, writing=self._writing, changed=spaces.wanted)
+        hand_over = handover.HandOver(
+            kernel,
+            writing=self._writing,
+            changed=spaces.wanted,
+            prepare=lambda: spaces.look(heard=False),
+        )
         learns = self._begin_to_learn(hand_over, outcome)
         packets = packet_path.PacketPath(
             self._settings,
@@ -288,9 +294,9 @@ class _Agent:
             spaces.run(control.ready),
             self._watch_hooks(),
             packets.run(),
-            self._take_over(hand_over, packets, control, spaces if learns else None),
-            _watch_return(hand_over, control),
-            self._orders.run(kernel, self._writing, control),
+            self._take_over(hand_over, packets, control, learns=learns),
+            _watch_return(hand_over, control, self._writing),
+            self._orders.run(kernel, self._writing, control, hand_over),
         ):
             tasks.create_task(running)
         tasks.create_task(self._announce(control, started_s))
@@ -363,17 +369,18 @@ class _Agent:
         hand_over: handover.HandOver,
         packets: packet_path.PacketPath,
         control: controller.Controller,
-        spaces: netns_addresses.NetnsAddresses | None,
+        *,
+        learns: bool,
     ) -> None:
-        """Begin flows once those of another proxy are known, which `spaces` may be needed for."""
+        """Begin flows once those of another proxy are known, where they are to be learned."""
         await packets.settled.wait()
         await control.complete.wait()
-        while spaces is not None:
+        while learns:
             try:
                 async with self._writing.shared():
-                    await asyncio.to_thread(hand_over.finish, lambda: spaces.look(heard=False))
+                    await asyncio.to_thread(hand_over.finish)
             except (OSError, errors.AgentError) as error:
-                problem = f"new flows from outside stay with the other proxy: {error}"
+                problem = f"{_STAY}: {error}"
                 if problem != control.handover_problem:
                     _log.error("%s; not ready until that is known, tried again every %g s", problem, _RETRY_S)
                 control.handover_problem = problem
@@ -497,8 +504,10 @@ class _Agent:
         raise _Stop(status)
 
 
-async def _watch_return(hand_over: handover.HandOver, control: controller.Controller) -> typing.NoReturn:
-    """Say while new connections are left to kube-proxy: somebody may have forgotten it."""
+async def _watch_return(
+    hand_over: handover.HandOver, control: controller.Controller, writing: gate.Gate
+) -> typing.NoReturn:
+    """Say while new connections are left to kube-proxy: somebody may have forgotten it. End it when asked."""
     while True:
         with contextlib.suppress(OSError):
             said = handover.RETURNING if hand_over.returning else ""
@@ -507,7 +516,29 @@ async def _watch_return(hand_over: handover.HandOver, control: controller.Contro
             elif control.return_notice and not said:
                 _log.info("new connections are lbproxy's again")
             control.return_notice = said
+            if control.ready.is_set():
+                await _resume_if_asked(hand_over, control, writing)
         await asyncio.sleep(_RETURN_CHECK_S)
+
+
+async def _resume_if_asked(
+    hand_over: handover.HandOver, control: controller.Controller, writing: gate.Gate
+) -> None:
+    """Do what `lbproxy migrate take-over` asks for, which is another process. Raises OSError."""
+    if not hand_over.unfinished:
+        control.handover_problem = ""
+        return
+    try:
+        async with writing.shared():
+            resumed = await asyncio.to_thread(hand_over.resume, asked=False)
+    except (OSError, errors.AgentError) as error:
+        problem = f"{_STAY}: {error}"
+        if problem != control.handover_problem:
+            _log.error("%s; tried again every %g s", problem, _RETURN_CHECK_S)
+        control.handover_problem = problem
+    else:
+        if resumed:
+            hand_over.started()
 
 
 def _find_cgroup(cgroup: cgroup2.Cgroup, path: datapath.Datapath) -> None:

@@ -12,6 +12,9 @@ packet programs pass them on. Only new ones are ours.
 3. While anything is held, the rows are kept as the tracker's entries are: so the programs and
    the tracker agree on whose a flow is, also where its packets do not come by here.
 
+Where new flows were left to the other proxy once more (RETURN), `resume` goes the same way: it
+has begun flows meanwhile.
+
 Removing the last rules that use the tracker or its translation ends both, whatever flows
 there are; so as long as any is held there is a table of our own that uses them
 (`kernel/anchor.py`).
@@ -19,7 +22,9 @@ there are; so as long as any is held there is a table of our own that uses them
 
 import asyncio
 import collections
+import contextlib
 import logging
+import threading
 import time
 import typing
 
@@ -49,8 +54,8 @@ RETURNING: typing.Final = (
 class Keeper(typing.Protocol):
     """Who keeps the kernel translating: `anchor.Keeper`."""
 
-    def keep(self, *, needed: bool) -> None:
-        """Do so, or no longer."""
+    def keep(self, *, needed: bool) -> str:
+        """Do so, or no longer; returns why that can not be."""
         ...
 
 
@@ -69,14 +74,20 @@ class HandOver:
         keeper: Keeper | None = None,
         clock: typing.Callable[[], int] = flow_table.tick,
         changed: typing.Callable[[], None] = lambda: None,
+        prepare: typing.Callable[[], object] = lambda: None,
     ) -> None:
-        """`changed` is told, on the event loop, when flows of UDP are held or no longer are."""
+        """`changed` is told, on the event loop, when flows of UDP are held or no longer are.
+
+        `prepare` is called where such are held, before new flows are ours.
+        """
         self._kernel = kernel
         self._writing = writing or gate.Gate()
         self._entries = entries
         self._keeper: Keeper = keeper or anchor.Keeper()
         self._clock = clock
         self._changed = changed
+        self._prepare = prepare
+        self._alone = threading.RLock()  # one look at a time, in whichever thread
         self._due = asyncio.Event()
         self._missing: set[bytes] = set()
         self._said_udp = False
@@ -93,6 +104,14 @@ class HandOver:
         """Whether `lbproxy migrate return` has said that no flow is to be begun. Raises OSError."""
         return inventory.is_set(self._kernel, tables.Handover.RETURN)
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether new flows are to be ours, and are not yet. Raises OSError."""
+        return self.learning or self._return() == tables.Return.ENDS
+
+    def _return(self) -> int:
+        return inventory.handover(self._kernel, tables.Handover.RETURN)
+
     def begin(self, *, sockets: bool) -> None:
         """Have the programs hold what they do not know, of unconnected sockets only if `sockets`.
 
@@ -100,17 +119,20 @@ class HandOver:
         """
         self._put(tables.Handover.LEARN, _PACKETS | (_SOCKETS if sockets else 0))
 
-    def finish(self, prepare: typing.Callable[[], object] = lambda: None) -> None:
+    def finish(self) -> None:
         """Hold what the tracker has, then let the programs begin flows.
 
-        `prepare` is called in between, where flows of UDP are held. Raises OSError and AgentError
-        before they do: to be tried again. To begin flows without knowing whose those are that
-        come by would break every one of them.
+        Raises OSError and AgentError before they do: to be tried again. To begin flows without
+        knowing whose those are that come by would break every one of them.
         """
+        with self._alone:
+            self._finish()
+
+    def _finish(self) -> None:
         began_s = time.monotonic()
         self.look()
         if self.counts[model.Protocol.UDP]:
-            prepare()
+            self._prepare()
         self._put(tables.Handover.LEARN, 0)
         # What was learned meanwhile is in the tracker by now, with all its addresses.
         try:
@@ -128,6 +150,43 @@ class HandOver:
             )
         else:
             _log.info("no flow of another proxy to be left alone; took=%.0fms", took_ms)
+
+    def resume(self, *, asked: bool = True) -> bool:
+        """End what `return` has begun: hold what the other proxy has begun meanwhile, and begin new flows.
+
+        Unless `asked`, only where somebody at the node has asked for that, or where it was begun.
+        Returns whether there was anything to end. Raises OSError and AgentError: to be tried again.
+        """
+        with self._alone:
+            said = self._return()
+            ends = said == tables.Return.ENDS or (asked and said != tables.Return.NO)
+            if not (ends or self.learning):
+                return False
+            if ends:
+                # Where that fails nothing has changed yet.
+                self.look()
+                self.begin(sockets=True)
+                self._put(tables.Handover.RETURN, tables.Return.NO)
+            self._finish()
+        return True
+
+    @contextlib.contextmanager
+    def anchored(self) -> typing.Iterator[None]:
+        """While rules of the other proxy are removed: what it has begun is held, and goes on without them.
+
+        Raises OSError, and AgentError where that can not be.
+        """
+        with self._alone:
+            self.look()
+            problem = self._keeper.keep(needed=True)
+            if problem and self.counts:
+                raise errors.AgentError(problem)
+            try:
+                yield
+            finally:
+                # Where it can not be seen whether it is needed still, it stays.
+                with contextlib.suppress(OSError, errors.AgentError):
+                    self.look()
 
     def started(self) -> None:
         """Look after what is held from now on; on the event loop."""
@@ -163,6 +222,10 @@ class HandOver:
 
         Raises OSError and AgentError.
         """
+        with self._alone:
+            return self._look()
+
+    def _look(self) -> int:
         began_s = time.thread_time()
         settings = inventory.settings(self._kernel)
         held: dict[bytes, bytes] = {}

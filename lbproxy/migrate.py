@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from lbproxy import errors, leftovers, migrate_flags, output, render, taking_over
+from lbproxy import errors, leftovers, migrate_flags, noting, output, render, taking_over
 from lbproxy.core import inventory, ipvs, migration, tables
 from lbproxy.core import leftovers as kube_proxys
 from lbproxy.kernel import anchor, inspection, maps
@@ -26,6 +26,7 @@ class Status(msgspec.Struct, frozen=True):
     agent_running: bool
     returning: bool  # no flow is begun any more
     learning: bool  # the agent is about to take over
+    unserved: list[str]  # why it does not serve all that kube-proxy's rules would
     kube_proxy_running: bool
     kube_proxy_rules: list[str]  # what of kube-proxy is in force
     not_looked_for: list[str]  # what of it may not be looked for
@@ -63,6 +64,7 @@ def read(root: pathlib.Path, opened: maps.BpfMaps) -> Status:
         inspection.agent(root).running,
         inventory.is_set(opened, tables.Handover.RETURN),
         inventory.is_set(opened, tables.Handover.LEARN),
+        list(noting.read(root).unserved),
         bool(taking_over.kube_proxies()),
         leftovers.present(),
         leftovers.unseen(),
@@ -87,6 +89,11 @@ def _take_over(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool, force
         raise errors.AgentError(
             f"kube-proxy runs here (pid {pids}), and would write its rules again: {kube_proxys.HOW_TO_STOP}"
         )
+    if found.unserved and not force:
+        raise errors.AgentError(
+            f"lbproxy does not serve all that kube-proxy's rules do: {'; '.join(found.unserved)}. --force "
+            "removes them all the same"
+        )
     if (problem := ipvs.obstacle(found.ipvs_mode)) and not force:
         raise errors.AgentError(f"{problem}. --force removes them all the same")
     kept = migration.counted(found.flows_of_kube_proxy)
@@ -97,8 +104,7 @@ def _take_over(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool, force
         if found.returning:
             output.write("would begin new flows again")
         return 0
-    flows = taking_over.Flows(found.flows_of_kube_proxy, found.flows_of_lbproxy)
-    done = taking_over.take_over(opened, flows, force=force)
+    done = taking_over.take_over_beside(opened)
     if found.returning:
         output.write("new flows are lbproxy's again")
     for what in done.removed:
@@ -158,6 +164,8 @@ def _present(found: Status) -> Iterator[render.Table | str]:
         state = "lbproxy serves new flows; kube-proxy's rules are to go: lbproxy migrate take-over"
     else:
         state = "lbproxy serves"
+    if found.unserved:
+        state += f"; not all of it: {'; '.join(found.unserved)}"
     rules = ", ".join(found.kube_proxy_rules) or "none"
     if found.not_looked_for:
         rules += f" (not looked for: {', '.join(found.not_looked_for)})"

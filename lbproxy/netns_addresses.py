@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import threading
 import time
 import typing
 
@@ -60,6 +61,7 @@ class NetnsAddresses:
         self._own: netns_rows.Own = {}
         self._everything_s = -_EVERYTHING_S
         self._said = ""
+        self._alone = threading.Lock()  # one look at a time, in whichever thread
 
     def wrote(self, writes: typing.Sequence[tables.Write]) -> None:
         """Take note of writes that were just made; on the event loop."""
@@ -131,15 +133,20 @@ class NetnsAddresses:
 
     def forget(self) -> None:
         """Remove what the programs were told. Raises OSError and AgentError."""
-        self._known.clear()
-        self._everything_s = -_EVERYTHING_S
-        self._write({})
+        with self._alone:
+            self._known.clear()
+            self._everything_s = -_EVERYTHING_S
+            self._write({})
 
     def look(self, *, heard: bool) -> None:
         """Enter the namespaces that are new, or all when it is time to, and write what has changed.
 
         `heard` says that something has happened somewhere. Raises OSError and AgentError.
         """
+        with self._alone:
+            self._look(heard=heard)
+
+    def _look(self, *, heard: bool) -> None:
         now_s = self._clock()
         since_s = now_s - self._everything_s
         everything = since_s >= _EVERYTHING_S

@@ -2,7 +2,8 @@
 
 What can not be seen from an agent's pod, whether kube-proxy has left this node for good, whoever
 gives the order has seen at the API server. The agent sees that it serves itself, that no kube-proxy
-is to be seen from here, neither its process nor its ports, and what came of it.
+is to be seen from here, neither its process nor its ports, and what came of it. It sees the Node's
+label, too: an order that does not go with who is to run here is somebody's mistake.
 """
 
 import asyncio
@@ -11,11 +12,22 @@ import logging
 import typing
 from collections.abc import Callable, Iterable
 
+import msgspec
+
 from lbproxy import config, errors, gate
-from lbproxy.core import events, inventory, migration, model, tables
+from lbproxy.core import events, inventory, migration, migration_plan, model, tables
 from lbproxy.kernel import maps
 
+if typing.TYPE_CHECKING:
+    from lbproxy import handover, taking_over
+
 _RETRY_S: typing.Final = 5.0
+# Who is to run on a node, as its label has it, when its agent is told something.
+LABELS: typing.Final[dict[migration.Step, tuple[str, ...]]] = {
+    migration.Step.TAKE_OVER: (migration_plan.LBPROXY,),
+    migration.Step.RETURN: (migration_plan.BOTH,),
+    migration.Step.RESUME: (migration_plan.BOTH, migration_plan.LBPROXY),
+}
 _log = logging.getLogger(__name__)
 
 
@@ -25,36 +37,42 @@ class Node(typing.Protocol):
     ready: asyncio.Event
     migration_problem: str
 
+    @property
+    def unserved(self) -> typing.Sequence[str]:
+        """Why not all is served that is to be."""
+        ...
+
 
 class Acts(typing.NamedTuple):
     """What is done to the kernel, and asked of it; another in tests."""
 
-    flows: Callable[[maps.Maps], typing.Any]
+    flows: Callable[[maps.Maps], "taking_over.Flows"]
     kube_proxy_here: Callable[[], str]
-    take_over: Callable[[maps.Maps, typing.Any], typing.Any]
-    give_back: Callable[[maps.Maps], typing.Any]
+    take_over: Callable[["handover.HandOver"], "taking_over.Removed"]
+    give_back: Callable[[maps.Maps], "taking_over.Returned"]
     rules: Callable[[], list[str]]
-    rules_serve: Callable[[], bool]
+    rules_lack: Callable[[maps.Maps], str]
+
+
+class _Done(typing.NamedTuple):
+    """What became of a step."""
+
+    problem: str = ""
+    removed: tuple[str, ...] = ()
+    unable: tuple[str, ...] = ()
 
 
 def real() -> Acts:
     """Those of this node. Imported only where an order comes, which is once in a node's life."""
     from lbproxy import leftovers, taking_over  # noqa: PLC0415 - see above
 
-    def here() -> str:
-        if pids := taking_over.kube_proxies():
-            return f"kube-proxy runs here (pid {', '.join(map(str, pids))})"
-        if ports := taking_over.kube_proxys_ports():
-            return f"another process has port {' and '.join(ports)}: kube-proxy still runs here, it seems"
-        return ""
-
     return Acts(
         taking_over.flows,
-        here,
+        taking_over.kube_proxy_here,
         taking_over.take_over,
         taking_over.give_back,
         leftovers.present,
-        leftovers.serving,
+        leftovers.lacking,
     )
 
 
@@ -75,6 +93,7 @@ class Orders:
         self._acts = acts
         self._retry_s = retry_s
         self._order = ""
+        self._label = ""
         self._changed = asyncio.Event()
 
     def take(self, batch: Iterable[events.Event]) -> None:
@@ -82,11 +101,13 @@ class Orders:
         for event in batch:
             match event:
                 case events.Upsert(events.Kind.NODE, _, model.Node(name=self._name) as node):
-                    if node.migrate != self._order:
-                        self._order = node.migrate
+                    if (node.migrate, node.proxy) != (self._order, self._label):
+                        self._order, self._label = node.migrate, node.proxy
                         self._changed.set()
 
-    async def run(self, kernel: maps.Maps, writing: gate.Gate, node: Node) -> typing.NoReturn:
+    async def run(
+        self, kernel: maps.Maps, writing: gate.Gate, node: Node, hand_over: "handover.HandOver"
+    ) -> typing.NoReturn:
         """Carry orders out, one after another; one that can not be is tried again while it stands."""
         await node.ready.wait()
         tried = settled = ""
@@ -102,7 +123,12 @@ class Orders:
                 await self._changed.wait()
                 continue
             async with writing.shared():
-                report = await asyncio.to_thread(self._carry_out, order, kernel)
+                report = await asyncio.to_thread(
+                    self._carry_out, order, self._label, kernel, hand_over, tuple(node.unserved)
+                )
+            if report.removed or not report.problem:
+                # What kube-proxy has begun in the last seconds is looked after as well.
+                hand_over.started()
             line = migration.described(report)
             if report.problem != said:
                 level = logging.WARNING if report.problem else logging.INFO
@@ -116,40 +142,72 @@ class Orders:
                 async with asyncio.timeout(self._retry_s):
                     await self._changed.wait()
 
-    def _carry_out(self, order: str, kernel: maps.Maps) -> migration.Report:
+    def _carry_out(
+        self,
+        order: str,
+        label: str,
+        kernel: maps.Maps,
+        hand_over: "handover.HandOver",
+        unserved: tuple[str, ...],
+    ) -> migration.Report:
         """Do it, in a thread of its own, and say what is so now."""
-        acts = self._acts()
-        removed: tuple[str, ...] = ()
-        unable: tuple[str, ...] = ()
-        problem = ""
+        acts, said = self._acts(), order
         try:
             step = migration.step(order)
-            flows = acts.flows(kernel)
-            if step is not migration.Step.STATUS and not self._obeys:
-                problem = "not done, since this agent is told takeOver: never"
-            elif step is migration.Step.TAKE_OVER:
-                problem = acts.kube_proxy_here()
-                if not problem:
-                    done = acts.take_over(kernel, flows)
-                    removed, unable = done.removed, done.unable
-                    problem = "; ".join(done.failed)
-            elif step is migration.Step.RETURN:
-                # Not asked whether kube-proxy is here: its rules are what new flows are left to.
-                if acts.rules_serve():
-                    problem = acts.give_back(kernel).problem
-                else:
-                    problem = "kube-proxy's rules have no Service yet: nobody would serve new flows"
-            flows = acts.flows(kernel)
-            return migration.Report(
-                order,
-                problem,
-                serving=not inventory.is_set(kernel, tables.Handover.LEARN),
+        except ValueError as error:
+            done, said = _Done(str(error)), migration.quoted(order)
+        else:
+            try:
+                done = self._do(step, label, kernel, hand_over, unserved, acts)
+            except (OSError, ValueError, errors.AgentError) as error:
+                done = _Done(str(error))
+        report = migration.Report(
+            said, done.problem, obeys=self._obeys, unserved=unserved, removed=done.removed, unable=done.unable
+        )
+        try:
+            report = msgspec.structs.replace(
+                report,
+                serving=not unserved and not inventory.is_set(kernel, tables.Handover.LEARN),
                 returning=inventory.is_set(kernel, tables.Handover.RETURN),
-                removed=removed,
                 kube_proxy_rules=tuple(acts.rules()),
-                unable=unable,
-                flows_of_kube_proxy=flows.of_kube_proxy,
-                flows_of_lbproxy=flows.of_lbproxy,
             )
-        except (OSError, ValueError, errors.AgentError) as error:
-            return migration.Report(order, str(error))
+            flows = acts.flows(kernel)
+            return msgspec.structs.replace(
+                report, flows_of_kube_proxy=flows.of_kube_proxy, flows_of_lbproxy=flows.of_lbproxy
+            )
+        except (OSError, errors.AgentError) as error:
+            return msgspec.structs.replace(report, problem=done.problem or str(error))
+
+    def _do(
+        self,
+        step: migration.Step,
+        label: str,
+        kernel: maps.Maps,
+        hand_over: "handover.HandOver",
+        unserved: tuple[str, ...],
+        acts: Acts,
+    ) -> _Done:
+        if step is migration.Step.STATUS:
+            return _Done()
+        if not self._obeys:
+            return _Done("not done, since this agent is told takeOver: never")
+        if label not in LABELS[step]:
+            goes = " or ".join(LABELS[step])
+            given = migration.quoted(label)
+            return _Done(f"not done, since this Node's label {migration.LABEL} is {given}, not {goes}")
+        match step:
+            case migration.Step.TAKE_OVER:
+                if problem := acts.kube_proxy_here() or _still_needed(unserved):
+                    return _Done(problem)
+                gone = acts.take_over(hand_over)
+                return _Done("; ".join(gone.failed), gone.removed, gone.unable)
+            case migration.Step.RETURN:
+                # Not asked whether kube-proxy is here: its rules are what new flows are left to.
+                return _Done(acts.rules_lack(kernel) or acts.give_back(kernel).problem)
+            case migration.Step.RESUME:
+                hand_over.resume()
+                return _Done()
+
+
+def _still_needed(unserved: tuple[str, ...]) -> str:
+    return f"kube-proxy's rules may still be needed: {'; '.join(unserved)}" if unserved else ""

@@ -4,7 +4,9 @@
 """
 
 import os
+import time
 import typing
+from collections.abc import Callable
 
 from lbproxy import errors, flow_table, handover, leftovers
 from lbproxy.core import conntrack, inventory, ipvs, model, tables
@@ -13,6 +15,8 @@ from lbproxy.kernel import conntrack as tracker
 from lbproxy.kernel import ipvs as virtual
 
 _BATCH_ROWS: typing.Final = 4096
+RESUME_S: typing.Final = 30.0  # the agent looks every second, and reads the tracker twice
+_PAUSE_S: typing.Final = 0.1
 _KUBE_PROXY: typing.Final = "kube-proxy"
 _PORTS: typing.Final = {10256: "healthz", 10249: "metrics"}  # kube-proxy's, and by default ours
 
@@ -69,24 +73,62 @@ def kube_proxys_ports() -> list[str]:
     return found
 
 
-def take_over(kernel: maps.Maps, found: Flows, *, force: bool = False) -> Removed:
+def kube_proxy_here() -> str:
+    """Why kube-proxy seems to be here, to an agent, which would have its ports; empty where it does not."""
+    if here := _process_here():
+        return here
+    ports = " and ".join(kube_proxys_ports())
+    return f"another process has port {ports}: kube-proxy still runs here, it seems" if ports else ""
+
+
+def _process_here() -> str:
+    pids = ", ".join(map(str, kube_proxies()))
+    return f"kube-proxy runs here (pid {pids})" if pids else ""
+
+
+def take_over(hand_over: handover.HandOver) -> Removed:
     """Begin new flows, and remove what kube-proxy has left; flows that go on are kept alive before that.
 
-    Those of IPVS can not be: with `force` they break. Raises AgentError where nothing may be removed yet.
+    Raises OSError, and AgentError where nothing may be removed yet, as under connections of IPVS:
+    nothing can keep these alive.
     """
-    if not force and (problem := ipvs.obstacle(virtual.look())):
+    if problem := ipvs.obstacle(virtual.look()):
         raise errors.AgentError(problem)
+    hand_over.resume()
+    with hand_over.anchored():
+        return _remove(kube_proxy_here)
+
+
+def take_over_beside(kernel: maps.Maps) -> Removed:
+    """The same from another process than the agent's, which holds the flows; asks nothing of IPVS."""
     if inventory.is_set(kernel, tables.Handover.RETURN):
-        kernel.apply([tables.handover(tables.Handover.RETURN, 0)])
-    if found.of_kube_proxy:
-        # The agent has made it long ago, but for flows that have come in the last seconds.
-        try:
-            anchor.make()
-        except OSError as error:
-            raise errors.AgentError(f"cannot make table inet {anchor.NAME}: {error.strerror}") from error
-    done = leftovers.Cleanup()
+        have_resumed(kernel)
+    keeper = anchor.Keeper()
+    problem = keeper.keep(needed=True)
+    if problem and flows(kernel).of_kube_proxy:
+        raise errors.AgentError(problem)
+    # Its ports may be the agent's.
+    done = _remove(_process_here)
+    keeper.keep(needed=bool(flows(kernel).of_kube_proxy))
+    return done
+
+
+def _remove(here: Callable[[], str]) -> Removed:
+    done = leftovers.Cleanup(here)
     done.all()
     return Removed(tuple(done.removed), tuple(done.failed), tuple(done.unable), tuple(leftovers.present()))
+
+
+def have_resumed(kernel: maps.Maps) -> None:
+    """Have the agent, which is another process, end what `return` has begun. Raises AgentError."""
+    kernel.apply([tables.handover(tables.Handover.RETURN, tables.Return.ENDS)])
+    until_s = time.monotonic() + RESUME_S
+    while any(inventory.is_set(kernel, row) for row in (tables.Handover.RETURN, tables.Handover.LEARN)):
+        if time.monotonic() > until_s:
+            raise errors.AgentError(
+                f"the agent has not ended `return` within {RESUME_S:g} s: see its log; it will when it can"
+            )
+        time.sleep(_PAUSE_S)
 
 
 def give_back(kernel: maps.Maps) -> Returned:
@@ -107,7 +149,7 @@ def give_back(kernel: maps.Maps) -> Returned:
         count = reserve()
     except OSError as error:
         problem = f"cannot keep ports from kube-proxy: {error.strerror}"
-    kernel.apply([tables.handover(tables.Handover.RETURN, 1)])
+    kernel.apply([tables.handover(tables.Handover.RETURN, tables.Return.YES)])
     if not problem:
         try:
             count += reserve()

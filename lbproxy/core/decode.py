@@ -544,6 +544,7 @@ def _node(value: wire.Node, _warnings: list[str]) -> events.Upsert:
             and all(taint.key != _AUTOSCALER_TAINT for taint in spec.taints or ()),
             deleting=metadata.deletion_timestamp is not None,
             migrate=str(metadata.annotations.migrate or "") if metadata.annotations else "",
+            proxy=str(metadata.labels.proxy or "") if metadata.labels else "",
         ),
     )
 

@@ -157,9 +157,15 @@ def settings(rows: Rows) -> tables.Settings:
     return tables.settings(row) if row else tables.NO_SETTINGS
 
 
+def handover(rows: Rows, what: tables.Handover) -> int:
+    """What a row of `handover` says."""
+    row = rows.row(tables.Table.HANDOVER, tables.row_key(what))
+    return int.from_bytes(row or b"", tables.BYTE_ORDER)
+
+
 def is_set(rows: Rows, what: tables.Handover) -> bool:
     """Whether a row of `handover` says yes."""
-    return any(rows.row(tables.Table.HANDOVER, tables.row_key(what)) or b"")
+    return handover(rows, what) != 0
 
 
 def families(rows: Rows) -> frozenset[model.Family]:

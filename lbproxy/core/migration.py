@@ -22,14 +22,16 @@ ANNOTATION: typing.Final = "lbproxy.io/migrate"
 REPORT: typing.Final = "lbproxy.io/migration-report"
 REASON: typing.Final = "LbproxyMigration"
 ORDER_CHARACTERS: typing.Final = 80
+_QUOTED_CHARACTERS: typing.Final = 40  # of what is no order
 
 
 class Step(enum.StrEnum):
-    """What an agent may be told; the words are those of `lbproxy migrate` on the node."""
+    """What an agent may be told; the words are those of `lbproxy migrate` on the node, and RESUME."""
 
     STATUS = "status"
     TAKE_OVER = "take-over"
     RETURN = "return"
+    RESUME = "resume"  # ends RETURN: new flows are lbproxy's again, and nothing is removed
 
 
 class Report(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -37,7 +39,9 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True):
 
     order: str  # as it stands in the annotation
     problem: str = ""  # why it is not carried out; empty: it is
-    serving: bool = False  # the first full state is in the kernel, and new flows are known from old ones
+    obeys: bool = False  # it does more than answer `status` (takeOver: when-told)
+    serving: bool = False  # all is in the kernel and served, and new flows are known from old ones
+    unserved: tuple[str, ...] = ()  # why not, where it is not only a matter of time
     returning: bool = False  # new flows are kube-proxy's
     removed: tuple[str, ...] = ()
     kube_proxy_rules: tuple[str, ...] = ()  # what of them is in force
@@ -50,9 +54,14 @@ def step(order: str) -> Step:
     """The step that an annotation asks for. Raises ValueError for one that makes no sense."""
     name, _, _ = order.partition("/")
     if name not in tuple(Step) or len(order) > ORDER_CHARACTERS:
-        given = order[:ORDER_CHARACTERS]
-        raise ValueError(f"{given!r} is none of {', '.join(Step)}, nor one of them and /ID")
+        raise ValueError(f"none of {', '.join(Step)}, nor one of them and /ID")
     return Step(name)
+
+
+def quoted(order: str) -> str:
+    """An order that makes no sense, for people: somebody may have put anything there."""
+    more = "…" if len(order) > _QUOTED_CHARACTERS else ""
+    return f"{order[:_QUOTED_CHARACTERS]!r}{more}"
 
 
 def described(report: Report) -> str:
@@ -60,12 +69,17 @@ def described(report: Report) -> str:
     said = [f"{report.order}: {report.problem or 'done'}"]
     said += [f"removed: {', '.join(report.removed)}"] if report.removed else []
     said += [f"stays: {', '.join(report.unable)}"] if report.unable else []
-    if not report.serving:
+    unserved = "; ".join(report.unserved)
+    if unserved:
+        said += [f"lbproxy does not serve all: {unserved}"] if unserved not in report.problem else []
+    elif not report.serving:
         said.append("lbproxy does not serve yet")
-    elif report.returning:
+    if report.returning:
         said.append(f"new flows are kube-proxy's, going on with lbproxy: {counted(report.flows_of_lbproxy)}")
-    else:
+    elif report.serving:
         said.append(f"lbproxy serves, going on with kube-proxy: {counted(report.flows_of_kube_proxy)}")
+    if not (report.obeys or report.problem):
+        said.append("this agent only answers (takeOver: never)")
     return "; ".join(said)
 
 

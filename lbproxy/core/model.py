@@ -175,3 +175,4 @@ class Node(msgspec.Struct, frozen=True, gc=False):
     eligible: bool
     deleting: bool = False  # one of the two reasons not to be eligible
     migrate: str = ""  # what its agent is told to do (core/migration.py)
+    proxy: str = ""  # who is to run there

@@ -148,6 +148,14 @@ class Handover(enum.IntEnum):
     RETURN = abi.constant("HANDOVER_RETURN")
 
 
+class Return(enum.IntEnum):
+    """What the row RETURN says; to the programs every value but NO is the same."""
+
+    NO = 0
+    YES = 1
+    ENDS = 2  # somebody at the node asks the agent to end it
+
+
 class DeviceFlag(enum.IntFlag):
     """device.flags."""
 

@@ -183,9 +183,10 @@ class EndpointSlice(_Wire):
 
 
 class NodeLabels(_Wire):
-    """The label that says where a Node is."""
+    """The labels that say where a Node is, and who is to run there (core/migration.py)."""
 
     zone: str | None = msgspec.field(default=None, name="topology.kubernetes.io/zone")
+    proxy: _Any = msgspec.field(default="", name="lbproxy.io/proxy")
 
 
 class NodeAnnotations(_Wire):

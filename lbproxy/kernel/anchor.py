@@ -38,26 +38,33 @@ class Keeper:
     """Has the table there while it is needed."""
 
     def __init__(self) -> None:
-        self._there: bool | None = None
-        self._said = False
+        self._kept = False
+        self._said = ""
 
-    def keep(self, *, needed: bool) -> None:
-        """Make or remove it. Where the kernel has no nf_tables, a warning says so, once."""
-        if needed == self._there:
-            return
+    def keep(self, *, needed: bool) -> str:
+        """Make it, also where somebody has removed it since, or remove it.
+
+        Returns why it can not be made, as where the kernel has no nf_tables; the log has that once.
+        """
         try:
-            make() if needed else remove()
+            if not needed:
+                remove()
+            elif make() and self._kept:
+                _log.warning("made table inet %s again, which somebody has removed", NAME)
         except OSError as error:
-            if needed and not self._said:
+            if not needed:
+                return ""
+            problem = f"cannot make table inet {NAME}: {error.strerror}"
+            if problem != self._said:
                 _log.warning(
-                    "cannot make table inet %s: %s; until the flows that kube-proxy began have ended, do "
-                    "not remove the last rules that use connection tracking",
-                    NAME,
-                    error.strerror,
+                    "%s; until the flows that kube-proxy began have ended, do not remove the last rules that "
+                    "use connection tracking",
+                    problem,
                 )
-                self._said = True
-            return
-        self._there = needed
+            self._said = problem
+            return problem
+        self._kept, self._said = needed, ""
+        return ""
 
 
 def exists() -> bool:
@@ -70,10 +77,10 @@ def exists() -> bool:
     return True
 
 
-def make() -> None:
-    """Make it, unless it is there. Raises OSError."""
+def make() -> bool:
+    """Make it; whether it was not there. Raises OSError."""
     if exists():
-        return
+        return False
     table = nf_tables.text(nf_tables.TABLE_NAME, NAME) + _comment(_COMMENT)
     requests = [(nf_tables.NEW_TABLE, nf_tables.CREATE, _INET + table)]
     for name, number, priority in _NAT_CHAINS:
@@ -95,6 +102,7 @@ def make() -> None:
     requests.append((nf_tables.NEW_RULE, nf_tables.CREATE | nf_tables.APPEND, _INET + rule))
     with nf_tables.opened() as socket:
         socket.batch(nf_tables.SUBSYSTEM, requests)
+    return True
 
 
 def remove() -> bool:

@@ -44,6 +44,33 @@ def test_it_comes_and_goes(space: str) -> None:
     namespaces.inside(netns.path(space), script)
 
 
+def test_it_is_made_again_where_somebody_removes_it(
+    space: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def script() -> None:
+        keeper = anchor.Keeper()
+        assert keeper.keep(needed=True) == ""
+        assert not caplog.messages
+        subprocess.run(["nft", "flush", "ruleset"], check=True)
+        assert keeper.keep(needed=True) == ""
+        assert anchor.exists()
+        assert "which somebody has removed" in caplog.messages[0]
+        # One that another process has left.
+        assert anchor.Keeper().keep(needed=False) == ""
+        assert not anchor.exists()
+
+    namespaces.inside(netns.path(space), script)
+
+    def refused() -> bool:
+        raise OSError(95, "Operation not supported")
+
+    caplog.clear()
+    monkeypatch.setattr(anchor, "make", refused)
+    keeper = anchor.Keeper()
+    assert keeper.keep(needed=True) == keeper.keep(needed=True) != ""
+    assert len(caplog.messages) == 1
+
+
 def test_others_tables_stay(space: str) -> None:
     def script() -> None:
         subprocess.run(["nft", "add", "table", "inet", "theirs"], check=True)

@@ -12,7 +12,7 @@ import typing
 import pytest
 
 from deploy import kustomizing
-from lbproxy.core import migration
+from lbproxy.core import migration, migration_plan
 from lbproxy.lab import cluster
 from tests.lab import agents, manifests, rootfs
 
@@ -80,7 +80,8 @@ def take_over(lab: cluster.Lab, api: agents.Api, agent: Contained) -> None:
     for script in ("add table ip kube-proxy", "add table ip nat", "add chain ip nat KUBE-SERVICES"):
         lab.check_output("n1", ["nft", script], cgroup=False)
     for order in ("take-over/1", None):
-        patch = {"metadata": {"annotations": {migration.ANNOTATION: order}}}
+        labels = {migration.LABEL: migration_plan.LBPROXY}
+        patch = {"metadata": {"annotations": {migration.ANNOTATION: order}, "labels": labels}}
         api.do(lambda server, patch=patch: server.store.patch("nodes", ("", "n1"), patch))  # type: ignore[misc]
         said = agent.says("take-over/1: done")
     assert "iptables-nft: 1 chains" in said

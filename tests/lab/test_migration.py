@@ -18,6 +18,7 @@ import typing
 import pytest
 
 from benchmarks.kubeproxy import load, model, program
+from lbproxy.core import migration
 from lbproxy.lab import cluster, traffic
 from tests import polling
 from tests.lab import agents, manifests, talking
@@ -253,6 +254,45 @@ def test_there_and_back(lab: cluster.Lab, mode: load.Backend) -> None:
             f"{sum(one.asked for one in reports)} questions, {sum(one.lost for one in reports)} datagrams "
             f"asked for again; {sum(one.count for one in results)} new connections meanwhile, none failed"
         )
+
+
+@pytest.mark.usefixtures("spare_cache")
+def test_what_begins_while_the_node_is_given_back_lives_on_when_it_is_taken_again(lab: cluster.Lab) -> None:
+    """By the command, and by orders: the agent has held nothing before, so nothing is looked after."""
+    with contextlib.ExitStack() as stack:
+        api = stack.enter_context(agents.Api(lab.netns("n1"), *objects(lab)))
+        kube_proxy = stack.enter_context(incumbent(lab, load.Backend.NATIVE, api.source[1]))
+        agent = stack.enter_context(
+            agents.Agent(lab, api.source, *agents.SMALL_MAPS, *FLAGS, "--take-over=when-told")
+        )
+        agent.says("no flow of another proxy to be left alone")
+
+        def told(label: str, order: str) -> None:
+            change = {"labels": {migration.LABEL: label}, "annotations": {migration.ANNOTATION: order}}
+            api.do(lambda server: server.store.patch("nodes", ("", "n1"), {"metadata": change}))
+            agent.says(f"{order}: done")
+
+        agent.lbproxy("migrate", "return")
+        first = talkers(lab, stack)
+        kube_proxy.stop()
+        assert removed(agent)
+        all_whole(first)
+        seen = status(agent)
+        assert seen["flows_of_kube_proxy"]["TCP"] == sum(one.tcp for one in first)
+        assert (seen["kept_alive"], seen["returning"], seen["unserved"]) == (True, False, [])
+
+        kube_proxy.start()
+        told("both", "return/1")
+        second = talkers(lab, stack)
+        told("both", "resume/2")
+        seen = status(agent)
+        assert (bool(seen["kube_proxy_rules"]), seen["returning"]) == (True, False)
+        third = talkers(lab, stack)
+        assert status(agent)["flows_of_lbproxy"]["TCP"]
+        kube_proxy.stop()
+        told("lbproxy", "take-over/3")
+        assert not status(agent)["kube_proxy_rules"]
+        all_whole([*first, *second, *third])
 
 
 def status(agent: agents.Agent) -> dict[str, typing.Any]:

@@ -224,6 +224,16 @@ def test_a_node_says_what_its_agent_is_to_do(annotations: Object | None, told: s
     assert read.migrate == told
 
 
+@pytest.mark.parametrize(
+    ("labels", "who"),
+    [(None, ""), ({}, ""), ({"lbproxy.io/proxy": "both"}, "both"), ({"lbproxy.io/proxy": 1}, "1")],
+)
+def test_a_node_says_who_is_to_run_there(labels: Object | None, who: str) -> None:
+    read = decode.node({"metadata": {"name": "node-a", "labels": labels}}).value
+    assert isinstance(read, model.Node)
+    assert read.proxy == who
+
+
 def test_a_node_with_another_taint_or_little_else_is_eligible() -> None:
     assert decode.node(a_node(spec={"taints": [{"key": "dedicated"}]})).value == model.Node(
         "node-a", (), "zone-1", (), True

@@ -35,9 +35,11 @@ class Keeper:
 
     def __init__(self) -> None:
         self.there: list[bool] = []
+        self.problem = ""
 
-    def keep(self, *, needed: bool) -> None:
+    def keep(self, *, needed: bool) -> str:
         self.there.append(needed)
+        return self.problem if needed else ""
 
 
 class Node:
@@ -65,8 +67,13 @@ class Node:
                 ),
             ]
         )
+        self.prepared: list[tuple[int, int]] = []  # LEARN and HELD_UDP then
         self.made = handover.HandOver(
-            self.maps, entries=lambda: iter(self.entries), keeper=self.keeper, clock=lambda: self.now
+            self.maps,
+            entries=lambda: iter(self.entries),
+            keeper=self.keeper,
+            clock=lambda: self.now,
+            prepare=lambda: self.prepared.append((self.row(LEARN), self.row(HELD_UDP))),
         )
 
     def row(self, row: bytes) -> int:
@@ -118,9 +125,8 @@ def test_what_the_tracker_translates_for_our_frontends_is_held(node: Node) -> No
 def test_udp_is_prepared_for_before_it_is_anybodys(node: Node) -> None:
     node.entries = [entry(port=53, proto=17)]
     node.made.begin(sockets=True)
-    seen: list[tuple[int, int]] = []
-    node.made.finish(lambda: seen.append((node.row(LEARN), node.row(HELD_UDP))))
-    assert seen == [(3, 1)]
+    node.made.finish()
+    assert node.prepared == [(3, 1)]
     assert node.row(LEARN) == 0
     node.entries.clear()
     node.made.look()
@@ -128,10 +134,9 @@ def test_udp_is_prepared_for_before_it_is_anybodys(node: Node) -> None:
 
 
 def test_nothing_to_hold_is_over_at_once(node: Node) -> None:
-    told: list[str] = []
     node.made.begin(sockets=False)
-    node.made.finish(lambda: told.append("UDP"))
-    assert told == []
+    node.made.finish()
+    assert node.prepared == []
     assert node.flows() == {}
     assert node.keeper.there == [False, False]
 
@@ -199,6 +204,77 @@ def test_a_closed_connection_is_not_counted_and_not_renewed(node: Node) -> None:
     assert node.flows() == {}
     assert node.keeper.there == [False]
     assert handover.theirs(node.maps, lambda: iter([entry(tcp=7), entry(), entry(ELSEWHERE)])) == {6: 1}
+
+
+def test_what_began_while_new_flows_were_left_to_another_proxy_stays_with_it(node: Node) -> None:
+    node.maps.apply([tables.handover(tables.Handover.RETURN, tables.Return.YES)])
+    node.entries = [entry(), entry(port=53, proto=17)]
+    assert not node.made.resume(asked=False)
+    assert node.flows() == {}
+    assert node.made.resume()
+    assert (node.row(RETURN), node.row(LEARN), node.made.counts) == (0, 0, {6: 1, 17: 1})
+    # They are held before the programs begin anything, and what begins meanwhile is held by these.
+    assert node.prepared == [(3, 1)]
+    held = [at for at, write in enumerate(node.maps.log) if write.table == tables.Table.FLOWS]
+    said = [
+        (at, write.key, any(write.value))
+        for at, write in enumerate(node.maps.log)
+        if isinstance(write, tables.Put) and write.table == tables.Table.HANDOVER
+    ]
+    order = [(key, on) for at, key, on in said if key in (LEARN, RETURN)]
+    assert order == [(RETURN, True), (LEARN, True), (RETURN, False), (LEARN, False)]
+    assert max(held) < next(at for at, key, on in said if (key, on) == (RETURN, False))
+    assert not node.made.resume()
+
+
+def test_another_process_asks_the_agent_to_begin_flows_again(node: Node) -> None:
+    node.entries = [entry()]
+    node.maps.apply([tables.handover(tables.Handover.RETURN, tables.Return.ENDS)])
+    assert (node.made.returning, node.made.unfinished) == (True, True)
+    assert node.made.resume(asked=False)
+    assert (node.made.returning, node.made.unfinished) == (False, False)
+    assert (node.row(RETURN), node.row(LEARN), node.made.counts) == (0, 0, {6: 1})
+
+
+def test_flows_that_can_not_be_read_stay_where_they_are(node: Node) -> None:
+    fails = 1
+
+    def entries() -> collections.abc.Iterator[conntrack.Entry]:
+        nonlocal fails
+        fails -= 1
+        if fails == 0:
+            raise OSError(105, "No buffer space available")
+        return iter([entry()])
+
+    made = handover.HandOver(node.maps, entries=entries, keeper=node.keeper, clock=lambda: NOW)
+    node.maps.apply([tables.handover(tables.Handover.RETURN, tables.Return.YES)])
+    with pytest.raises(OSError, match="No buffer space"):
+        made.resume()
+    assert (node.row(RETURN), node.row(LEARN)) == (tables.Return.YES, 0)
+    # Half way: nothing is begun, and it is gone on with unasked; `return` meanwhile stays.
+    fails = 2
+    with pytest.raises(OSError, match="No buffer space"):
+        made.resume()
+    assert (node.row(RETURN), bool(node.row(LEARN)), made.unfinished) == (0, True, True)
+    node.maps.apply([tables.handover(tables.Handover.RETURN, tables.Return.YES)])
+    assert made.resume(asked=False)
+    assert (node.row(RETURN), node.row(LEARN), made.counts) == (tables.Return.YES, 0, {6: 1})
+
+
+def test_translation_is_kept_while_rules_are_removed(node: Node) -> None:
+    with node.made.anchored():
+        assert node.keeper.there == [False, True]
+        node.entries = [entry()]
+    assert node.keeper.there == [False, True, True]
+    with node.made.anchored():
+        node.entries.clear()
+    assert node.keeper.there[-1] is False
+    node.keeper.problem = "no nf_tables"
+    with node.made.anchored():
+        pass
+    node.entries = [entry()]
+    with pytest.raises(errors.AgentError, match="no nf_tables"), node.made.anchored():
+        raise AssertionError("removed")
 
 
 def test_the_agent_looks_until_nothing_is_left(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

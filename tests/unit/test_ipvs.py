@@ -11,11 +11,12 @@ import pytest
 from pyroute2.netlink import generic
 from pyroute2.netlink.generic import ipvs as theirs
 
-from lbproxy import __main__, errors, leftovers, migrate, taking_over
+from lbproxy import __main__, errors, handover, leftovers, migrate, taking_over
 from lbproxy.core import inventory, tables
 from lbproxy.core import ipvs as core
-from lbproxy.kernel import fake, inspection, ipvs, netlink
+from lbproxy.kernel import anchor, fake, inspection, ipvs, netlink
 from tests import installing
+from tests.unit import test_handover
 
 IPVS_FAMILY = 37
 SERVICE, DESTINATION = ("IPVS_CMD_ATTR_SERVICE", "IPVS_CMD_ATTR_DEST")
@@ -190,6 +191,9 @@ class Cleanup:
     made: typing.ClassVar[list["Cleanup"]] = []
     removed = failed = unable = ()
 
+    def __init__(self, _kube_proxy_here: collections.abc.Callable[[], str]) -> None:
+        """As the real one has it."""
+
     def all(self) -> None:
         self.made.append(self)
 
@@ -199,6 +203,8 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> fake.FakeMaps:
     monkeypatch.setattr(leftovers, "Cleanup", Cleanup)
     monkeypatch.setattr(leftovers, "present", list)
     monkeypatch.setattr(Cleanup, "made", [])
+    # This is no lab: no table is to be made.
+    monkeypatch.setattr(anchor, "Keeper", test_handover.Keeper)
     return fake.FakeMaps(installing.SIZES)
 
 
@@ -206,23 +212,23 @@ BUSY = core.Found(2, {"TCP": 1})
 
 
 @pytest.mark.parametrize(
-    ("found", "force", "done"),
+    ("found", "done"),
     [
-        (None, False, True),
-        (core.Found(2), False, True),
-        (BUSY, False, False),
-        (BUSY, True, True),
-        (core.Found(problem="Operation not permitted"), False, False),
+        (None, True),
+        (core.Found(2), True),
+        (BUSY, False),
+        (core.Found(problem="Operation not permitted"), False),
     ],
 )
 def test_nothing_is_removed_that_breaks_a_connection(
-    kernel: fake.FakeMaps, monkeypatch: pytest.MonkeyPatch, found: core.Found | None, force: bool, done: bool
+    kernel: fake.FakeMaps, monkeypatch: pytest.MonkeyPatch, found: core.Found | None, done: bool
 ) -> None:
-    kernel.apply([tables.handover(tables.Handover.RETURN, 1)])
+    kernel.apply([tables.handover(tables.Handover.RETURN, tables.Return.YES)])
     monkeypatch.setattr(ipvs, "look", lambda: found)
+    hand_over = handover.HandOver(kernel, entries=lambda: iter(()), keeper=test_handover.Keeper())
     refused = contextlib.nullcontext() if done else pytest.raises(errors.AgentError, match="mode: iptables")
     with refused:
-        taking_over.take_over(kernel, taking_over.Flows({}, {}), force=force)
+        taking_over.take_over(hand_over)
     assert bool(Cleanup.made) == done
     assert inventory.is_set(kernel, tables.Handover.RETURN) == (not done)
 

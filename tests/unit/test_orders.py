@@ -8,12 +8,17 @@ import typing
 
 import pytest
 
-from lbproxy import config, errors, gate, orders, taking_over
-from lbproxy.core import events, inventory, migration, model, tables
+from lbproxy import config, errors, gate, handover, orders, taking_over
+from lbproxy.core import events, inventory, migration, migration_plan, model, tables
 from lbproxy.kernel import fake
 from tests import installing, polling
+from tests.unit import test_handover
 
 TCP = {"TCP": 3}
+BOTH, LBPROXY = migration_plan.BOTH, migration_plan.LBPROXY
+# Who is to run there when an order comes, unless a test is about that.
+LABELS = {"take-over": LBPROXY, "return": BOTH, "resume": BOTH}
+NO_SERVICE = "kube-proxy's rules have no Service yet"
 
 
 @dataclasses.dataclass
@@ -25,6 +30,8 @@ class World:
     rules: list[str] = dataclasses.field(default_factory=lambda: ["nftables table ip kube-proxy"])
     failing: str = ""  # what taking over raises
     migration_problem: str = ""
+    unserved: list[str] = dataclasses.field(default_factory=list)
+    unreadable: str = ""  # what counting flows raises
     ready: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     answers: list[migration.Report] = dataclasses.field(default_factory=list)
 
@@ -32,16 +39,23 @@ class World:
         self.kernel = fake.FakeMaps(installing.SIZES)
         settings = config.Config(node_name="node-a", take_over=self.take_over)
         acts = orders.Acts(
-            lambda _kernel: taking_over.Flows(TCP, {}),
+            self._flows,
             lambda: self.here,
             self._take_over,
             self._give_back,
             lambda: list(self.rules),
-            lambda: bool(self.rules),
+            lambda _kernel: "" if self.rules else NO_SERVICE,
         )
+        self.keeper = test_handover.Keeper()
+        self.hand_over = handover.HandOver(self.kernel, entries=lambda: iter(()), keeper=self.keeper)
         self.orders = orders.Orders(settings, self.answers.append, lambda: acts, retry_s=0.01)
 
-    def _take_over(self, _kernel: object, _flows: object) -> taking_over.Removed:
+    def _flows(self, _kernel: object) -> taking_over.Flows:
+        if self.unreadable:
+            raise errors.AgentError(self.unreadable)
+        return taking_over.Flows(TCP, {})
+
+    def _take_over(self, _hand_over: object) -> taking_over.Removed:
         if self.failing:
             raise errors.AgentError(self.failing)
         gone, self.rules = tuple(self.rules), []
@@ -51,13 +65,14 @@ class World:
         self.kernel.apply([tables.handover(tables.Handover.RETURN, 1)])
         return taking_over.Returned(7, "")
 
-    def told(self, order: str, name: str = "node-a") -> None:
-        node = model.Node(name, (), "", (), True, migrate=order)
+    def told(self, order: str, name: str = "node-a", label: str | None = None) -> None:
+        label = LABELS.get(order.partition("/")[0], "") if label is None else label
+        node = model.Node(name, (), "", (), True, migrate=order, proxy=label)
         self.orders.take([events.Upsert(events.Kind.NODE, events.ObjectName("", name), node)])
 
     @contextlib.asynccontextmanager
     async def running(self) -> collections.abc.AsyncIterator[None]:
-        task = asyncio.create_task(self.orders.run(self.kernel, gate.Gate(), self))
+        task = asyncio.create_task(self.orders.run(self.kernel, gate.Gate(), self, self.hand_over))
         try:
             yield
         finally:
@@ -80,6 +95,7 @@ async def test_rules_are_removed_once_the_agent_serves() -> None:
         world.ready.set()
         assert await world.answer() == migration.Report(
             "take-over/1",
+            obeys=True,
             serving=True,
             removed=("nftables table ip kube-proxy",),
             unable=("iptables-legacy: …",),
@@ -134,10 +150,93 @@ async def test_flows_are_left_to_kube_proxy_only_where_its_rules_are() -> None:
     world.ready.set()
     world.told("return")
     async with world.running():
-        assert "nobody would serve" in (await world.answer()).problem
+        assert NO_SERVICE in (await world.answer()).problem
         world.rules = ["iptables-nft chains"]
         report = await world.answer(2)
     assert (report.problem, report.returning) == ("", True)
+
+
+async def test_nothing_is_removed_where_lbproxy_does_not_serve_all() -> None:
+    world = World(unserved=["the packet path is off"])
+    world.ready.set()
+    world.told("status/1")
+    async with world.running():
+        status = await world.answer()
+        assert (status.problem, status.serving) == ("", False)
+        assert status.unserved == ("the packet path is off",)
+        assert "does not serve all: the packet path is off" in migration.described(status)
+        world.told("take-over/1")
+        refused = await world.answer(2)
+        assert refused.problem == "kube-proxy's rules may still be needed: the packet path is off"
+        assert migration.described(refused).count("the packet path is off") == 1
+        assert world.rules
+        world.unserved.clear()
+        assert (await world.answer(3)).problem == ""
+    assert not world.rules
+
+
+async def test_what_return_began_ends_without_anything_being_removed() -> None:
+    world = World()
+    world.ready.set()
+    world.told("return/1")
+    async with world.running():
+        assert (await world.answer()).returning
+        world.told("resume/2")
+        report = await world.answer(2)
+    assert (report.problem, report.returning, report.serving, report.removed) == ("", False, True, ())
+    assert world.rules
+
+
+@pytest.mark.parametrize(
+    ("order", "label", "obeyed"),
+    [
+        ("take-over", "", False),
+        ("take-over", BOTH, False),
+        ("take-over", "x" * 100, False),
+        ("take-over", LBPROXY, True),
+        ("return", "", False),
+        ("return", LBPROXY, False),
+        ("return", BOTH, True),
+        ("resume", "", False),
+        ("resume", BOTH, True),
+        ("resume", LBPROXY, True),
+        ("status", "", True),
+    ],
+)
+async def test_an_order_has_to_go_with_who_is_to_run_there(order: str, label: str, obeyed: bool) -> None:
+    world = World()
+    world.ready.set()
+    world.told(order, label=label)
+    async with world.running():
+        report = await world.answer()
+        assert (report.problem == "") is obeyed
+        if obeyed:
+            return
+        assert "label lbproxy.io/proxy is" in report.problem
+        assert len(report.problem) < 150
+        assert (bool(world.rules), report.returning) == (True, False)
+        world.told(order)
+        assert (await world.answer(2)).problem == ""
+
+
+def test_the_plan_gives_orders_where_the_agent_obeys_them() -> None:
+    pod = migration_plan.Pod("pod", True)
+    for label in ("", BOTH, LBPROXY):
+        for target in migration_plan.Target:
+            for theirs in (None, pod):
+                view = migration_plan.View("n1", label, "", theirs, pod, None)
+                move = migration_plan.next_move(view, target, leave_flows=False)
+                if isinstance(move, migration_plan.Give) and move.step is not migration.Step.STATUS:
+                    assert label in orders.LABELS[move.step]
+
+
+async def test_an_agent_that_can_not_count_flows_says_so_and_serves() -> None:
+    world = World(unreadable="cannot read the connection tracker: ENOBUFS")
+    world.ready.set()
+    world.told("status")
+    async with world.running():
+        report = await world.answer()
+    assert (report.problem, report.obeys, report.serving) == (world.unreadable, True, True)
 
 
 @pytest.mark.parametrize(
@@ -146,9 +245,10 @@ async def test_flows_are_left_to_kube_proxy_only_where_its_rules_are() -> None:
         ("status", ""),
         ("take-over", "takeOver: never"),
         ("return", "takeOver: never"),
-        ("cleanup", "'cleanup' is none of status, take-over, return"),
-        ("take-over/" + "x" * 100, "is none of"),
-        ("\n", "is none of"),
+        ("resume", "takeOver: never"),
+        ("cleanup", "none of status, take-over, return, resume"),
+        ("take-over/" + "x" * 100, "none of"),
+        ("\n", "none of"),
     ],
 )
 async def test_unless_it_is_set_so_nothing_is_done_but_answering(order: str, problem: str) -> None:
@@ -159,5 +259,10 @@ async def test_unless_it_is_set_so_nothing_is_done_but_answering(order: str, pro
         said: typing.Any = await world.answer()
     assert problem in said.problem
     assert bool(said.problem) == bool(problem)
+    assert (said.obeys, said.serving) == (False, True)
+    line = migration.described(said)
+    assert "does not serve" not in line
+    assert line.isprintable()
+    assert len(said.order) < 50
     assert world.rules
     assert not inventory.is_set(world.kernel, tables.Handover.RETURN)
