@@ -96,24 +96,26 @@ static __always_inline __u64 flow_hash(const struct packet *p)
 
 /* Whether a new flow is left to another proxy: while its flows are learned, which then is one
  * of them; and while it is given the node back. DSR keeps no row of what it has begun: so
- * there what begins is marked, and what does not goes on.
+ * there what begins is marked, and what does not goes on. Both at once is the end of the
+ * latter: what begins is the other proxy's still, and marked.
  */
 static __always_inline bool opening_is_anothers(const struct packet *p, struct work *o, __u32 now)
 {
-	bool unmarked;
+	bool learn = handover_get(LB_HANDOVER_LEARN);
 
-	if (!handover_get(LB_HANDOVER_LEARN)) {
-		if (!handover_get(LB_HANDOVER_RETURN))
+	if (handover_get(LB_HANDOVER_RETURN)) {
+		bool unmarked = (o->fe.flags & LB_FRONTEND_DSR) && !o->fe.affinity_s &&
+				p->tuple.proto == LB_IPPROTO_TCP;
+
+		if (unmarked && !may_begin_flow(p))
 			return false;
-		unmarked = (o->fe.flags & LB_FRONTEND_DSR) && !o->fe.affinity_s &&
-			   p->tuple.proto == LB_IPPROTO_TCP;
-		if (!unmarked) {
+		if (!unmarked && !learn) {
 			/* What a closed flow has left would take the packets after this one. */
 			flow_forget((struct flow_key *)&p->tuple);
 			return true;
 		}
-		if (!may_begin_flow(p))
-			return false;
+	} else if (!learn) {
+		return false;
 	}
 	flow_hold(&p->tuple, o->fe.service, &o->flow_key, &o->flow, now);
 	return true;

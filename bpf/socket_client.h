@@ -68,7 +68,7 @@ static __always_inline bool socket_is_anothers(struct bpf_sock_addr *ctx,
 	struct flow row, *found;
 	__u32 now;
 
-	if (handover_get(LB_HANDOVER_RETURN))
+	if (handover_get(LB_HANDOVER_RETURN) && !learn)
 		return true;
 	if (!learn && !handover_get(LB_HANDOVER_HELD_UDP))
 		return false;

@@ -128,11 +128,14 @@ class HandOver:
         with self._alone:
             self._finish()
 
-    def _finish(self) -> None:
+    def _finish(self, *, ends_return: bool = False) -> None:
         began_s = time.monotonic()
         self.look()
         if self.counts[model.Protocol.UDP]:
             self._prepare()
+        if ends_return:
+            # Not before: while it is set, what lbproxy goes on with and has no row of is told from the rest.
+            self._put(tables.Handover.RETURN, tables.Return.NO)
         self._put(tables.Handover.LEARN, 0)
         # What was learned meanwhile is in the tracker by now, with all its addresses.
         try:
@@ -166,8 +169,7 @@ class HandOver:
                 # Where that fails nothing has changed yet.
                 self.look()
                 self.begin(sockets=True)
-                self._put(tables.Handover.RETURN, tables.Return.NO)
-            self._finish()
+            self._finish(ends_return=ends)
         return True
 
     @contextlib.contextmanager

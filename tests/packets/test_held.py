@@ -148,3 +148,31 @@ def test_on_the_way_back_new_flows_are_the_others_and_ours_go_on(lb: Bench, side
         assert lb.made.run("tc_from_outside", given) == (NEXT, given)
     lb.made.handover[RETURN] = 0
     assert lb.made.run("tc_from_outside", ours).frame != ours
+
+
+@pytest.mark.parametrize("learn", [0, 1])
+def test_on_the_way_back_and_at_its_end_dsr_marks_what_begins_and_the_rest_goes_on(
+    lb: Bench, side: Side, learn: int
+) -> None:
+    lb.service(side.far_pod, mode=model.PacketMode.DSR)
+    under_way = asked(side)
+    tunnelled = lb.made.run("tc_from_outside", under_way)
+    assert tunnelled.verdict == REDIRECT
+    lb.made.handover[RETURN], lb.made.handover[LEARN] = 1, learn
+    assert lb.made.run("tc_from_outside", under_way) == tunnelled
+    for flags in (SYN, ACK):
+        theirs = frame(ip(side.client, side.external_ip, tcp(2, 80, flags)))
+        assert lb.made.run("tc_from_outside", theirs) == (NEXT, theirs)
+    assert {bool(conntrack.is_held(row.state)) for row in lb.flows().values()} == {True}
+    lb.made.handover[RETURN], lb.made.handover[LEARN] = 0, 0
+    assert lb.made.run("tc_from_outside", under_way) == tunnelled
+    lb.look()
+
+
+def test_at_the_end_of_the_way_back_what_begins_is_the_others_for_good(lb: Bench, side: Side) -> None:
+    lb.service(side.pod)
+    lb.made.handover[RETURN], lb.made.handover[LEARN] = 1, 1
+    assert lb.made.run("tc_from_outside", asked(side, SYN)) == (NEXT, asked(side, SYN))
+    lb.made.handover[RETURN], lb.made.handover[LEARN] = 0, 0
+    lb.look()
+    assert lb.outside(asked(side)) == (NEXT, asked(side))

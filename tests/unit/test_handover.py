@@ -251,14 +251,15 @@ def test_flows_that_can_not_be_read_stay_where_they_are(node: Node) -> None:
     with pytest.raises(OSError, match="No buffer space"):
         made.resume()
     assert (node.row(RETURN), node.row(LEARN)) == (tables.Return.YES, 0)
-    # Half way: nothing is begun, and it is gone on with unasked; `return` meanwhile stays.
+    # Half way: nothing is begun. Whoever asked tries again, or it is as before.
     fails = 2
     with pytest.raises(OSError, match="No buffer space"):
         made.resume()
-    assert (node.row(RETURN), bool(node.row(LEARN)), made.unfinished) == (0, True, True)
-    node.maps.apply([tables.handover(tables.Handover.RETURN, tables.Return.YES)])
+    assert (node.row(RETURN), bool(node.row(LEARN)), made.unfinished) == (tables.Return.YES, True, True)
     assert made.resume(asked=False)
     assert (node.row(RETURN), node.row(LEARN), made.counts) == (tables.Return.YES, 0, {6: 1})
+    assert made.resume()
+    assert (node.row(RETURN), node.row(LEARN)) == (0, 0)
 
 
 def test_translation_is_kept_while_rules_are_removed(node: Node) -> None:
