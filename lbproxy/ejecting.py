@@ -171,7 +171,7 @@ def _read(kernel: Rows, wanted: typing.Mapping[int, ejection.Clients]) -> dict[i
     """What is known of these backends by now, by whose connections are to tell."""
     if len(wanted) * _CHEAPER_ALL < kernel.rows_of(tables.Table.BACKEND_HEALTH):
         return {number: _fared(kernel, number, clients) for number, clients in wanted.items()}
-    every, nothing = outcomes.every(kernel), outcomes.Fared()
+    every, nothing = outcomes.every(kernel), outcomes.NOTHING_YET
     return {number: _of(every.get(number, nothing), clients) for number, clients in wanted.items()}
 
 

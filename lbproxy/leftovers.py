@@ -159,7 +159,7 @@ class Cleanup:
                 self.removed.append(what)
 
     def _ipvs(self) -> None:
-        index = {name: number for number, name in socket.if_nameindex()}.get(leftovers.IPVS_DEVICE)
+        index = ipvs.device()
         if index is None:
             # Virtual servers without kube-proxy's device are somebody else's.
             return
@@ -225,7 +225,7 @@ def present() -> list[str]:
     with contextlib.suppress(OSError):
         tables = leftovers.nft_tables(nf_tables.tables())
         found += [f"nftables table {family} {table}" for family, table in tables]
-    if any(name == leftovers.IPVS_DEVICE for _, name in socket.if_nameindex()):
+    if ipvs.in_use():
         found.append(f"IPVS device {leftovers.IPVS_DEVICE}")
     return found
 
@@ -237,7 +237,7 @@ def lacking(rows: inventory.Rows) -> str:
     before the first of them is, and some may be there though kube-proxy is long gone. Raises OSError where
     that can not be asked.
     """
-    ours, theirs = inventory.families(rows), _serving()
+    ours, theirs = inventory.families(rows), serving()
     if ours - theirs or not theirs:
         missing = " and ".join(f"IPv{family.value}" for family in sorted(ours - theirs))
         of = f" of {missing}" if missing else ""
@@ -245,12 +245,7 @@ def lacking(rows: inventory.Rows) -> str:
     return ""
 
 
-def serving() -> bool:
-    """Whether kube-proxy has any Service in force. Raises OSError."""
-    return bool(_serving())
-
-
-def _serving() -> frozenset[model.Family]:
+def serving() -> frozenset[model.Family]:
     """The families of which kube-proxy has a Service in force. Raises OSError."""
     found = set(ipvs.families())
     nat = leftovers.SERVICES_TABLE

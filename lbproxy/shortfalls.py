@@ -63,8 +63,7 @@ class Shortfalls:
 def _spared(reconciler: reconcile.Reconciler, key: model.PortKey, bits: int) -> str:
     sets = " and ".join(listing.set_names(bits))
     service = reconciler.state.service(key.service)
-    probes = service.probes if service is not None else None
-    asked = probes.of(key.port_name) if probes is not None else None
+    asked = service.probe_of(key.port_name) if service is not None else None
     panics = asked is not None and asked.panic
     ill = "is unhealthy, or more of them than panic= allows" if panics else "is unhealthy"
     return f"{key}: every backend it may use under policy {sets} {ill}: all of them are used"

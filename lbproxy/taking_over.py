@@ -8,7 +8,7 @@ import time
 import typing
 from collections.abc import Callable
 
-from lbproxy import errors, flow_table, handover, leftovers
+from lbproxy import config, errors, flow_table, handover, leftovers
 from lbproxy.core import conntrack, inventory, ipvs, model, tables
 from lbproxy.kernel import anchor, maps, surroundings
 from lbproxy.kernel import conntrack as tracker
@@ -18,7 +18,7 @@ _BATCH_ROWS: typing.Final = 4096
 RESUME_S: typing.Final = 30.0  # the agent looks every second, and reads the tracker twice
 _PAUSE_S: typing.Final = 0.1
 _KUBE_PROXY: typing.Final = "kube-proxy"
-_PORTS: typing.Final = {10256: "healthz", 10249: "metrics"}  # kube-proxy's, and by default ours
+_PORTS: typing.Final = {config.HEALTHZ_PORT: "healthz", config.METRICS_PORT: "metrics"}  # kube-proxy's too
 
 
 class Flows(typing.NamedTuple):
@@ -143,16 +143,15 @@ def give_back(kernel: maps.Maps) -> Returned:
         known.update(new)
         return tracker.reserve(new.values())
 
+    returns = tables.handover(tables.Handover.RETURN, tables.Return.YES)
     count, problem = 0, ""
-    # Before and after: else what begins meanwhile, or what kube-proxy begins at once, had none.
     try:
+        # Before and after: else what begins meanwhile, or what kube-proxy begins at once, had none.
         count = reserve()
+        kernel.apply([returns])
+        count += reserve()
     except OSError as error:
         problem = f"cannot keep ports from kube-proxy: {error.strerror}"
-    kernel.apply([tables.handover(tables.Handover.RETURN, tables.Return.YES)])
-    if not problem:
-        try:
-            count += reserve()
-        except OSError as error:
-            problem = f"cannot keep ports from kube-proxy: {error.strerror}"
+        # That alone keeps nobody from going back.
+        kernel.apply([returns])
     return Returned(count, problem)

@@ -59,7 +59,7 @@ class Backend(msgspec.Struct, frozen=True, gc=False):
     connections: int
     health: int = 0  # tables.Health bits: who speaks against it
     open: int | None = None  # its connections and flows of this node now; None where nobody counts them
-    fared: outcomes.Fared = outcomes.Fared()
+    fared: outcomes.Fared = outcomes.NOTHING_YET
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False):
@@ -303,7 +303,8 @@ def _backends(rows: Rows) -> dict[int, list[Backend]]:
         locality = localities.get(value.locality, _NOWHERE)
         load = loads.load(opened.get(key), corrected.get(key))
         number = int.from_bytes(key, tables.BYTE_ORDER)
-        known = _backend(number, value, locality, stats.get(key), load, fared.get(number, _NOTHING_YET))
+        told = fared.get(number, outcomes.NOTHING_YET)
+        known = _backend(number, value, locality, stats.get(key), load, told)
         if known is not None:
             found[known.service].append(known)
     return found
@@ -313,7 +314,6 @@ _STATES: typing.Final = {
     state.value: state for state in tables.BackendState if state is not tables.BackendState.FREE
 }
 _NOWHERE: typing.Final = ("", "")
-_NOTHING_YET: typing.Final = outcomes.Fared()
 
 
 def _backend(

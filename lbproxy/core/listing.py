@@ -290,14 +290,8 @@ class Probed:
             for one in noted.asked
         }
         self._mistakes = {(one.namespace, one.name): Probe("", "", one.reason) for one in noted.mistakes}
-        self._troubles = {
-            (one.namespace, one.name, one.port_name, one.protocol, one.ip, one.port): one
-            for one in noted.troubles
-        }
-        self._spared = {
-            (one.namespace, one.name, one.port_name, one.protocol, one.ip, one.port): one.reason
-            for one in noted.spared
-        }
+        self._troubles = {one.who: one for one in noted.troubles}
+        self._spared = {one.who: one.reason for one in noted.spared}
 
     def port(self, key: model.PortKey) -> Probe | None:
         """What is asked for at a service port; None where nothing is."""

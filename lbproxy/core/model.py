@@ -12,6 +12,7 @@ import msgspec
 
 from lbproxy.core import ejection as ejection_
 from lbproxy.core import port_probes
+from lbproxy.core import probe as probe_
 
 
 class Family(enum.IntEnum):
@@ -123,6 +124,10 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     probes: port_probes.PortProbes | None = None
     probe_mistake: str = ""  # why annotations about probes are not understood, and nothing is probed
     ejection: ejection_.Ejection | None = None  # None: no backend is left out for failing
+
+    def probe_of(self, port_name: str) -> probe_.Probe | None:
+        """The probe of a port, whatever its protocol is; None where none is asked for."""
+        return self.probes.of(port_name) if self.probes is not None else None
 
 
 class Place(msgspec.Struct, frozen=True, gc=False):

@@ -34,8 +34,8 @@ class Mistake(msgspec.Struct, frozen=True, array_like=True):
     reason: str
 
 
-class Spared(msgspec.Struct, frozen=True, array_like=True):
-    """A backend that this node uses and never probes, whatever is asked for, and why."""
+class OfBackend(msgspec.Struct, frozen=True, array_like=True):
+    """Which backend something is said of."""
 
     namespace: str
     name: str
@@ -43,21 +43,25 @@ class Spared(msgspec.Struct, frozen=True, array_like=True):
     protocol: int
     ip: str
     port: int
+
+    @property
+    def who(self) -> tuple[str, str, str, int, str, int]:
+        """What it is found by."""
+        return self.namespace, self.name, self.port_name, self.protocol, self.ip, self.port
+
+
+class Spared(OfBackend, frozen=True, array_like=True):
+    """A backend that this node uses and never probes, whatever is asked for, and why."""
+
     reason: str
 
 
-class Trouble(msgspec.Struct, frozen=True, array_like=True):
+class Trouble(OfBackend, frozen=True, array_like=True):
     """A backend that failed its last probe, or was found down; `since_s` is Unix time.
 
     `in_a_row` of the `needed` results speak against what it counts as now, `up` or not.
     """
 
-    namespace: str
-    name: str
-    port_name: str
-    protocol: int
-    ip: str
-    port: int
     up: bool
     in_a_row: int
     needed: int

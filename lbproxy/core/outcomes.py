@@ -101,7 +101,7 @@ def every(rows: "inventory.Rows") -> dict[int, Fared]:
     for key, row in rows.rows(tables.Table.BACKEND_HEALTH):
         number = int.from_bytes(key, tables.BYTE_ORDER)
         here = number & ~ELSEWHERE
-        known = found.get(here, _NOTHING_YET)
+        known = found.get(here, NOTHING_YET)
         new = unpack(row)
         found[here] = known._replace(elsewhere=new) if number & ELSEWHERE else known._replace(node=new)
     return found
@@ -117,7 +117,7 @@ def _row(rows: "inventory.Rows", number: int) -> Outcomes:
     return unpack(row) if row is not None else Outcomes()
 
 
-_NOTHING_YET: typing.Final = Fared()
+NOTHING_YET: typing.Final = Fared()
 
 if Outcomes._fields != _LAYOUT.names:
     raise TypeError(f"Outcomes has fields {Outcomes._fields}, bpf/abi.h says {_LAYOUT.names}")

@@ -134,7 +134,7 @@ def plan_service(
             against, spared = [0] * len(places), 0
             if known:
                 against = [known[place].sources if place in known else 0 for place in places]
-                asked = service.probes.of(port.name) if service.probes is not None else None
+                asked = service.probe_of(port.name)
                 panic = asked.panic if asked is not None else 0.0
                 usable, spared = _healthy(usable, endpoints, against, node_name, zone, panic)
             frontends = _frontends(service, port, cluster_ip, usable, restricted=bool(ranges), dsr=dsr)

@@ -402,7 +402,7 @@ class Probing:
 def asked(service: model.Service) -> Iterator[tuple[model.ServicePort, probe.Probe]]:
     """The ports of a Service whose backends are to be probed, and how."""
     for port in service.ports:
-        wanted = service.probes.of(port.name) if service.probes is not None else None
+        wanted = service.probe_of(port.name)
         if wanted is not None and wanted.suits(port.protocol.name):
             yield port, wanted
 

@@ -11,12 +11,10 @@ import tempfile
 import time
 import types
 
-from lbproxy import errors
+from lbproxy import config, errors
 from lbproxy.kernel import bpffs
 from lbproxy.lab import cgroups, cluster, netns
 
-HEALTHZ_PORT = 10256
-METRICS_PORT = 10249
 END_TIMEOUT_S = 10.0
 _PINS = "bpf"
 _RUN = re.compile(rf"{cluster.PREFIX}-(\d+)-([0-9a-f]+)-\d+")
@@ -58,8 +56,8 @@ class NodeAgent:
             "--node-name", self._node,
             "--cgroup", str(self._lab.cgroup(self._node)),
             "--bpffs", str(self._pins),
-            "--healthz-bind-address", f"127.0.0.1:{HEALTHZ_PORT}",
-            "--metrics-bind-address", f"127.0.0.1:{METRICS_PORT}",
+            "--healthz-bind-address", f"127.0.0.1:{config.HEALTHZ_PORT}",
+            "--metrics-bind-address", f"127.0.0.1:{config.METRICS_PORT}",
         ]  # fmt: skip
         with open(self._log, "w", encoding="utf-8") as log:
             self._process = self._lab.popen(self._node, argv, stdout=log, stderr=subprocess.STDOUT)
@@ -108,7 +106,7 @@ def remove_stale_pins() -> None:
 
 
 def _healthz() -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", HEALTHZ_PORT, timeout=1)
+    connection = http.client.HTTPConnection("127.0.0.1", config.HEALTHZ_PORT, timeout=1)
     try:
         connection.request("GET", "/healthz")
         return connection.getresponse().status

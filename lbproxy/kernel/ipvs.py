@@ -57,7 +57,7 @@ class _Held(typing.NamedTuple):
 
 def in_use() -> bool:
     """Whether kube-proxy's device is there; virtual servers without it are somebody else's."""
-    return _device() is not None
+    return device() is not None
 
 
 def look() -> ipvs.Found | None:
@@ -141,14 +141,15 @@ def _server(told: dict[int, bytes]) -> ipvs.Server:
 
 
 def _places() -> Places:
-    device = _device()
+    own_device = device()
     on_device, on_node = set[bytes](), set[bytes]()
     for one in netns_addresses.here().addresses:
-        (on_device if one.device == device else on_node).add(one.address)
+        (on_device if one.device == own_device else on_node).add(one.address)
     return Places(frozenset(on_device), frozenset(on_node))
 
 
-def _device() -> int | None:
+def device() -> int | None:
+    """The number of kube-proxy's device; None where there is none."""
     try:
         return socket.if_nametoindex(leftovers.IPVS_DEVICE)
     except OSError:

@@ -64,15 +64,8 @@ def generation() -> int:
 
 def tables() -> list[tuple[str, str]]:
     """Family and name of each table; none where the kernel has no nf_tables. Raises OSError."""
-    try:
-        with opened() as asked:
-            answers = list(asked.dump(GET_TABLE, bytes(_HEADER_BYTES)))
-    except OSError as error:
-        if error.errno in _ABSENT:
-            return []
-        raise
     found = []
-    for answer in answers:
+    for answer in _dump(GET_TABLE, bytes(_HEADER_BYTES)):
         if answer[0] in _NAMES:
             name = _said(netlink.attributes(answer[_HEADER_BYTES:])[TABLE_NAME])
             found.append((_NAMES[answer[0]], name))
@@ -95,14 +88,7 @@ def has_chain(of: str, table: str, chain: str) -> bool:
 def chains(of: str, table: str) -> dict[str, bool]:
     """The chains of a table, and whether the kernel calls each by itself. Raises OSError."""
     found = {}
-    try:
-        with opened() as asked:
-            answers = list(asked.dump(GET_CHAIN, family(of)))
-    except OSError as error:
-        if error.errno in _ABSENT:
-            return {}
-        raise
-    for answer in answers:
+    for answer in _dump(GET_CHAIN, family(of)):
         given = netlink.attributes(answer[_HEADER_BYTES:])
         if _said(given[CHAIN_TABLE]) == table:
             found[_said(given[CHAIN_NAME])] = CHAIN_HOOK in given
@@ -149,6 +135,17 @@ def delete_chains(of: str, table: str, own: Iterable[str], rules: Iterable[Rule]
     requests += [(_DEL_CHAIN, 0, head + text(CHAIN_TABLE, table) + text(CHAIN_NAME, one)) for one in own]
     with opened() as asked:
         asked.batch(SUBSYSTEM, requests, since)
+
+
+def _dump(kind: int, request: bytes) -> list[bytes]:
+    """All messages that answer; none where the kernel has nothing of the kind. Raises OSError."""
+    try:
+        with opened() as asked:
+            return list(asked.dump(kind, request))
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return []
+        raise
 
 
 def _target(expressions: bytes) -> str:

@@ -107,23 +107,13 @@ class Reports:
 
     def health_check_failed(self, service: model.ServiceName, port: int, why: str) -> None:
         """Say on a Service that its health check node port can not be served (HC-9)."""
-        regarding = {
-            "kind": str(events.Kind.SERVICE),
-            "namespace": service.namespace,
-            "name": service.name,
-            "apiVersion": API_VERSIONS[events.Kind.SERVICE],
-        }
+        regarding = _regarding(events.Kind.SERVICE, service)
         note = f"node {self._node_name} cannot serve the health check of {service} on port {port}: {why}"
         self._enqueue(regarding, "Warning", "FailedToStartServiceHealthcheck", "Listen", note)
 
     def backend_changed(self, service: model.ServiceName, *, healthy: bool, action: str, note: str) -> None:
         """Say on a Service that this node has found a backend unhealthy, or healthy again."""
-        regarding = {
-            "kind": str(events.Kind.SERVICE),
-            "namespace": service.namespace,
-            "name": service.name,
-            "apiVersion": API_VERSIONS[events.Kind.SERVICE],
-        }
+        regarding = _regarding(events.Kind.SERVICE, service)
         kind, reason = ("Normal", "BackendHealthy") if healthy else ("Warning", "BackendUnhealthy")
         note = f"node {self._node_name}: {note}"
         self._enqueue(regarding, kind, reason, action, note, self._health_bucket)
@@ -191,13 +181,7 @@ class Reports:
         # A malformed object may have any text for a name; such an Event would be refused.
         if not all(_DNS_NAME.fullmatch(part) for part in event.name if part):
             return
-        regarding = {
-            "kind": str(event.kind),
-            "namespace": event.name.namespace,
-            "name": event.name.name,
-            "uid": event.uid,
-            "apiVersion": API_VERSIONS[event.kind],
-        }
+        regarding = _regarding(event.kind, event.name, event.uid)
         if self._enqueue(regarding, "Warning", reason, "Decode", note, bucket):
             self._said[key] = note
             self._said.move_to_end(key)
@@ -250,6 +234,17 @@ class Reports:
             "note": secrecy.without(note).encode()[:NOTE_BYTES].decode(errors="ignore"),
         }
         return _Event(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body)
+
+
+def _regarding(kind: events.Kind, name: events.ObjectName, uid: str = "") -> dict[str, str]:
+    """What an Event is about; an empty uid is left out."""
+    return {
+        "kind": str(kind),
+        "namespace": name.namespace,
+        "name": name.name,
+        "uid": uid,
+        "apiVersion": API_VERSIONS[kind],
+    }
 
 
 class _Event(typing.NamedTuple):

@@ -284,7 +284,7 @@ def test_it_is_seen_that_kube_proxy_was_here() -> None:
 
 @pytest.mark.parametrize("tool", FLAVOURS)
 def test_rules_that_serve_are_told_from_rules_that_are_only_there(tool: str) -> None:
-    asks = f"{sys.executable} -c 'from lbproxy import leftovers; print(leftovers.serving())'"
+    asks = f"{sys.executable} -c 'from lbproxy import leftovers; print(bool(leftovers.serving()))'"
     printed = inside(
         f"""
         ip link add kube-ipvs0 type veth peer name other

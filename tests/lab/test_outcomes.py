@@ -11,7 +11,7 @@ import pytest
 from lbproxy import abi
 from lbproxy.core import inventory, outcomes, tables
 from lbproxy.lab import cluster, topology
-from tests import polling
+from tests import counting, polling
 from tests.lab import agents, manifests
 from tests.lab.wire import wires
 from tests.lab.wire.conftest import CLUSTER_IPS
@@ -204,7 +204,7 @@ def test_each_way_to_end_counts_as_what_it_is(
     before = fared(agent, name, family)
     assert does(agent, number, family, what) == ([error] * TIMES if error else [])
     new = fared(agent, name, family).since(before)
-    counts = {field: getattr(new, field) for field in ("established", *outcomes.REASONS)}
+    counts = counting.counts_of(new)
     assert counts == {**dict.fromkeys(counts, 0), **counted}
     if "established" in counted:
         assert 0 < new.handshake_us < 60_000_000 * TIMES
@@ -237,7 +237,7 @@ def test_what_packets_and_what_sockets_tell_is_counted_once(
         assert does(agent, number, family, what, count, at=at) == ([error] * count if error else [])
     after = backend_of(agent, name, family).fared
     for new, count in ((after.elsewhere.since(before.elsewhere), 2), (after.node.since(before.node), 5)):
-        counts = {field: getattr(new, field) for field in ("established", *outcomes.REASONS)}
+        counts = counting.counts_of(new)
         assert counts == {field: count * counted.get(field, 0) for field in counts}
         if new.established:
             assert 0 < new.handshake_us < 60_000_000 * count

@@ -10,6 +10,7 @@ import pytest
 
 from lbproxy import abi
 from lbproxy.core import model, outcomes, tables
+from tests import counting
 from tests.packets import harness
 from tests.packets.bench import NEXT, XDP, Bench, ports
 from tests.packets.packets import ACK, FIN, RST, SYN, Side, frame, icmp, icmp6, ip, tcp, udp
@@ -146,7 +147,7 @@ def test_each_end_counts_as_what_it_is(
     flow: Connection, story: tuple[Step, ...], counted: dict[str, int]
 ) -> None:
     found = told(flow, story)
-    counts = {name: getattr(found, name) for name in ("established", *outcomes.REASONS)}
+    counts = counting.counts_of(found)
     assert counts == {**dict.fromkeys(counts, 0), **counted}
     # Each was answered in less than it took to get here.
     assert bool(found.handshake_us) == bool(found.established)
@@ -208,7 +209,7 @@ def test_an_error_in_answer_to_a_syn_may_be_a_refusal(
         else:
             assert getattr(flow, who)(what) == NEXT
     found = fared(lb)
-    counts = {name: getattr(found, name) for name in ("established", *outcomes.REASONS)}
+    counts = counting.counts_of(found)
     assert counts == {**dict.fromkeys(counts, 0), **counted}
 
 

@@ -181,7 +181,7 @@ def test_new_flows_are_left_to_rules_that_have_services_of_each_family(
     problem = leftovers.lacking(maps)
     assert said in problem
     assert bool(problem) == bool(said)
-    assert leftovers.serving() == bool(theirs)
+    assert leftovers.serving() == frozenset(theirs)
 
 
 def test_the_command_asks_what_the_agent_asks(monkeypatch: pytest.MonkeyPatch) -> None:
