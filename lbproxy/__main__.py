@@ -230,7 +230,9 @@ def _add_migrate(commands: "argparse._SubParsersAction[config_flags.Parser]") ->
     migrate = commands.add_parser(
         "migrate",
         help="take a node or a cluster over from kube-proxy, or give it back, with no connection broken",
+        add_help=False,
     )
+    migrate.add_argument("-h", "--help", action=migrate_flags.Help)
     migrate_flags.add_to(migrate)
     _add_output(migrate)
     _add_bpffs(migrate)

@@ -5,6 +5,8 @@ authentication that an administrator's kubeconfig may name. Of what comes back o
 read that are needed.
 """
 
+import contextlib
+import logging
 import os
 import pathlib
 import typing
@@ -17,8 +19,9 @@ from lbproxy.core import migration
 from lbproxy.kube import credentials
 
 _PAGE: typing.Final = 500
+_LISTINGS: typing.Final = 5  # of a list whose pages are forgotten meanwhile
 _TIMEOUT_S: typing.Final = (10.0, 60.0)  # to connect, and for the answer
-_EVENTS_OF_NODES: typing.Final = "default"  # the namespace of Events about objects that have none
+EVENTS_OF_NODES: typing.Final = "default"  # the namespace of Events about objects that have none
 
 
 class ApiError(errors.AgentError):
@@ -51,13 +54,33 @@ class Meta(msgspec.Struct, rename="camel"):
 class Owner(msgspec.Struct):
     """Whom an object is of."""
 
-    uid: str = ""
+    kind: str = ""
+    name: str = ""
+
+
+class _Condition(msgspec.Struct):
+    type: str = ""
+    status: str = ""
+
+
+class _Status(msgspec.Struct):
+    conditions: list[_Condition] | None = None
+
+    def is_ready(self) -> bool | None:
+        """What its condition Ready says; None where there is none."""
+        return next((one.status == "True" for one in self.conditions or () if one.type == "Ready"), None)
 
 
 class Node(msgspec.Struct):
     """A Node."""
 
     metadata: Meta
+    status: _Status = msgspec.field(default_factory=_Status)
+
+    @property
+    def lost(self) -> bool:
+        """Whether its kubelet is known not to do what it is told."""
+        return self.status.is_ready() is False
 
     @property
     def labels(self) -> dict[str, str]:
@@ -74,7 +97,12 @@ class _Template(msgspec.Struct):
     spec: dict[str, typing.Any] = {}
 
 
+class _Selector(msgspec.Struct, rename="camel"):
+    match_labels: dict[str, str] | None = None
+
+
 class _DaemonSetSpec(msgspec.Struct, rename="camel"):
+    selector: _Selector = msgspec.field(default_factory=_Selector)
     template: _Template = msgspec.field(default_factory=_Template)
     update_strategy: dict[str, typing.Any] | None = None
 
@@ -99,6 +127,12 @@ class DaemonSet(msgspec.Struct):
         return self.spec.template.spec
 
     @property
+    def progress(self) -> tuple[int, int, int]:
+        """What of the last change is to be seen; another value: it gets on."""
+        status = self.status
+        return status.observed_generation, status.updated_number_scheduled, status.number_unavailable
+
+    @property
     def rolled_out(self) -> bool:
         """Whether its last change is everywhere; with OnDelete: is known to its controller."""
         status = self.status
@@ -112,17 +146,8 @@ class DaemonSet(msgspec.Struct):
         )
 
 
-class _Condition(msgspec.Struct):
-    type: str = ""
-    status: str = ""
-
-
 class _PodSpec(msgspec.Struct, rename="camel"):
     node_name: str = ""
-
-
-class _PodStatus(msgspec.Struct):
-    conditions: list[_Condition] | None = None
 
 
 class Pod(msgspec.Struct):
@@ -130,14 +155,12 @@ class Pod(msgspec.Struct):
 
     metadata: Meta
     spec: _PodSpec = msgspec.field(default_factory=_PodSpec)
-    status: _PodStatus = msgspec.field(default_factory=_PodStatus)
+    status: _Status = msgspec.field(default_factory=_Status)
 
     @property
     def ready(self) -> bool:
         """Whether it is ready, and not about to go."""
-        conditions = self.status.conditions or ()
-        is_ready = any(one.type == "Ready" and one.status == "True" for one in conditions)
-        return is_ready and self.metadata.deletion_timestamp is None
+        return self.status.is_ready() is True and self.metadata.deletion_timestamp is None
 
 
 class _Regarding(msgspec.Struct):
@@ -162,6 +185,30 @@ class _List(msgspec.Struct, typing.Generic[Item]):
     metadata: _ListMeta = msgspec.field(default_factory=_ListMeta)
 
 
+class Right(typing.NamedTuple):
+    """What somebody may do; without a name: with all of them, without a namespace: everywhere."""
+
+    group: str
+    resource: str
+    verb: str
+    namespace: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        """For people, like kubectl's words."""
+        what = f"{self.resource}.{self.group}" if self.group else self.resource
+        named = f" {self.name}" if self.name else ""
+        return f"{self.verb} {what}{named}{f' in {self.namespace}' if self.namespace else ''}"
+
+
+class _Verdict(msgspec.Struct):
+    allowed: bool = False
+
+
+class _Review(msgspec.Struct):
+    status: _Verdict = msgspec.field(default_factory=_Verdict)
+
+
 class Answer(typing.NamedTuple):
     """What a node's agent said last, and when (RFC 3339, by the node's clock)."""
 
@@ -178,9 +225,20 @@ class Cluster:
         self._core = library.client.CoreV1Api(api)
         self._apps = library.client.AppsV1Api(api)
         self._events = library.client.EventsV1Api(api)
+        self._reviews = library.client.AuthorizationV1Api(api)
+
+    def may(self, right: Right) -> bool:
+        """Whether whoever asks has this right. Raises ApiError, as all these do."""
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": right._asdict()},
+        }
+        ask = self._reviews.create_self_subject_access_review
+        return self._read(self._ask(f"ask for the right to {right}", ask, review), _Review).status.allowed
 
     def nodes(self) -> list[Node]:
-        """Every Node, by name. Raises ApiError, as all these do."""
+        """Every Node, by name."""
         found = self._all(Node, "list nodes", self._core.list_node)
         return sorted(found, key=lambda node: node.metadata.name)
 
@@ -214,10 +272,10 @@ class Cluster:
 
         def ask(**page: typing.Any) -> typing.Any:
             chosen = f"reason={migration.REASON}"
-            return self._events.list_namespaced_event(_EVENTS_OF_NODES, field_selector=chosen, **page)
+            return self._events.list_namespaced_event(EVENTS_OF_NODES, field_selector=chosen, **page)
 
         found: dict[str, list[Answer]] = {}
-        events = self._all(_Event, f"list events in {_EVENTS_OF_NODES}", ask)
+        events = self._all(_Event, f"list events in {EVENTS_OF_NODES}", ask)
         for event in sorted(events, key=lambda one: one.event_time or ""):
             text = (event.metadata.annotations or {}).get(migration.REPORT, "")
             try:
@@ -252,6 +310,13 @@ class Cluster:
         self._ask(f"patch node {node}", self._core.patch_node, node, {"metadata": metadata})
 
     def _all(self, kind: type[Item], what: str, ask: Callable[..., typing.Any]) -> list[Item]:
+        for _ in range(_LISTINGS - 1):
+            try:
+                return list(self._pages(kind, what, ask))
+            except ApiError as error:
+                # What the pages were of is forgotten: from the beginning, then.
+                if error.status != 410:
+                    raise
         return list(self._pages(kind, what, ask))
 
     def _pages(self, kind: type[Item], what: str, ask: Callable[..., typing.Any]) -> Iterator[Item]:
@@ -266,11 +331,13 @@ class Cluster:
     def _ask(
         self, what: str, ask: Callable[..., typing.Any], *given: typing.Any, **page: typing.Any
     ) -> bytes:
+        complaints: list[str] = []
         try:
-            answer = ask(*given, **page, _preload_content=False, _request_timeout=_TIMEOUT_S)
+            with _heard(complaints):
+                answer = ask(*given, **page, _preload_content=False, _request_timeout=_TIMEOUT_S)
             return bytes(answer.data)
         except self._library.client.ApiException as error:
-            said = self._reason(error)
+            said = "; ".join((self._reason(error), *complaints))
             rights = "; docs/migration.md has the rights that are needed" if error.status == 403 else ""
             raise ApiError(f"{self.host}: cannot {what}: {said}{rights}", error.status or 0) from error
         except Exception as error:
@@ -298,34 +365,64 @@ def connect(kubeconfig: str, context: str) -> Cluster:
         import kubernetes  # noqa: PLC0415 - large, and not installed with the agent
     except ImportError:
         raise errors.ConfigError(
-            "the official Kubernetes client is not installed here: pip install 'lbproxy[migrate]'"
+            "the official Kubernetes client is not installed here: pip install '.[migrate]' in a checkout of "
+            "lbproxy"
         ) from None
-    named = kubeconfig or kubernetes.config.KUBE_CONFIG_DEFAULT_LOCATION
-    for path in named.split(os.pathsep):
-        file = pathlib.Path(path).expanduser()
-        # Of several, those that are not there are passed over, as kubectl does it.
-        if kubeconfig or file.exists():
-            credentials.check(str(file), "")
-    try:
-        api = kubernetes.config.new_client_from_config(
-            kubeconfig or None, context or None, persist_config=False
-        )
-    except Exception as error:
+    default = kubernetes.config.KUBE_CONFIG_DEFAULT_LOCATION
+    files = [pathlib.Path(path).expanduser() for path in (kubeconfig or default).split(os.pathsep) if path]
+    # Of several, those that are not there are passed over, as kubectl does it.
+    found = files if kubeconfig else [file for file in files if file.exists()]
+    if not found:
         raise errors.ConfigError(
-            credentials.one_line(f"{kubeconfig or 'the default kubeconfig'}: {error or type(error).__name__}")
-        ) from error
+            f"no kubeconfig: {default} is not there; --kubeconfig or $KUBECONFIG names one"
+        )
+    for file in found:
+        credentials.check(str(file), "")
+    where, complaints = os.pathsep.join(map(str, found)), list[str]()
+    try:
+        with _heard(complaints):
+            api = kubernetes.config.new_client_from_config(
+                kubeconfig or None, context or None, persist_config=False
+            )
+    except Exception as error:
+        raise errors.ConfigError(credentials.one_line(f"{where}: {error or type(error).__name__}")) from error
+    if complaints:
+        # It would go on as nobody.
+        raise errors.ConfigError(credentials.one_line(f"{where}: credentials: {'; '.join(complaints)}"))
     # Whoever waits asks again, and says so.
     api.rest_client.pool_manager.connection_pool_kw["retries"] = False
     return Cluster(kubernetes, api)
 
 
-def owned_by(owner: DaemonSet | None, pods: Iterable[Pod]) -> dict[str, Pod]:
-    """A DaemonSet's pods among others, by the node that they are on; of two the newer one."""
-    if owner is None:
-        return {}
-    uid = owner.metadata.uid
-    return {
-        pod.spec.node_name: pod
-        for pod in pods
-        if any(one.uid == uid for one in pod.metadata.owner_references or ())
-    }
+def owned_by(name: str, found: DaemonSet | None, pods: Iterable[Pod]) -> dict[str, Pod]:
+    """The pods of the DaemonSet `name` among others, by the node that they are on; of two the newer one.
+
+    `found` is that DaemonSet, if there is one: of one that was deleted, or made anew, pods may have stayed,
+    with an owner of this name or with none.
+    """
+    chosen = ((found.spec.selector.match_labels if found else None) or {}).items()
+
+    def is_its(pod: Pod) -> bool:
+        owners = pod.metadata.owner_references or ()
+        if owners:
+            return any((one.kind, one.name) == ("DaemonSet", name) for one in owners)
+        return bool(chosen) and chosen <= (pod.metadata.labels or {}).items()
+
+    return {pod.spec.node_name: pod for pod in pods if is_its(pod)}
+
+
+@contextlib.contextmanager
+def _heard(complaints: list[str]) -> Iterator[None]:
+    """Note what the library only logs: that an exec plugin is not there, or fails."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.name == "root":
+                complaints.append(record.getMessage())
+
+    root, handler = logging.getLogger(), Handler(logging.ERROR)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)

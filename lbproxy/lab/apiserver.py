@@ -2,7 +2,8 @@
 
 It serves what lbproxy reads (for `lbproxy migrate cluster` also Pods and DaemonSets, which no controller
 looks after): lists in chunks, watches with bookmarks, selectors,
-410 for compacted history, bearer tokens, TLS and client certificates. A kube-proxy can
+410 for compacted history, bearer tokens, TLS and client certificates. Asked whether somebody may do a
+thing, it says yes, but for what is in `denied`, which it does all the same. A kube-proxy can
 follow it too: watches that begin with the list are understood, protobuf is not. Objects
 change through `store` or, from another process, through PUT, PATCH and DELETE.
 """
@@ -30,6 +31,7 @@ from lbproxy.lab import apistore
 _PATH = re.compile(
     r"(?P<root>/api/v1|/apis/[^/]+/[^/]+)(/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)(/(?P<name>[^/]+))?"
 )
+_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _SNAPSHOTS = 16
 _PROTOBUF = "application/vnd.kubernetes.protobuf"
 _PATCHES = ("application/merge-patch+json", "application/strategic-merge-patch+json")
@@ -131,6 +133,7 @@ class ApiServer:
         self.faults = Faults()
         self.requests: collections.deque[Request] = collections.deque(maxlen=1000)
         self.tokens = None if tokens is None else set(tokens)
+        self.denied: set[tuple[str, str, str]] = set()  # API group, resource, verb
         self.watchers: set[Watcher] = set()
         self.url = ""
         self._host, self._port, self._tls = host, port, tls
@@ -209,6 +212,8 @@ class ApiServer:
             return _failure(self.faults.fail_status, self.faults.fail_message)
         if not self._knows(request):
             return _failure(401, "Unauthorized")
+        if (request.method, request.path) == ("POST", _REVIEWS):
+            return self._review(msgspec.json.decode(await request.read()))
         target = _target(request.path)
         if target is None:
             return _failure(404, f"the server could not find {request.path}")
@@ -228,6 +233,12 @@ class ApiServer:
             return True
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         return scheme == "Bearer" and token in self.tokens
+
+    def _review(self, review: apistore.Object) -> web.Response:
+        asked = review["spec"]["resourceAttributes"]
+        right = (asked.get("group", ""), asked.get("resource", ""), asked.get("verb", ""))
+        status = {"allowed": right not in self.denied}
+        return _json(msgspec.json.encode({**review, "status": status}), 201)
 
     async def _serve(self, request: web.Request, target: Target) -> web.StreamResponse:
         plural = target.resource.plural

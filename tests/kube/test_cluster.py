@@ -3,10 +3,13 @@
 import asyncio
 import collections.abc
 import contextlib
+import io
 import json
 import os
 import pathlib
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import typing
@@ -16,7 +19,7 @@ import pytest
 import yaml
 
 from lbproxy import __main__ as command
-from lbproxy import errors, migrate_cluster
+from lbproxy import errors, migrate_cluster, migrate_nodes, migrate_sets
 from lbproxy.core import migration, migration_plan
 from lbproxy.kube import cluster
 from lbproxy.lab import apiserver
@@ -50,6 +53,10 @@ class Nodes:
     def __init__(self, server: apiserver.ApiServer, *names: str) -> None:
         self.server = server
         self.names = names
+        self.become_ready = {"kube-proxy", "lbproxy"}
+        self.agent: Object = {"obeys": True, "serving": True}  # what agents say of themselves
+        self.returning: set[str] = set()
+        self.told: list[tuple[str, str, str]] = []  # a node, its label then, and the order
         for name in names:
             labels = {"kubernetes.io/os": "linux"}
             server.store.put({"kind": "Node", "metadata": {"name": name, "labels": labels}})
@@ -64,10 +71,10 @@ class Nodes:
                     "metadata": {
                         "name": key[1],
                         "namespace": key[0],
-                        "ownerReferences": [{"uid": f"uid-daemonsets-{KUBE_SYSTEM}-{of}"}],
+                        "ownerReferences": [{"kind": "DaemonSet", "name": of}],
                     },
                     "spec": {"nodeName": node},
-                    "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+                    "status": {"conditions": [{"type": "Ready", "status": str(of in self.become_ready)}]},
                 }
             )
         elif not there and key in self.server.store.objects["pods"]:
@@ -99,12 +106,20 @@ class Nodes:
         answered = set()
         while True:
             for name in self.names:
+                if ("", name) not in self.server.store.objects["nodes"]:
+                    continue
                 label, order = self.node(name)
                 self.pod("kube-proxy", name, there=label != "lbproxy")
                 self.pod("lbproxy", name, there=label in ("both", "lbproxy"))
                 if order and order not in answered:
                     answered.add(order)
-                    self.answer(name, migration.Report(order, serving=True))
+                    self.told.append((name, label, order.partition("/")[0]))
+                    match migration.step(order):
+                        case migration.Step.RETURN:
+                            self.returning.add(name)
+                        case migration.Step.RESUME | migration.Step.TAKE_OVER:
+                            self.returning.discard(name)
+                    self.answer(name, migration.Report(order, returning=name in self.returning, **self.agent))
             await asyncio.sleep(0.01)
 
 
@@ -133,10 +148,16 @@ def kubeconfig(server: apiserver.ApiServer, tmp_path: pathlib.Path) -> pathlib.P
 
 @pytest.fixture
 def run(
-    kubeconfig: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    kubeconfig: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> collections.abc.Callable[..., collections.abc.Awaitable[Run]]:
+    # The stand-in has nobody to spare.
+    monkeypatch.setattr(migrate_nodes, "FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(migrate_nodes, "LONGEST_PAUSE_S", 0.05)
+
     async def run(*arguments: str) -> Run:
         argv = ["migrate", "cluster", "--kubeconfig", str(kubeconfig), *arguments]
+        if "--to" in arguments and "--timeout" not in arguments:
+            argv += ["--timeout", "30"]
         status = await asyncio.to_thread(command.main, argv)
         return Run(status, *capsys.readouterr())
 
@@ -158,7 +179,7 @@ async def alive(nodes: Nodes) -> collections.abc.AsyncIterator[None]:
 
 
 def changes(server: apiserver.ApiServer) -> list[apiserver.Request]:
-    return [one for one in server.requests if one.method != "GET"]
+    return [one for one in server.requests if one.method not in ("GET", "POST")]
 
 
 async def test_there_and_again_from_where_it_was(server: apiserver.ApiServer, run: Runner) -> None:
@@ -205,7 +226,8 @@ async def test_a_node_that_does_not_get_on_stops_it_and_the_next_run_goes_on(
     stopped = await run("--to", "lbproxy", "--all-nodes", "--timeout", "1", "-o", "json")
     assert stopped.status == 1
     assert "error: n1: not within 1 s: there is a pod of lbproxy" in stopped.err
-    assert "lbproxy migrate cluster --to kube-proxy --node n1" in stopped.err
+    assert "lbproxy migrate cluster --to kube-proxy --node n1 --without-agent" in stopped.err
+    assert json.loads(stopped.out)[0]["state"] == "stopped"
     assert json.loads(stopped.out)[0]["outcome"].startswith("stopped: not within 1 s")
     assert (nodes.node("n1"), nodes.node("n2")) == (("both", ""), ("", ""))
     async with alive(nodes):
@@ -213,19 +235,203 @@ async def test_a_node_that_does_not_get_on_stops_it_and_the_next_run_goes_on(
     assert (nodes.node("n1"), nodes.node("n2")) == (("lbproxy", ""), ("lbproxy", ""))
 
 
-async def test_an_agent_that_is_not_to_obey_is_told_of(server: apiserver.ApiServer, run: Runner) -> None:
+async def test_an_agent_that_is_not_to_obey_is_told_of_before_kube_proxy_leaves(
+    server: apiserver.ApiServer, run: Runner
+) -> None:
+    nodes = Nodes(server, "n1")
+    nodes.agent["obeys"] = False
+    server.store.put(OURS)
+    server.store.put(PATCHED)
+    async with alive(nodes):
+        done = await run("--to", "lbproxy", "--all-nodes")
+        assert (done.status, nodes.node("n1")) == (1, ("both", ""))
+        assert "kube-proxy stays: this agent is told `takeOver: never`" in done.err
+        # Nor does it obey on the way back.
+        back = await follow(run, done)
+    assert (back.status, nodes.node("n1")) == (migrate_cluster.MORE_TO_DO, ("", ""))
+
+
+async def follow(run: Runner, stopped: Run) -> Run:
+    """Do what a run that has stopped says that one can do."""
+    match = re.search(r"or: lbproxy migrate cluster (.*)$", stopped.err, re.MULTILINE)
+    assert match is not None, stopped.err
+    return await run(*shlex.split(match[1]), "-o", "json")
+
+
+@pytest.mark.parametrize("to", ["lbproxy", "kube-proxy"])
+async def test_where_lbproxys_pod_is_not_ready_the_way_out_that_is_named_leads_out(
+    server: apiserver.ApiServer, run: Runner, to: str
+) -> None:
+    nodes = Nodes(server, "n1")
+    nodes.become_ready.remove("lbproxy")
+    server.store.put(OURS)
+    server.store.put(PATCHED)
+    server.store.patch("nodes", ("", "n1"), {"metadata": {"labels": {migration.LABEL: "both"}}})
+    async with alive(nodes):
+        stopped = await run("--to", to, "--all-nodes", "--timeout", "1")
+        assert stopped.status == 1
+        gone = await follow(run, stopped)
+    assert (gone.status, nodes.node("n1"), nodes.told) == (migrate_cluster.MORE_TO_DO, ("", ""), [])
+    assert json.loads(gone.out)[0]["state"] == "cleanup-left"
+    assert migration_plan.CLEANUP in gone.err
+
+
+async def test_a_node_that_was_given_back_begins_flows_again_before_kube_proxy_leaves(
+    server: apiserver.ApiServer, run: Runner
+) -> None:
+    nodes = Nodes(server, "n1")
+    nodes.agent["flows_of_lbproxy"] = {"TCP": 1}
+    server.store.put(OURS)
+    server.store.put(PATCHED)
+    server.store.patch("nodes", ("", "n1"), {"metadata": {"labels": {migration.LABEL: "both"}}})
+    async with alive(nodes):
+        back = await run("--to", "kube-proxy", "--all-nodes", "-o", "json")
+        assert back.status == migrate_cluster.MORE_TO_DO
+        assert json.loads(back.out)[0]["state"] == "flows-left"
+        assert (await run("--to", "lbproxy", "--all-nodes")).status == 0
+    assert nodes.told == [
+        ("n1", "both", "return"),
+        ("n1", "both", "status"),
+        ("n1", "both", "resume"),
+        ("n1", "lbproxy", "take-over"),
+    ]
+
+
+async def test_rules_that_stay_are_a_state_and_a_status_of_their_own(
+    server: apiserver.ApiServer, run: Runner
+) -> None:
+    nodes = Nodes(server, "n1")
+    nodes.agent["unable"] = ("iptables-legacy's rules",)
+    server.store.put(OURS)
+    server.store.put(PATCHED)
+    async with alive(nodes):
+        done = await run("--to", "lbproxy", "--all-nodes", "-o", "json")
+    assert (done.status, json.loads(done.out)[0]["state"]) == (migrate_cluster.MORE_TO_DO, "rules-stay")
+    assert "A Service that is deleted stays to be reached through them" in done.err
+
+
+async def test_who_does_not_answer_may_write_no_events(server: apiserver.ApiServer, run: Runner) -> None:
     nodes = Nodes(server, "n1")
     server.store.put(OURS)
     server.store.put(PATCHED)
-    server.store.patch("nodes", ("", "n1"), {"metadata": {"labels": {migration.LABEL: "lbproxy"}}})
-    nodes.pod("kube-proxy", "n1", there=False)
+    server.store.patch("nodes", ("", "n1"), {"metadata": {"labels": {migration.LABEL: "both"}}})
     nodes.pod("lbproxy", "n1")
-    running = asyncio.ensure_future(run("--to", "lbproxy", "--all-nodes", "--timeout", "1"))
+    done = await run("--to", "lbproxy", "--all-nodes", "--timeout", "1")
+    assert (done.status, nodes.node("n1")) == (1, ("both", ""))
+    assert "an agent with `events: false` (--events=false) writes none" in done.err
+
+
+async def test_a_node_that_is_deleted_meanwhile_stops_nothing(
+    server: apiserver.ApiServer, run: Runner
+) -> None:
+    nodes = Nodes(server, "n1", "n2")
+    server.store.put(OURS)
+    server.store.put(PATCHED)
+    running = asyncio.ensure_future(run("--to", "lbproxy", "--all-nodes", "-o", "json"))
+    await eventually(lambda: nodes.node("n1")[0] == "both")
+    server.store.delete("nodes", ("", "n1"))
+    async with alive(nodes):
+        done = await running
+    assert done.status == 0, done.err
+    assert [(one["node"], one["state"]) for one in json.loads(done.out)] == [
+        ("n1", "gone"),
+        ("n2", "finished"),
+    ]
+
+
+async def test_a_node_that_is_not_ready_is_named_and_can_be_left_out(
+    server: apiserver.ApiServer, run: Runner
+) -> None:
+    nodes = Nodes(server, "n1", "n2")
+    server.store.put(OURS)
+    server.store.put(PATCHED)
+    lost = {"conditions": [{"type": "Ready", "status": "Unknown"}]}
+    server.store.patch("nodes", ("", "n1"), {"status": lost})
+    stopped = await run("--to", "lbproxy", "--all-nodes", "--timeout", "1")
+    assert "not Ready: n1; it will stop there. --except n1" in stopped.err
+    assert "The node is not Ready; --all-nodes --except n1 leaves it as it is" in stopped.err
+    async with alive(nodes):
+        done = await run("--to", "lbproxy", "--all-nodes", "--except", "n1")
+    assert (done.status, nodes.node("n2")) == (0, ("lbproxy", ""))
+
+
+async def test_a_list_whose_pages_are_forgotten_is_read_anew(
+    server: apiserver.ApiServer, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Nodes(server, "n1", "n2", "n3")
+    monkeypatch.setattr(cluster, "_PAGE", 2)
+    server.faults.gone_continues = 1
+    shown = await run("-o", "json")
+    assert [one["node"] for one in json.loads(shown.out)] == ["n1", "n2", "n3"]
+    assert not server.faults.gone_continues
+    server.faults.gone_continues = 100
+    assert "410" in (await run()).err
+
+
+async def test_two_commands_at_once_are_noticed(server: apiserver.ApiServer, run: Runner) -> None:
+    nodes = Nodes(server, "n1", "n2")
+    server.store.put(OURS)
+    server.store.put(PATCHED)
+    server.store.patch("nodes", ("", "n1"), {"metadata": {"annotations": {migration.ANNOTATION: "status/x"}}})
+    async with alive(nodes):
+        running = asyncio.ensure_future(run("--to", "lbproxy", "--all-nodes", "-o", "json"))
+        await eventually(lambda: nodes.node("n2")[0] == "both")
+        server.store.patch("nodes", ("", "n1"), {"metadata": {"labels": {migration.LABEL: "both"}}})
+        done = await running
+    assert "[1/2] n1: an order that is not of this run is taken back: status/x" in done.err
+    assert (done.status, [one["state"] for one in json.loads(done.out)]) == (1, ["contradicted", "finished"])
+    assert "n1: lbproxy.io/proxy is both, which is not of this run" in done.err
+
+
+async def test_kube_proxys_daemon_set_that_is_written_anew_is_noticed_on_the_way(
+    server: apiserver.ApiServer, run: Runner
+) -> None:
+    nodes = Nodes(server, "n1")
+    server.store.put(OURS)
+    server.store.put(PATCHED)
+    running = asyncio.ensure_future(run("--to", "lbproxy", "--all-nodes"))
+    await eventually(lambda: nodes.node("n1")[0] == "both")
+    server.store.put(THEIRS)
+    async with alive(nodes):
+        done = await running
+    assert (done.status, nodes.node("n1")) == (1, ("both", ""))
+    assert "does not keep away from lbproxy's nodes any more" in done.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_whatever_interrupts_it_its_orders_are_taken_back(
+    server: apiserver.ApiServer, kubeconfig: pathlib.Path, number: signal.Signals
+) -> None:
+    nodes = Nodes(server, "n1", "n2")
+    server.store.put(OURS)
+    server.store.put(PATCHED)
+    server.store.patch("nodes", ("", "n1"), {"metadata": {"labels": {migration.LABEL: "both"}}})
+    nodes.pod("lbproxy", "n1")
+    # Whoever runs the tests may ignore some of them.
+    argv = ["env", "--default-signal", sys.executable, "-m", "lbproxy", "migrate", "cluster"]
+    flags = ["--to", "lbproxy", "--all-nodes", "--kubeconfig", str(kubeconfig)]
+    process = await asyncio.create_subprocess_exec(
+        *argv, *flags, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     await eventually(lambda: nodes.node("n1")[1])
-    nodes.answer("n1", migration.Report(nodes.node("n1")[1], "not done, since takeOver: never"))
-    done = await running
-    assert "kube-proxy's rules are removed: not done, since takeOver: never" in done.err
-    assert (done.status, nodes.node("n1")[1]) == (1, "")
+    process.send_signal(number)
+    out, said = await process.communicate()
+    assert (process.returncode, out, nodes.node("n1")) == (128 + number, b"", ("both", ""))
+    assert said.decode().splitlines()[-1] == (
+        f"lbproxy: interrupted by {number.name}: n1: lbproxy.io/proxy=both: both may run, and whoever began "
+        "a connection serves it. Its orders are taken back; the same command goes on there"
+    )
+
+
+def test_an_interruption_before_anything_is_done_says_so(
+    kubeconfig: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: migrate_cluster.Migration) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(migrate_cluster.Migration, "run", interrupted)
+    assert command.main(["migrate", "cluster", "--kubeconfig", str(kubeconfig)]) == 130
+    assert capsys.readouterr().err == "lbproxy: interrupted by SIGINT: no node was touched\n"
 
 
 @pytest.mark.parametrize(
@@ -254,26 +460,32 @@ async def test_what_stands_in_the_way_is_said_before_anything_is_changed(
     assert not changes(server)
 
 
+Ask = collections.abc.Callable[[str], str]
+
+
+@pytest.fixture
+def asking(kubeconfig: pathlib.Path) -> collections.abc.Callable[..., collections.abc.Awaitable[int]]:
+    """Run the command with somebody who answers, and a clock of his."""
+
+    async def run(ask: Ask, waiting: migrate_sets.Waiting | None = None) -> int:
+        flags = ["--kubeconfig", str(kubeconfig), "--to", "lbproxy", "--all-nodes", "--timeout", "5"]
+        args = command._parsers()[0].parse_args(["migrate", "cluster", *flags])
+        api = await asyncio.to_thread(cluster.connect, str(kubeconfig), "")
+        migrating = migrate_cluster.Migration(args, api, waiting=waiting, ask=ask)
+        return await asyncio.to_thread(migrating.run)
+
+    return run
+
+
+Asking = collections.abc.Callable[..., collections.abc.Awaitable[int]]
+
+
 async def test_kube_proxys_daemon_set_is_changed_only_if_one_says_yes(
-    server: apiserver.ApiServer, kubeconfig: pathlib.Path, run: Runner, capsys: pytest.CaptureFixture[str]
+    server: apiserver.ApiServer, run: Runner, asking: Asking, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Nodes(server, "n1")
     server.store.put(OURS)
     server.store.put(THEIRS)
-    args = command._parsers()[0].parse_args(
-        [
-            "migrate",
-            "cluster",
-            "--kubeconfig",
-            str(kubeconfig),
-            "--to",
-            "lbproxy",
-            "--all-nodes",
-            "--timeout",
-            "1",
-        ]
-    )
-    api = await asyncio.to_thread(cluster.connect, str(kubeconfig), "")
     for answer in ("", "n", "no"):
         asked: list[str] = []
 
@@ -282,7 +494,7 @@ async def test_kube_proxys_daemon_set_is_changed_only_if_one_says_yes(
             return answer
 
         with pytest.raises(errors.AgentError, match="nothing was changed"):
-            await asyncio.to_thread(migrate_cluster.Migration(args, api, ask=say).run)
+            await asking(say)
         assert asked
     assert not changes(server)
     assert "+     operator: NotIn" in capsys.readouterr().err
@@ -290,6 +502,66 @@ async def test_kube_proxys_daemon_set_is_changed_only_if_one_says_yes(
     spec = server.store.get("daemonsets", (KUBE_SYSTEM, "kube-proxy"))["spec"]["template"]["spec"]
     assert spec["nodeSelector"] == {"kubernetes.io/os": "linux"}
     assert migration_plan.terms(spec) == [{"matchExpressions": [migration_plan.STAYS_AWAY]}]
+
+
+async def test_the_question_is_not_part_of_the_result(
+    server: apiserver.ApiServer, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Nodes(server, "n1")
+    server.store.put(OURS)
+    server.store.put(THEIRS)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    done = await run("--to", "lbproxy", "--all-nodes", "-o", "json")
+    assert (done.status, done.out) == (1, "")
+    assert "change it? [y/N] " in done.err
+    assert not changes(server)
+
+
+async def test_what_is_changed_is_what_was_shown(server: apiserver.ApiServer, asking: Asking) -> None:
+    nodes = Nodes(server, "n1")
+    server.store.put(OURS)
+    server.store.put(THEIRS)
+    key = (KUBE_SYSTEM, "kube-proxy")
+
+    def meanwhile(change: Object) -> Ask:
+        def answer(_: str) -> str:
+            server.store.patch("daemonsets", key, change)
+            return "y"
+
+        return answer
+
+    other = {"spec": {"template": {"spec": {"nodeSelector": {"a": "b"}}}}}
+    with pytest.raises(
+        errors.AgentError, match="somebody has changed DaemonSet kube-system/kube-proxy meanwhile"
+    ):
+        await asking(meanwhile(other))
+    assert not changes(server)
+    server.store.put(THEIRS)
+    # That its controller has written its status is no change of it.
+    async with alive(nodes):
+        assert await asking(meanwhile({"status": {"observedGeneration": 8}})) == 0
+
+
+async def test_a_rollout_has_time_for_each_step_of_it(server: apiserver.ApiServer, asking: Asking) -> None:
+    Nodes(server, "n1")
+    server.store.put(OURS)
+    server.store.put(THEIRS)
+    key, now_s, steps = (KUBE_SYSTEM, "kube-proxy"), 0.0, 0
+
+    def sleep(pause_s: float) -> None:
+        nonlocal now_s, steps
+        now_s += pause_s
+        if now_s > 4 * (steps + 1) and steps < 5:
+            steps += 1
+            status = {"desiredNumberScheduled": 9, "updatedNumberScheduled": steps}
+            server.store.patch("daemonsets", key, {"status": status})
+
+    server.store.patch("daemonsets", key, {"status": {"desiredNumberScheduled": 9}})
+    waiting = migrate_sets.Waiting(lambda: now_s, sleep)
+    with pytest.raises(errors.AgentError, match="no progress for 5 s: the change of kube-proxy's DaemonSet"):
+        await asking(lambda _: "y", waiting)
+    # Five steps in twenty seconds, none of which took five, and then none for so long.
+    assert (steps, 25 <= now_s < 32) == (5, True)
 
 
 async def test_somebody_elses_change_of_a_daemon_set_is_not_undone(
@@ -316,13 +588,32 @@ async def test_looking_and_a_dry_run_change_nothing(server: apiserver.ApiServer,
     assert foreseen.status == 0
     assert "+     operator: NotIn" in foreseen.out
     assert "[2/2] n2: lbproxy.io/proxy=(none): would go to lbproxy" in foreseen.out
+    said = json.loads((await run("--to", "lbproxy", "--all-nodes", "--dry-run", "-o", "json")).out)
+    assert said["node_selector_terms"] == [{"matchExpressions": [migration_plan.STAYS_AWAY]}]
+    assert said["nodes"][1] == {"node": "n2", "label": "", "would": "would go to lbproxy"}
     shown = await run()
     assert shown.status == 0
     assert "going on with kube-proxy: 5 TCP" in shown.out
     assert not changes(server)
 
 
-async def test_the_rights_in_the_docs_are_those_that_are_used(
+async def test_a_name_that_no_daemon_set_has_is_said(server: apiserver.ApiServer, run: Runner) -> None:
+    Nodes(server, "n1")
+    server.store.put(OURS)
+    server.store.put(THEIRS)
+    shown = await run("--kube-proxy", "kube-system/proxy", "--lbproxy", "elsewhere/lbproxy")
+    assert shown.status == 0
+    assert "pods in kube-system are of no DaemonSet proxy" in shown.err
+    assert "there is no DaemonSet elsewhere/lbproxy" in shown.err
+
+
+def documented() -> list[Object]:
+    page = (pathlib.Path(__file__).parents[2] / "docs/migration.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    return list(yaml.safe_load_all(block))
+
+
+async def test_the_rights_in_the_docs_are_those_that_are_used_and_asked_for(
     server: apiserver.ApiServer, run: Runner
 ) -> None:
     nodes = Nodes(server, "n1")
@@ -333,20 +624,50 @@ async def test_the_rights_in_the_docs_are_those_that_are_used(
         assert (await run("--to", "kube-proxy", "--all-nodes")).status == 0
     used = set()
     for request in server.requests:
-        match = re.fullmatch(r"/(?:api|apis/([^/]+))/v1/(?:namespaces/[^/]+/)?(\w+)(/[^/]+)?", request.path)
+        if request.method == "POST":
+            continue  # what one may do everybody may ask
+        match = re.fullmatch(
+            r"/(?:api|apis/([^/]+))/v1/(?:namespaces/([^/]+)/)?(\w+)(?:/([^/]+))?", request.path
+        )
         assert match is not None, request.path
-        verb = "patch" if request.method == "PATCH" else "get" if match[3] else "list"
-        used.add((match[1] or "", match[2], verb))
-    page = (pathlib.Path(__file__).parents[2] / "docs/migration.md").read_text()
-    (role,) = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+        group, namespace, resource, name = (one or "" for one in match.groups())
+        verb = "patch" if request.method == "PATCH" else "get" if name else "list"
+        used.add(cluster.Right(group, resource, verb, namespace, name if namespace else ""))
+    objects = documented()
     allowed = {
-        (group, resource, verb)
-        for rule in role["rules"]
+        cluster.Right(group, resource, verb, one["metadata"].get("namespace", ""), name)
+        for one in objects
+        for rule in one.get("rules", ())
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
+        for name in rule.get("resourceNames", [""])
     }
     assert allowed == used
+    args = command._parsers()[0].parse_args(["migrate", "cluster"])
+    assert allowed == {*migrate_cluster.rights(args), migrate_cluster.patching(args)}
+    roles = [(one["kind"], one["metadata"]) for one in objects if "rules" in one]
+    bound = [one for one in objects if "roleRef" in one]
+    assert [
+        (one["roleRef"]["kind"], {**one["metadata"], "name": one["roleRef"]["name"]}) for one in bound
+    ] == roles
+
+
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)])
+async def test_a_right_that_is_missing_is_named_before_anything_is_changed(
+    server: apiserver.ApiServer, run: Runner, dry_run: tuple[str, ...]
+) -> None:
+    Nodes(server, "n1")
+    server.store.put(OURS)
+    server.store.put(THEIRS)
+    server.denied = {("apps", "daemonsets", "patch")}
+    done = await run("--to", "lbproxy", "--all-nodes", "--yes", *dry_run)
+    assert (done.status, done.out) == (1, "")
+    assert "for want of the right to patch daemonsets.apps kube-proxy in kube-system" in done.err
+    server.denied = {("", "nodes", "patch"), ("events.k8s.io", "events", "list")}
+    done = await run("--to", "lbproxy", "--all-nodes", "--yes", *dry_run)
+    assert "right to patch nodes, to list events.events.k8s.io in default; docs/migration.md" in done.err
+    assert not changes(server)
 
 
 @pytest.mark.parametrize(
@@ -357,6 +678,12 @@ async def test_the_rights_in_the_docs_are_those_that_are_used(
         (("--to", "lbproxy", "--all-nodes", "--node", "n1"), "one of them"),
         (("--to", "elsewhere", "--all-nodes"), "invalid choice"),
         (("--to", "lbproxy", "--node", "n9"), "there is no such node"),
+        (("--to", "lbproxy", "--all-nodes", "--except", "n9"), "--except n9: there is no such node"),
+        (("--to", "lbproxy", "--node", "n1", "--except", "n1"), "--except: only with --all-nodes"),
+        (("--to", "lbproxy", "--all-nodes", "--leave-flows"), "--leave-flows: only with --to kube-proxy"),
+        (("--to", "lbproxy", "--all-nodes", "--without-agent"), "--without-agent: only with --to kube-proxy"),
+        (("--to", "lbproxy", "--all-nodes", "--force"), "--force: only for a node"),
+        (("--dry-run",), "--dry-run: only with --to"),
         (("--kube-proxy", "x"), "is not NAMESPACE/NAME"),
         (("--at-once", "0"), "is not a number from 1 to 100"),
         (("--kubeconfig", "/none"), "No such file"),
@@ -387,7 +714,34 @@ async def test_without_the_official_client_it_is_said_how_to_get_it(
     monkeypatch.setitem(sys.modules, "kubernetes", None)
     done = await run()
     assert done.status == 2
-    assert "pip install 'lbproxy[migrate]'" in done.err
+    assert "pip install '.[migrate]' in a checkout of lbproxy" in done.err
+
+
+def test_help_of_a_cluster_is_of_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for argv in (["cluster", "--help"], ["--help"], ["take-over", "-h"]):
+        with pytest.raises(SystemExit) as ended:
+            command.main(["migrate", *argv])
+        assert ended.value.code == 0
+        shown[" ".join(argv)] = capsys.readouterr().out
+    assert shown["cluster --help"].startswith("usage: lbproxy migrate cluster ")
+    assert "--without-agent" in shown["cluster --help"]
+    assert "--force" not in shown["cluster --help"]
+    assert shown["--help"] == shown["take-over -h"]
+    assert "--kubeconfig" not in shown["--help"]
+
+
+def test_an_exec_plugin_that_is_not_there_is_one_line(
+    kubeconfig: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = yaml.safe_load(kubeconfig.read_text())
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "no-such-plugin", "args": []}
+    content["users"][0]["user"] = {"exec": {**plugin, "interactiveMode": "Never"}}
+    kubeconfig.write_text(yaml.safe_dump(content))
+    assert command.main(["migrate", "cluster", "--kubeconfig", str(kubeconfig)]) == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith(f"lbproxy: error: {kubeconfig}: credentials: ")
+    assert "no-such-plugin" in said
 
 
 async def test_the_default_kubeconfig_is_kubectls(
@@ -400,6 +754,35 @@ async def test_the_default_kubeconfig_is_kubectls(
     )
     told, _ = await process.communicate()
     assert [one["node"] for one in json.loads(told)] == ["n1"]
+
+
+def test_a_kubeconfig_that_the_environment_names_wrongly_is_named() -> None:
+    argv = [sys.executable, "-m", "lbproxy", "migrate", "cluster"]
+    done = subprocess.run(
+        argv, env={**os.environ, "KUBECONFIG": "/nope"}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (
+        2, "lbproxy: error: no kubeconfig: /nope is not there; --kubeconfig or $KUBECONFIG names one\n"
+    )  # fmt: skip
+
+
+def test_pods_are_known_by_their_owners_name_or_where_they_have_none_by_their_labels() -> None:
+    def pod(node: str, labels: dict[str, str], *owners: cluster.Owner) -> cluster.Pod:
+        metadata = cluster.Meta(f"pod-{node}", labels=labels, owner_references=list(owners) or None)
+        return cluster.Pod(metadata, cluster._PodSpec(node))
+
+    ours, labels = cluster.Owner("DaemonSet", "kube-proxy"), {"k8s-app": "kube-proxy"}
+    pods = [
+        pod("n1", {}, ours),
+        pod("n2", {**labels, "more": "1"}),  # its owner was deleted, and made anew
+        pod("n3", labels, cluster.Owner("Node", "n3")),
+        pod("n4", labels, cluster.Owner("DaemonSet", "other")),
+        pod("n5", {"k8s-app": "other"}),
+    ]
+    spec = {"selector": {"matchLabels": labels}}
+    found = msgspec.convert({"metadata": {"name": "kube-proxy"}, "spec": spec}, cluster.DaemonSet)
+    assert list(cluster.owned_by("kube-proxy", found, pods)) == ["n1", "n2"]
+    assert list(cluster.owned_by("kube-proxy", None, pods)) == ["n1"]
 
 
 async def test_a_right_that_is_missing_is_named(server: apiserver.ApiServer, run: Runner) -> None:

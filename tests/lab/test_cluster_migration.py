@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from benchmarks.kubeproxy import load, program
+from lbproxy import migrate_cluster
 from lbproxy.core import migration, migration_plan
 from lbproxy.lab import cluster
 from tests import polling
@@ -108,14 +109,14 @@ class Bed(typing.NamedTuple):
     api: agents.Api
     kubeconfig: pathlib.Path
 
-    def migrate(self, *arguments: str) -> list[dict[str, typing.Any]]:
-        """Run the command from outside, and return what it says of each node."""
+    def migrate(self, *arguments: str, status: int = 0) -> list[dict[str, typing.Any]]:
+        """Run the command from outside, which ends with a status, and return what it says of each node."""
         argv = [*agents.LBPROXY, "migrate", "cluster", "--kubeconfig", str(self.kubeconfig), "-o", "json"]
         done = subprocess.run(
             self.lab.command("outside", [*argv, "--timeout", "60", *arguments], cgroup=False),
             text=True, capture_output=True, check=False, timeout=120,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == status, done.stderr
         found: list[dict[str, typing.Any]] = json.loads(done.stdout)
         return found
 
@@ -208,7 +209,7 @@ def test_a_cluster_goes_there_and_back(bed: Bed) -> None:
         test_migration.all_whole(old)
         new = talkers(bed, stack)
 
-        back = bed.migrate("--to", "kube-proxy", "--all-nodes")
+        back = bed.migrate("--to", "kube-proxy", "--all-nodes", status=migrate_cluster.MORE_TO_DO)
         assert all("going on with lbproxy" in one["outcome"] for one in back)
         assert [(one["label"], one["kube_proxy"], one["lbproxy"]) for one in back] == 2 * [
             ("both", "ready", "ready")
@@ -216,6 +217,15 @@ def test_a_cluster_goes_there_and_back(bed: Bed) -> None:
         assert bed.rules("n1")
         assert bed.rules("n2")
         last = talkers(bed, stack)
+        # Whoever changes his mind: what kube-proxy leaves behind is not to serve new flows.
+        again = bed.migrate("--to", "lbproxy", "--node", "n1")
+        assert [(one["label"], one["kube_proxy"], one["state"]) for one in again] == [
+            ("lbproxy", "", "finished")
+        ]
+        assert not again[0]["report"].get("returning")
+        assert not bed.rules("n1")
+        test_migration.all_whole([*old, *new, *last])
+        bed.migrate("--to", "kube-proxy", "--node", "n1", status=migrate_cluster.MORE_TO_DO)
         gone = bed.migrate("--to", "kube-proxy", "--all-nodes", "--leave-flows")
         assert [(one["label"], one["lbproxy"], one["outcome"]) for one in gone] == 2 * [
             ("", "", "kube-proxy serves")
