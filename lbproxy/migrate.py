@@ -9,11 +9,11 @@ import argparse
 import contextlib
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from lbproxy import errors, leftovers, migrate_flags, noting, output, render, taking_over
+from lbproxy import errors, leftovers, migrate_flags, noting, render, taking_over
 from lbproxy.core import inventory, ipvs, migration, tables
 from lbproxy.core import leftovers as kube_proxys
 from lbproxy.kernel import anchor, inspection, maps
@@ -37,6 +37,26 @@ class Status(msgspec.Struct, frozen=True):
     sockets_of_lbproxy: int
 
 
+class TakenOver(msgspec.Struct, frozen=True):
+    """What `take-over` has done, or would do."""
+
+    dry_run: bool
+    flows_of_kube_proxy: dict[str, int]  # that go on
+    removed: list[str]  # with dry_run: what would be
+    resumed: bool  # new flows are lbproxy's again, which they were not
+    problems: list[str]
+    not_looked_for: list[str]
+
+
+class GivenBack(msgspec.Struct, frozen=True):
+    """What `return` has done, or would do."""
+
+    dry_run: bool
+    flows_of_lbproxy: dict[str, int]  # that go on
+    reserved_ports: int  # which kube-proxy is kept from
+    problem: str
+
+
 def main(args: argparse.Namespace) -> int:
     """Do what `args.step` names; returns the exit status. Raises LbproxyError."""
     migrate_flags.check(args)
@@ -51,9 +71,9 @@ def main(args: argparse.Namespace) -> int:
                 render.show(found, args.output, lambda: _present(found))
                 return 0
             case "take-over":
-                return _take_over(args.bpffs, opened, dry_run=args.dry_run, force=args.force)
+                return _take_over(args, opened)
             case "return":
-                return _return(args.bpffs, opened, dry_run=args.dry_run, force=args.force)
+                return _return(args, opened)
     raise ValueError(args.step)
 
 
@@ -76,8 +96,8 @@ def read(root: pathlib.Path, opened: maps.BpfMaps) -> Status:
     )
 
 
-def _take_over(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool, force: bool) -> int:
-    found = read(root, opened)
+def _take_over(args: argparse.Namespace, opened: maps.BpfMaps) -> int:
+    found = read(args.bpffs, opened)
     if not found.agent_running:
         raise errors.AgentError(
             "no lbproxy agent runs here: start one first; it leaves open connections alone"
@@ -89,60 +109,60 @@ def _take_over(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool, force
         raise errors.AgentError(
             f"kube-proxy runs here (pid {pids}), and would write its rules again: {kube_proxys.HOW_TO_STOP}"
         )
-    if found.unserved and not force:
+    if found.unserved and not args.force:
         raise errors.AgentError(
             f"lbproxy does not serve all that kube-proxy's rules do: {'; '.join(found.unserved)}. --force "
             "removes them all the same"
         )
-    if (problem := ipvs.obstacle(found.ipvs_mode)) and not force:
+    if (problem := ipvs.obstacle(found.ipvs_mode)) and not args.force:
         raise errors.AgentError(f"{problem}. --force removes them all the same")
-    kept = migration.counted(found.flows_of_kube_proxy)
-    output.write(f"connections that kube-proxy began, and that stay as they are: {kept}")
-    if dry_run:
-        for what in found.kube_proxy_rules:
-            output.write(f"would remove: {what}")
-        if found.returning:
-            output.write("would begin new flows again")
+    kept = found.flows_of_kube_proxy
+    if args.dry_run:
+        said = TakenOver(True, kept, found.kube_proxy_rules, found.returning, [], found.not_looked_for)
+        render.show(said, args.output, lambda: _present_taken_over(said, kept))
         return 0
     done = taking_over.take_over_beside(opened)
-    if found.returning:
-        output.write("new flows are lbproxy's again")
-    for what in done.removed:
-        output.write(f"removed: {what}")
-    for what in (*done.failed, *done.unable, *(f"{what} is still there" for what in done.left)):
+    said = TakenOver(
+        False,
+        taking_over.flows(opened).of_kube_proxy,
+        list(done.removed),
+        found.returning,
+        [*done.failed, *done.unable, *(f"{what} is still there" for what in done.left)],
+        found.not_looked_for,
+    )
+    render.show(said, args.output, lambda: _present_taken_over(said, kept))
+    for what in said.problems:
         print(f"lbproxy: error: {what}", file=sys.stderr)
-    if done.failed or done.unable or done.left:
-        return 1
-    for what in found.not_looked_for:
-        output.write(f"not looked for, for want of rights: {what}")
-    still = migration.counted(taking_over.flows(opened).of_kube_proxy)
-    output.write(f"taken over. Connections that kube-proxy began and that go on: {still}")
-    return 0
+    return 1 if said.problems else 0
 
 
-def _return(root: pathlib.Path, opened: maps.BpfMaps, *, dry_run: bool, force: bool) -> int:
-    found = read(root, opened)
-    if not force and (problem := _lacking(opened)):
+def _present_taken_over(said: TakenOver, before: Mapping[str, int]) -> Iterator[render.Table | str]:
+    yield f"connections that kube-proxy began, and that stay as they are: {migration.counted(before)}"
+    if said.resumed:
+        yield "would begin new flows again" if said.dry_run else "new flows are lbproxy's again"
+    for what in said.removed:
+        yield f"{'would remove' if said.dry_run else 'removed'}: {what}"
+    if said.dry_run or said.problems:
+        return
+    for what in said.not_looked_for:
+        yield f"not looked for, for want of rights: {what}"
+    still = migration.counted(said.flows_of_kube_proxy)
+    yield f"taken over. Connections that kube-proxy began and that go on: {still}"
+
+
+def _return(args: argparse.Namespace, opened: maps.BpfMaps) -> int:
+    found = read(args.bpffs, opened)
+    if not args.force and (problem := _lacking(opened)):
         raise errors.AgentError(
             f"{problem}: start kube-proxy first, beside lbproxy (ports 10256 and 10249 it gets when lbproxy "
             "ends), and wait until its rules are there; --force where they are"
         )
-    ours = migration.counted(found.flows_of_lbproxy)
-    if dry_run:
-        output.write(f"would begin no flow any more, and leave new ones to kube-proxy; going on: {ours}")
-        return 0
-    done = taking_over.give_back(opened)
-    if done.problem:
+    ours = found.flows_of_lbproxy
+    done = None if args.dry_run else taking_over.give_back(opened)
+    if done and done.problem:
         print(f"lbproxy: {done.problem}", file=sys.stderr)
-    elif done.reserved:
-        output.write(
-            f"{done.reserved} ports that flows are masqueraded with are reserved in the connection tracker"
-        )
-    output.write("new flows are kube-proxy's from now on, also after a restart of the agent")
-    output.write(f"what goes on with lbproxy: {ours}; `lbproxy migrate status` says when it has ended")
-    output.write(
-        "then stop the agent and run: lbproxy cleanup. `lbproxy migrate take-over` changes your mind"
-    )
+    said = GivenBack(args.dry_run, ours, done.reserved if done else 0, done.problem if done else "")
+    render.show(said, args.output, lambda: _present_given_back(said))
     return 0
 
 
@@ -151,6 +171,19 @@ def _lacking(opened: maps.BpfMaps) -> str:
         return leftovers.lacking(opened)
     except OSError as error:
         return f"kube-proxy's rules could not be looked for: {error.strerror or error}"
+
+
+def _present_given_back(said: GivenBack) -> Iterator[render.Table | str]:
+    ours = migration.counted(said.flows_of_lbproxy)
+    if said.dry_run:
+        yield f"would begin no flow any more, and leave new ones to kube-proxy; going on: {ours}"
+        return
+    if said.reserved_ports and not said.problem:
+        ports = f"{said.reserved_ports} ports that flows are masqueraded with"
+        yield f"{ports} are reserved in the connection tracker"
+    yield "new flows are kube-proxy's from now on, also after a restart of the agent"
+    yield f"what goes on with lbproxy: {ours}; `lbproxy migrate status` says when it has ended"
+    yield "then stop the agent and run: lbproxy cleanup. `lbproxy migrate take-over` changes your mind"
 
 
 def _present(found: Status) -> Iterator[render.Table | str]:
