@@ -10,6 +10,7 @@ second, and by a look at everything now and then.
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 import threading
 import time
@@ -56,23 +57,25 @@ class NetnsAddresses:
         self._clock = clock
         self._ranges_changed = asyncio.Event()
         self._ranges_changed.set()
-        self._heard = asyncio.Event()
+        self._awake = asyncio.Event()
+        self._heard = False  # a notice, since the last look
+        self._unexplained = False  # there was a notice, and nothing was found that had changed
         self._known: dict[namespaces.Identity, _Known] = {}
         self._own: netns_rows.Own = {}
-        self._everything_s = -_EVERYTHING_S
+        self._everything_s = -math.inf
+        self._processes_s = -math.inf  # when they were asked last
         self._said = ""
         self._alone = threading.Lock()  # one look at a time, in whichever thread
 
     def wrote(self, writes: typing.Sequence[tables.Write]) -> None:
         """Take note of writes that were just made; on the event loop."""
         if any(write.table == tables.Table.SOURCE_RANGES for write in writes):
-            self._ranges_changed.set()
-            self._heard.set()
+            self.wanted()
 
     def wanted(self) -> None:
         """Look again whether it is needed; on the event loop."""
         self._ranges_changed.set()
-        self._heard.set()
+        self._awake.set()
 
     async def run(self, ready: asyncio.Event) -> typing.NoReturn:
         """Follow the namespaces from the first full state on, whenever ranges are in force."""
@@ -83,27 +86,30 @@ class NetnsAddresses:
             try:
                 if await asyncio.to_thread(self.needed):
                     await self._follow()
-                else:
-                    async with self._writing.shared():
-                        await asyncio.to_thread(self.forget)
+                async with self._writing.shared():
+                    await asyncio.to_thread(self.forget)
             except (OSError, errors.AgentError) as error:
                 self._say(f"cannot tell whose the sockets are that dial restricted addresses: {error}")
                 await asyncio.sleep(_NAMES_S)
                 self._ranges_changed.set()
 
     async def _follow(self) -> None:
-        """Until the ranges change: they may be gone."""
+        """For as long as it is needed, also while the ranges change: one socket hears all notices."""
         loop = asyncio.get_running_loop()
         with netns_addresses.notices() as notices:
             loop.add_reader(notices, self._drain, notices)
             try:
-                heard = False
+                # Until now nobody has listened.
+                heard = everything = True
                 while True:
                     async with self._writing.shared():
-                        await asyncio.to_thread(self.look, heard=heard)
+                        await asyncio.to_thread(self.look, heard=heard, everything=everything)
+                    everything = False
                     heard = await self._wait()
                     if self._ranges_changed.is_set():
-                        return
+                        self._ranges_changed.clear()
+                        if not await asyncio.to_thread(self.needed):
+                            return
             finally:
                 loop.remove_reader(notices)
 
@@ -111,19 +117,20 @@ class NetnsAddresses:
         """Whether there was a notice within the time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_NAMES_S):
-                await self._heard.wait()
+                await self._awake.wait()
             # They come in bursts.
             await asyncio.sleep(_SETTLE_S)
-            self._heard.clear()
-            return True
-        return False
+        self._awake.clear()
+        heard, self._heard = self._heard, False
+        return heard
 
     def _drain(self, notices: socket.socket) -> None:
         # The kernel may have had more than the socket could hold.
         with contextlib.suppress(OSError):
             while notices.recv(65536):
                 pass
-        self._heard.set()
+        self._heard = True
+        self._awake.set()
 
     def needed(self) -> bool:
         """Whether any address is restricted, or any UDP flow held. Raises OSError."""
@@ -135,37 +142,54 @@ class NetnsAddresses:
         """Remove what the programs were told. Raises OSError and AgentError."""
         with self._alone:
             self._known.clear()
-            self._everything_s = -_EVERYTHING_S
+            self._everything_s = -math.inf
             self._write({})
 
-    def look(self, *, heard: bool) -> None:
+    def look(self, *, heard: bool, everything: bool = False) -> None:
         """Enter the namespaces that are new, or all when it is time to, and write what has changed.
 
         `heard` says that something has happened somewhere. Raises OSError and AgentError.
         """
         with self._alone:
-            self._look(heard=heard)
+            now_s = self._clock()
+            if everything or now_s - self._everything_s >= _EVERYTHING_S:
+                self._look_at_everything(now_s)
+                return
+            changed = self._look_at_new(namespaces.named(), now_s, heard=heard)
+            self._unexplained |= heard and not changed
+            if self._unexplained and now_s - self._processes_s >= _PROCESSES_S:
+                self._processes_s, self._unexplained = now_s, False
+                self._look_at_new(namespaces.every(), now_s, heard=True)
 
-    def _look(self, *, heard: bool) -> None:
-        now_s = self._clock()
-        since_s = now_s - self._everything_s
-        everything = since_s >= _EVERYTHING_S
-        spaces = namespaces.every() if everything else namespaces.named()
-        due = self._due(spaces, now_s, everything=everything, heard=heard)
-        if heard and not due and since_s >= _PROCESSES_S:
-            everything, spaces = True, namespaces.every()
-            due = spaces
-        if everything:
-            self._everything_s = now_s
-            self._known = {space: known for space, known in self._known.items() if space in spaces}
+    def _look_at_everything(self, now_s: float) -> None:
+        spaces = namespaces.every()
+        self._everything_s = self._processes_s = now_s
+        self._unexplained = False
+        self._known = {space: known for space, known in self._known.items() if space in spaces}
+        self._own = self._own_addresses()
+        self._visit(spaces, now_s)
+
+    def _look_at_new(self, spaces: namespaces.Found, now_s: float, *, heard: bool) -> bool:
+        """Enter those that are not known, and after a notice those that are new. Whether any had changed."""
+        due: namespaces.Found = {}
+        for space, paths in spaces.items():
+            known = self._known.get(space)
+            if known is None or not known.is_at(paths) or (heard and now_s - known.since_s < _NEW_S):
+                due[space] = paths
         own = self._own_addresses()
         if not due and own == self._own:
-            return
+            return False
         self._own = own
+        return self._visit(due, now_s)
+
+    def _visit(self, due: namespaces.Found, now_s: float) -> bool:
+        """Enter these, and write what all known ones amount to. Whether anything had changed."""
         found, failures = namespaces.visit(due, netns_addresses.here)
+        changed = False
         for space, namespace in found.items():
             known = self._known.get(space)
             same = known is not None and known.found.cookie == namespace.cookie
+            changed |= known is None or known.found != namespace
             since_s = known.since_s if known is not None and same else now_s
             self._known[space] = _Known(namespace, frozenset(due[space]), since_s)
         self._write(self._rows())
@@ -173,19 +197,7 @@ class NetnsAddresses:
         self._say(
             f"cannot look into {len(failures)} network namespaces: {'; '.join(failed)}" if failed else ""
         )
-
-    def _due(
-        self, spaces: namespaces.Found, now_s: float, *, everything: bool, heard: bool
-    ) -> namespaces.Found:
-        """The namespaces to be entered now."""
-        if everything:
-            return spaces
-        due: namespaces.Found = {}
-        for space, paths in spaces.items():
-            known = self._known.get(space)
-            if known is None or not known.is_at(paths) or (heard and now_s - known.since_s < _NEW_S):
-                due[space] = paths
-        return due
+        return changed
 
     def _rows(self) -> dict[bytes, bytes]:
         found = [known.found for known in self._known.values()]
