@@ -565,6 +565,8 @@ def _tell_leftovers() -> None:
             "them with: lbproxy migrate take-over",
             ", ".join(found),
         )
+        for said in leftovers.staying():
+            _log.warning("%s", said)
 
 
 def _tell_another(root: pathlib.Path, cgroup: pathlib.Path) -> None:

@@ -42,7 +42,7 @@ def _remove_kube_proxys() -> int:
         output.write(f"left alone: {what}")
     left = [*done.failed, *done.unable] or [f"{what} is still there" for what in leftovers.present()]
     if not (done.removed or left):
-        output.write("nothing to remove: kube-proxy has left nothing")
+        output.write(f"nothing to remove: kube-proxy has left nothing{' else' if done.kept else ''}")
     for what in left:
         print(f"lbproxy: error: {what}", file=sys.stderr)
     return 1 if left else 0

@@ -9,6 +9,7 @@ there though they report none.
 import contextlib
 import errno
 import functools
+import itertools
 import os
 import shutil
 import socket
@@ -27,11 +28,6 @@ _ATTEMPTS: typing.Final = 5  # to remove chains while others change theirs
 # nf_tables lets go of the sets of rules that are gone a moment later, in the background.
 _SETS_S: typing.Final = 2.0
 _LOOK_AGAIN_S: typing.Final = 0.05
-_STAYS: typing.Final = (
-    "kube-proxy's rules stay, which only {} can remove, not installed here; through them a Service stays "
-    "reachable when it is deleted, until this node boots: run lbproxy migrate take-over on the node, where "
-    "that is installed, or reboot it"
-)
 
 
 class _Flavour(typing.NamedTuple):
@@ -74,8 +70,7 @@ class Cleanup:
                 self._nft_chains(flavour)
             missing = [flavour.legacy for flavour in _FLAVOURS if not self._legacy_chains(flavour)]
             if missing:
-                tools = " and ".join(f"{tool}-restore" for tool in missing)
-                self.unable.append(f"{', '.join(missing)}: {_STAYS.format(tools)}")
+                self.unable.append(_unable(missing))
             self._nft_tables()
             self._ipvs()
             # Rules that match them are gone by now.
@@ -95,50 +90,58 @@ class Cleanup:
                 if (flavour.nft_family, table) not in there:
                     continue
                 try:
-                    removed = self._without_chains(flavour.nft_family, table)
+                    gone = self._without_chains(flavour.nft_family, table)
                 except OSError as error:
                     self.failed.append(f"{flavour.nft}, table {table}: {_why(error)}")
                 else:
-                    chains, jumps = chains + removed[0], jumps + removed[1]
+                    chains, jumps = chains + len(gone.own), jumps + len(gone.jumps)
+                    self._keep(flavour.nft, table, gone)
         finally:
             if chains:
                 self.removed.append(_chains(flavour.nft, chains, jumps))
 
-    def _without_chains(self, family: str, table: str) -> tuple[int, int]:
-        """Remove kube-proxy's chains from a table; how many, and rules that led to them. Raises OSError."""
-        for attempt in range(_ATTEMPTS):
-            if attempt and (here := self._kube_proxy_here()):
+    def _keep(self, tool: str, table: str, choice: leftovers.Choice) -> None:
+        if said := leftovers.kept(tool, table, choice):
+            self.kept.append(said)
+
+    def _without_chains(self, family: str, table: str) -> leftovers.Choice:
+        """Remove kube-proxy's chains from a table; what they were, and what stays. Raises OSError."""
+        for attempt in itertools.count(1):
+            if attempt > 1 and (here := self._kube_proxy_here()):
                 raise _KubeProxyIsHereError(here)
             since = nf_tables.generation()
-            own, jumps = leftovers.chosen(nf_tables.chains(family, table), _nft_rules(family, table))
-            leading = [nf_tables.Rule(one.chain, int(one.which), one.target) for one in jumps]
+            found = leftovers.chosen(nf_tables.chains(family, table), _nft_rules(family, table))
+            leading = [nf_tables.Rule(one.chain, int(one.which), one.target) for one in found.jumps]
             try:
-                nf_tables.delete_chains(family, table, own, leading, since)
+                nf_tables.delete_chains(family, table, found.own, leading, since)
             except OSError as error:
-                if error.errno != errno.ERESTART or attempt + 1 == _ATTEMPTS:
+                if error.errno != errno.ERESTART or attempt == _ATTEMPTS:
                     raise
             else:
-                return len(own), len(jumps)
-        return 0, 0
+                return found
+        raise AssertionError
 
     def _legacy_chains(self, flavour: _Flavour) -> bool:
         """Remove what iptables-legacy has, if anything; whether there is a tool for it."""
         try:
-            if not _legacy(flavour):
+            found = _in_legacy(flavour)
+            for table, choice in found.items():
+                self._keep(flavour.legacy, table, choice)
+            if not any(choice.own for choice in found.values()):
                 return True
-            tool = next((tool for tool in (flavour.legacy, flavour.plain) if _is_legacy(tool)), None)
+            tool = _tool_of_old(flavour)
             if tool is None:
                 return False
             failed = len(self.failed)
-            found = leftovers.removal(self._run(f"{tool}-save") or "")
-            if found.script:
-                self._run(f"{tool}-restore", "-w", _LOCK_WAIT_S, "--noflush", given=found.script)
+            removal = leftovers.removal(self._run(f"{tool}-save") or "")
+            if removal.script:
+                self._run(f"{tool}-restore", "-w", _LOCK_WAIT_S, "--noflush", given=removal.script)
             if len(self.failed) > failed:
                 return True
             if _legacy(flavour):
                 self.failed.append(f"{tool}: kube-proxy's chains are still there, and it reports no error")
             else:
-                self.removed.append(_chains(tool, found.chains, found.jumps))
+                self.removed.append(_chains(tool, removal.chains, removal.jumps))
         except OSError as error:
             self.failed.append(f"{flavour.legacy}: {_why(error)}")
         return True
@@ -221,13 +224,45 @@ def present() -> list[str]:
         for name, there in ((flavour.nft, _nft), (flavour.legacy, _legacy)):
             with contextlib.suppress(OSError):
                 if there(flavour):
-                    found.append(f"{name} chains")
+                    found.append(_named(name))
     with contextlib.suppress(OSError):
         tables = leftovers.nft_tables(nf_tables.tables())
         found += [f"nftables table {family} {table}" for family, table in tables]
     if ipvs.in_use():
         found.append(f"IPVS device {leftovers.IPVS_DEVICE}")
     return found
+
+
+def removable() -> list[str]:
+    """What of it can be removed here."""
+    stays = [_named(flavour) for flavour in without_tool()]
+    return [one for one in present() if one not in stays]
+
+
+def without_tool() -> list[str]:
+    """The flavours of iptables whose rules nothing here can remove."""
+    found = []
+    for flavour in _FLAVOURS:
+        with contextlib.suppress(OSError):
+            if _legacy(flavour) and _tool_of_old(flavour) is None:
+                found.append(flavour.legacy)
+    return found
+
+
+def staying() -> list[str]:
+    """Of what is present, what nothing here can remove, and what to do about that."""
+    missing = without_tool()
+    return [_unable(missing)] if missing else []
+
+
+def kept() -> list[str]:
+    """Which chains are to stay though they are kube-proxy's, and why."""
+    found = []
+    for flavour in _FLAVOURS:
+        for tool, look in ((flavour.nft, _in_nft), (flavour.legacy, _in_legacy)):
+            with contextlib.suppress(OSError):
+                found += [leftovers.kept(tool, table, choice) for table, choice in look(flavour).items()]
+    return [said for said in found if said]
 
 
 def lacking(rows: inventory.Rows) -> str:
@@ -280,26 +315,37 @@ def _nft(flavour: _Flavour) -> bool:
     """Whether any chain of kube-proxy's is to go. Raises OSError."""
     if nf_tables.has_chain(flavour.nft_family, leftovers.CANARY_TABLE, leftovers.CANARY):
         return True
-    there = nf_tables.tables()
-    return any(
-        _to_go(
-            nf_tables.chains(flavour.nft_family, table),
-            functools.partial(_nft_rules, flavour.nft_family, table),
-        )
-        for table in leftovers.TABLES
-        if (flavour.nft_family, table) in there
-    )
+    return any(choice.own for choice in _in_nft(flavour).values())
+
+
+def _in_nft(flavour: _Flavour) -> dict[str, leftovers.Choice]:
+    """What of it iptables-nft has, by table. Raises OSError."""
+    family, there = flavour.nft_family, nf_tables.tables()
+    found = {name: nf_tables.chains(family, name) for name in leftovers.TABLES if (family, name) in there}
+    return _choices(found, functools.partial(_nft_rules, family))
 
 
 def _legacy(flavour: _Flavour) -> bool:
     """Whether any chain of kube-proxy's is to go. Raises OSError."""
-    found = (legacy_tables.read(flavour.family, table) for table in leftovers.TABLES)
-    return any(_to_go(table.chains, functools.partial(_legacy_rules, table)) for table in found)
+    return any(choice.own for choice in _in_legacy(flavour).values())
 
 
-def _to_go(chains: Mapping[str, bool], rules: Callable[[], Sequence[leftovers.Rule]]) -> bool:
+def _in_legacy(flavour: _Flavour) -> dict[str, leftovers.Choice]:
+    """What of it iptables-legacy has, by table. Raises OSError."""
+    found = {name: legacy_tables.read(flavour.family, name) for name in leftovers.TABLES}
+    chains = {name: table.chains for name, table in found.items()}
+    return _choices(chains, lambda name: _legacy_rules(found[name]))
+
+
+def _choices(
+    chains: Mapping[str, Mapping[str, bool]], rules: Callable[[str], Sequence[leftovers.Rule]]
+) -> dict[str, leftovers.Choice]:
     # There may be very many rules, but of those that others need few.
-    return bool(leftovers.named(chains)) and bool(leftovers.chosen(chains, rules())[0])
+    return {
+        table: leftovers.chosen(there, rules(table))
+        for table, there in chains.items()
+        if leftovers.named(there)
+    }
 
 
 def _nft_rules(family: str, table: str) -> list[leftovers.Rule]:
@@ -309,6 +355,10 @@ def _nft_rules(family: str, table: str) -> list[leftovers.Rule]:
 
 def _legacy_rules(table: legacy_tables.Table) -> list[leftovers.Rule]:
     return [leftovers.Rule(one.chain, str(one.at), one.target) for one in table.jumps]
+
+
+def _tool_of_old(flavour: _Flavour) -> str | None:
+    return next((tool for tool in (flavour.legacy, flavour.plain) if _is_legacy(tool)), None)
 
 
 def _is_legacy(tool: str) -> bool:
@@ -326,6 +376,14 @@ def _why(error: OSError) -> str:
     if error.errno == errno.EBUSY:
         return f"a map or rule of somebody else leads to a chain of kube-proxy's, so all of it stays ({why})"
     return why
+
+
+def _named(tool: str) -> str:
+    return f"{tool} chains"
+
+
+def _unable(missing: Sequence[str]) -> str:
+    return f"{leftovers.stays(missing)}: {leftovers.BY_HAND}"
 
 
 def _chains(name: str, chains: int, jumps: int) -> str:

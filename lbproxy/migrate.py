@@ -29,6 +29,7 @@ class Status(msgspec.Struct, frozen=True):
     unserved: list[str]  # why it does not serve all that kube-proxy's rules would
     kube_proxy_running: bool
     kube_proxy_rules: list[str]  # what of kube-proxy is in force
+    not_removable: list[str]  # what of it nothing here can remove, and what to do about that
     not_looked_for: list[str]  # what of it may not be looked for
     ipvs_mode: ipvs.Found | None  # where kube-proxy ran in IPVS mode
     kept_alive: bool  # by the table inet lbproxy-handover
@@ -44,7 +45,8 @@ class TakenOver(msgspec.Struct, frozen=True):
     flows_of_kube_proxy: dict[str, int]  # that go on
     removed: list[str]  # with dry_run: what would be
     resumed: bool  # new flows are lbproxy's again, which they were not
-    problems: list[str]
+    kept: list[str]  # what others use of it, or have beside it, and why; with dry_run: as far as it is seen
+    problems: list[str]  # with dry_run: what of the rules nothing here can remove
     not_looked_for: list[str]
 
 
@@ -87,6 +89,7 @@ def read(root: pathlib.Path, opened: maps.BpfMaps) -> Status:
         list(noting.read(root).unserved),
         bool(taking_over.kube_proxies()),
         leftovers.present(),
+        leftovers.staying(),
         leftovers.unseen(),
         virtual.look(),
         anchor.exists(),
@@ -116,10 +119,18 @@ def _take_over(args: argparse.Namespace, opened: maps.BpfMaps) -> int:
         )
     if (problem := ipvs.obstacle(found.ipvs_mode)) and not args.force:
         raise errors.AgentError(f"{problem}. --force removes them all the same")
-    kept = found.flows_of_kube_proxy
+    flows = found.flows_of_kube_proxy
     if args.dry_run:
-        said = TakenOver(True, kept, found.kube_proxy_rules, found.returning, [], found.not_looked_for)
-        render.show(said, args.output, lambda: _present_taken_over(said, kept))
+        said = TakenOver(
+            True,
+            flows,
+            leftovers.removable(),
+            found.returning,
+            _to_be_kept(found),
+            found.not_removable,
+            found.not_looked_for,
+        )
+        render.show(said, args.output, lambda: _present_taken_over(said, flows))
         return 0
     done = taking_over.take_over_beside(opened)
     said = TakenOver(
@@ -127,13 +138,19 @@ def _take_over(args: argparse.Namespace, opened: maps.BpfMaps) -> int:
         taking_over.flows(opened).of_kube_proxy,
         list(done.removed),
         found.returning,
+        list(done.kept),
         [*done.failed, *done.unable, *(f"{what} is still there" for what in done.left)],
         found.not_looked_for,
     )
-    render.show(said, args.output, lambda: _present_taken_over(said, kept))
+    render.show(said, args.output, lambda: _present_taken_over(said, flows))
     for what in said.problems:
         print(f"lbproxy: error: {what}", file=sys.stderr)
     return 1 if said.problems else 0
+
+
+def _to_be_kept(found: Status) -> list[str]:
+    others = found.ipvs_mode.others if found.ipvs_mode else ()
+    return [*leftovers.kept(), *([f"IPVS: {ipvs.others(others)}"] if others else [])]
 
 
 def _present_taken_over(said: TakenOver, before: Mapping[str, int]) -> Iterator[render.Table | str]:
@@ -142,6 +159,10 @@ def _present_taken_over(said: TakenOver, before: Mapping[str, int]) -> Iterator[
         yield "would begin new flows again" if said.dry_run else "new flows are lbproxy's again"
     for what in said.removed:
         yield f"{'would remove' if said.dry_run else 'removed'}: {what}"
+    for what in said.kept:
+        yield f"{'would leave alone' if said.dry_run else 'left alone'}: {what}"
+    if said.dry_run:
+        yield from said.problems
     if said.dry_run or said.problems:
         return
     for what in said.not_looked_for:
@@ -209,6 +230,7 @@ def _present(found: Status) -> Iterator[render.Table | str]:
             ("agent", "runs" if found.agent_running else "does not run"),
             ("kube-proxy", "runs" if found.kube_proxy_running else "does not run here, or is not seen"),
             ("kube-proxy's rules", rules),
+            *(("not removable here", what) for what in found.not_removable),
             *([("IPVS", ipvs.described(found.ipvs_mode))] if found.ipvs_mode else []),
             ("connections kube-proxy began", migration.counted(found.flows_of_kube_proxy)),
             (

@@ -60,6 +60,7 @@ class _Done(typing.NamedTuple):
     problem: str = ""
     removed: tuple[str, ...] = ()
     unable: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 def real() -> Acts:
@@ -162,7 +163,13 @@ class Orders:
             except (OSError, ValueError, errors.AgentError) as error:
                 done = _Done(str(error))
         report = migration.Report(
-            said, done.problem, obeys=self._obeys, unserved=unserved, removed=done.removed, unable=done.unable
+            said,
+            done.problem,
+            obeys=self._obeys,
+            unserved=unserved,
+            removed=done.removed,
+            unable=done.unable,
+            kept=done.kept,
         )
         try:
             report = msgspec.structs.replace(
@@ -200,7 +207,7 @@ class Orders:
                 if problem := acts.kube_proxy_here() or _still_needed(unserved):
                     return _Done(problem)
                 gone = acts.take_over(hand_over)
-                return _Done("; ".join(gone.failed), gone.removed, gone.unable)
+                return _Done("; ".join(gone.failed), gone.removed, gone.unable, gone.kept)
             case migration.Step.RETURN:
                 # Not asked whether kube-proxy is here: its rules are what new flows are left to.
                 return _Done(acts.rules_lack(kernel) or acts.give_back(kernel).problem)

@@ -163,6 +163,7 @@ def _others(
     return facts.Others(
         processes=tuple(surroundings.neighbours()),
         leftovers=tuple(leftovers.present()),
+        without_tool=tuple(leftovers.without_tool()),
         # The tools fail without it, and then there seems to be nothing.
         ipvs_mode=ipvs.look(),
         unseen=tuple(leftovers.unseen()) if "CAP_NET_ADMIN" in process.capabilities else _RULES,

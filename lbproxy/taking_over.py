@@ -29,12 +29,16 @@ class Flows(typing.NamedTuple):
 
 
 class Removed(typing.NamedTuple):
-    """What was removed of kube-proxy's, what failed, what no tool is there for, and what is in force now."""
+    """What was removed of kube-proxy's, what failed, what no tool is there for, and what else is in force.
+
+    `kept` says what others use of it, or have beside it, and stays for that.
+    """
 
     removed: tuple[str, ...]
     failed: tuple[str, ...]
     unable: tuple[str, ...]
     left: tuple[str, ...]
+    kept: tuple[str, ...]
 
 
 class Returned(typing.NamedTuple):
@@ -116,7 +120,8 @@ def take_over_beside(kernel: maps.Maps) -> Removed:
 def _remove(here: Callable[[], str]) -> Removed:
     done = leftovers.Cleanup(here)
     done.all()
-    return Removed(tuple(done.removed), tuple(done.failed), tuple(done.unable), tuple(leftovers.present()))
+    said = (done.removed, done.failed, done.unable, leftovers.removable(), done.kept)
+    return Removed(*map(tuple, said))
 
 
 def have_resumed(kernel: maps.Maps) -> None:

@@ -26,6 +26,9 @@ NFT_NAME: typing.Final = "kube-proxy"
 NFT_CHAIN: typing.Final = "service-"
 NFT_TABLES: typing.Final = (("ip", NFT_NAME), ("ip6", NFT_NAME))
 IPVS_DEVICE: typing.Final = "kube-ipvs0"
+BY_HAND: typing.Final = (
+    "reboot the node, or remove them on it by hand, as in docs/migration.md under Rules in iptables-legacy"
+)
 
 _CHAIN: typing.Final = re.compile(
     r"KUBE-(?:(?:SVC|SVL|SEP|FW|EXT|XLB)-[A-Z2-7]{16}"
@@ -58,6 +61,18 @@ class Removal(typing.NamedTuple):
     jumps: int
 
 
+class Choice(typing.NamedTuple):
+    """Of a table: which chains are to go, and rules of built-in chains that lead to them; and what stays.
+
+    `kept` has chains that kube-proxy's names say are its own, and `users` the chains whose rules need them.
+    """
+
+    own: list[str]
+    jumps: list["Rule"]
+    kept: list[str]
+    users: list[str]
+
+
 class Rule(typing.NamedTuple):
     """A rule of a chain that leads to another one; `which` tells it from others: its text, or a number."""
 
@@ -71,7 +86,7 @@ def removal(saved: str) -> Removal:
     script: list[str] = []
     chains = jumps = 0
     for table, lines in _tables(saved):
-        own, deleted = _of_kube_proxy(lines)
+        own, deleted, _, _ = _of_kube_proxy(lines)
         if not own:
             continue
         chains, jumps = chains + len(own), jumps + len(deleted)
@@ -100,6 +115,15 @@ def nft_tables(there: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return [table for table in NFT_TABLES if table in found]
 
 
+def stays(flavours: Sequence[str]) -> str:
+    """That no tool is there for what these have of kube-proxy's, and what that means; see BY_HAND."""
+    tools = " and ".join(f"{one}-restore" for one in flavours)
+    return (
+        f"kube-proxy's rules of {' and '.join(flavours)} stay, and a Service that is deleted stays reachable "
+        f"through them, since {tools} can not be found here"
+    )
+
+
 def named(chains: Mapping[str, bool]) -> list[str]:
     """The chains of a table that kube-proxy's names say are its own, whoever uses them.
 
@@ -108,14 +132,14 @@ def named(chains: Mapping[str, bool]) -> list[str]:
     return [name for name, built_in in chains.items() if not built_in and _CHAIN.fullmatch(name)]
 
 
-def chosen(chains: Mapping[str, bool], rules: Sequence[Rule]) -> tuple[list[str], list[Rule]]:
-    """The chains of a table that are to go, and rules of its built-in chains that lead to them.
-
-    `rules` are at least those that lead to chains of kube-proxy's.
-    """
-    own = dict.fromkeys(named(chains))
+def chosen(chains: Mapping[str, bool], rules: Sequence[Rule]) -> Choice:
+    """Choose among the chains of a table; `rules` are at least those that lead to chains of kube-proxy's."""
+    all_own = dict.fromkeys(named(chains))
     # A chain that others need goes on doing for them what it did.
-    needed = [rule.target for rule in rules if rule.chain not in own and not _enters(chains, rule)]
+    foreign = [rule for rule in rules if rule.chain not in all_own and not _enters(chains, rule)]
+    users = list(dict.fromkeys(rule.chain for rule in foreign if rule.target in all_own))
+    needed = [rule.target for rule in foreign]
+    own = dict(all_own)
     while needed:
         kept = needed.pop()
         if kept in own:
@@ -123,7 +147,16 @@ def chosen(chains: Mapping[str, bool], rules: Sequence[Rule]) -> tuple[list[str]
             needed += [rule.target for rule in rules if rule.chain == kept]
             if kept == _MARKS:
                 needed.append(_MASQUERADES)
-    return list(own), [rule for rule in rules if _enters(chains, rule) and rule.target in own]
+    jumps = [rule for rule in rules if _enters(chains, rule) and rule.target in own]
+    return Choice(list(own), jumps, [chain for chain in all_own if chain not in own], users)
+
+
+def kept(tool: str, table: str, choice: Choice) -> str:
+    """What stays of a table, and why; empty where nothing does."""
+    if not choice.kept:
+        return ""
+    chains, users = (", ".join(sorted(names)) for names in (choice.kept, choice.users))
+    return f"{tool}, table {table}: {chains}, since rules in {users} use that"
 
 
 def serve(chains: Mapping[str, bool], rules: Iterable[Rule]) -> bool:
@@ -155,7 +188,7 @@ def _tables(saved: str) -> Iterator[tuple[str, list[str]]]:
             lines.append(line)
 
 
-def _of_kube_proxy(lines: Iterable[str]) -> tuple[list[str], list[Rule]]:
+def _of_kube_proxy(lines: Iterable[str]) -> Choice:
     chains: dict[str, bool] = {}
     rules = []
     for line in lines:

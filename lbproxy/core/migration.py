@@ -46,6 +46,7 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     removed: tuple[str, ...] = ()
     kube_proxy_rules: tuple[str, ...] = ()  # what of them is in force
     unable: tuple[str, ...] = ()  # which of them stay, for want of a tool
+    kept: tuple[str, ...] = ()  # what others use of them, or have beside them, and stays for that
     flows_of_kube_proxy: dict[str, int] = {}
     flows_of_lbproxy: dict[str, int] = {}
 
@@ -68,7 +69,8 @@ def described(report: Report) -> str:
     """A line for people."""
     said = [f"{report.order}: {report.problem or 'done'}"]
     said += [f"removed: {', '.join(report.removed)}"] if report.removed else []
-    said += [f"stays: {', '.join(report.unable)}"] if report.unable else []
+    said += report.unable
+    said += [f"left alone: {'; '.join(report.kept)}"] if report.kept else []
     unserved = "; ".join(report.unserved)
     if unserved:
         said += [f"lbproxy does not serve all: {unserved}"] if unserved not in report.problem else []

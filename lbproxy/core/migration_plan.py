@@ -160,12 +160,10 @@ def _there(node: View) -> Move:
     if report.problem:
         return Wait(f"kube-proxy's rules are removed: {report.problem}")
     note = f"lbproxy serves; going on with kube-proxy: {migration.counted(report.flows_of_kube_proxy)}"
+    if report.kept:
+        note += f"; left alone: {'; '.join(report.kept)}"
     if report.unable:
-        note += (
-            f"; these stay until the node boots, or somebody removes them: {', '.join(report.unable)}. A "
-            "Service that is deleted stays to be reached through them on this node"
-        )
-        return Done(note, Outcome.RULES_STAY)
+        return Done(f"{note}; {', '.join(report.unable)}", Outcome.RULES_STAY)
     if report.kube_proxy_rules:
         return Wait(f"kube-proxy's rules stay away: {', '.join(report.kube_proxy_rules)}", for_answer=True)
     return Done(note)

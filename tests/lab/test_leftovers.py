@@ -8,6 +8,8 @@ import textwrap
 
 import pytest
 
+from lbproxy.core import leftovers
+
 pytestmark = [
     pytest.mark.usefixtures("needs_lab"),
     pytest.mark.skipif(not (shutil.which("iptables-nft") and shutil.which("nft")), reason="needs the tools"),
@@ -169,7 +171,9 @@ def test_what_others_have_of_it_stays_and_works(tool: str) -> None:
     )
     told, saved = printed.split("===\n")
     assert f"removed what kube-proxy left: {tool}: 8 chains and 3 rules that lead to them" in told
-    assert "kube-proxy has left nothing" in told
+    kept = "KUBE-MARK-MASQ, KUBE-POSTROUTING, since rules in CNI-HOSTPORT-SETMARK, PREROUTING use that"
+    assert told.count(f"left alone: {tool}, table nat: {kept}\n") == 2
+    assert "kube-proxy has left nothing else" in told
     assert saved.startswith("[]\n")
     assert user_chains(saved) == [
         "CNI-HOSTPORT-SETMARK", "KUBE-KUBELET-CANARY", "KUBE-MARK-MASQ", "KUBE-POSTROUTING", "OTHERS",
@@ -204,11 +208,50 @@ def test_what_needs_a_tool_that_is_missing_is_told_and_fails() -> None:
         """,
         KUBE_PROXY,
     )
-    assert (
-        "iptables-legacy: kube-proxy's rules stay, which only iptables-legacy-restore can remove" in printed
+    (line,) = [line for line in printed.splitlines() if "iptables-legacy" in line]
+    assert line.startswith(
+        "lbproxy: error: kube-proxy's rules of iptables-legacy stay, and a Service that is"
     )
-    assert "a Service stays reachable when it is deleted, until this node boots" in printed
+    assert line.endswith(f"since iptables-legacy-restore can not be found here: {leftovers.BY_HAND}")
     assert printed.endswith("\nstatus 1\n")
+
+
+@pytest.mark.parametrize("used_by_others", [False, True])
+def test_what_the_docs_have_for_rules_of_old_takes_them_away_and_nothing_else(
+    tmp_path: pathlib.Path, used_by_others: bool
+) -> None:
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "migration.md").read_text()
+    section = page.partition("## Rules in iptables-legacy\n")[2].partition("\n## ")[0]
+    script = section.partition("```sh\n")[2].partition("```")[0]
+    undo = section.partition("`iptables-legacy-restore ")[2].partition("`")[0]
+    if used_by_others:
+        script = script.replace("MARK-MASQ|POSTROUTING|", "")
+    printed = inside(
+        f"""
+        iptables-legacy-restore
+        iptables-legacy-save | sed 's,127.0.0.1,::1,' | ip6tables-legacy-restore
+        {"iptables-legacy -t nat -A OTHERS -j KUBE-MARK-MASQ" if used_by_others else ""}
+        cd {tmp_path}
+        """
+        + script
+        + f"""
+        {SEEN}
+        echo ===
+        iptables-legacy-save
+        echo ===
+        iptables-legacy-restore {undo}
+        {SEEN}
+        """,
+        KUBE_PROXY,
+    )
+    seen, saved, undone = printed.split("===\n")
+    # Of IPv6 nobody uses anything: there what stays of it leads nowhere, and is seen.
+    assert seen == ("['ip6tables-legacy chains']\n" if used_by_others else "[]\n")
+    marks = ["KUBE-MARK-MASQ", "KUBE-POSTROUTING"] if used_by_others else []
+    assert sorted(user_chains(saved)) == sorted([*STAYS, *marks])
+    assert "-A PREROUTING -j OTHERS" in saved
+    assert ("-A OTHERS -j KUBE-MARK-MASQ" in saved) == used_by_others
+    assert "'iptables-legacy chains'" in undone
 
 
 def test_a_plain_tool_is_taken_where_it_is_of_old_and_not_where_it_is_of_nf_tables(
@@ -231,7 +274,7 @@ def test_a_plain_tool_is_taken_where_it_is_of_old_and_not_where_it_is_of_nf_tabl
         KUBE_PROXY,
     )
     without, gone = printed.split("===\n")
-    assert "iptables-legacy: kube-proxy's rules stay" in without
+    assert "kube-proxy's rules of iptables-legacy stay" in without
     assert without.endswith("\nstatus 1\n")
     assert "left nothing" not in without
     assert "removed what kube-proxy left: iptables: 10 chains and 4 rules that lead to them" in gone

@@ -135,7 +135,11 @@ def test_what_masquerades_stays_where_others_mark(rule: str) -> None:
 )
 def test_only_kube_proxys_own_entries_are_deleted(chain: str, built_in: bool, target: str) -> None:
     chains = {chain: built_in, target: False}
-    assert leftovers.chosen(chains, [leftovers.Rule(chain, "3", target)]) == ([], [])
+    found = leftovers.chosen(chains, [leftovers.Rule(chain, "3", target)])
+    assert leftovers.kept("nft", "nat", found) == (
+        f"nft, table nat: {target}, since rules in {chain} use that"
+    )
+    assert found == ([], [], [target], [chain])
 
 
 ENTRIES = ("KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-FORWARD", "KUBE-PROXY-FIREWALL")
@@ -145,7 +149,9 @@ ENTRIES_OF_IPVS = ("KUBE-NODE-PORT", "KUBE-IPVS-FILTER", "KUBE-IPVS-OUT-FILTER",
 @pytest.mark.parametrize("target", [*ENTRIES, *ENTRIES_OF_IPVS])
 def test_entries_go_whichever_mode_made_them(target: str) -> None:
     rule = leftovers.Rule("INPUT", "3", target)
-    assert leftovers.chosen({"INPUT": True, target: False}, [rule]) == ([target], [rule])
+    found = leftovers.chosen({"INPUT": True, target: False}, [rule])
+    assert not leftovers.kept("nft", "nat", found)
+    assert found == ([target], [rule], [], [])
 
 
 CHAINS = {"PREROUTING": True, "POSTROUTING": True, "MINE": False, "KUBE-FIREWALL": False} | dict.fromkeys(
@@ -162,7 +168,11 @@ CHAINS = {"PREROUTING": True, "POSTROUTING": True, "MINE": False, "KUBE-FIREWALL
     )
 )
 def test_no_rule_of_others_goes_or_leads_nowhere(rules: list[leftovers.Rule]) -> None:
-    own, deleted = leftovers.chosen(CHAINS, rules)
+    own, deleted, kept, users = leftovers.chosen(CHAINS, rules)
+    assert sorted([*own, *kept]) == sorted(leftovers.named(CHAINS))
+    # Why anything stays is said.
+    assert bool(kept) == bool(users)
+    assert not {*own, *kept} & set(users)
     left = [rule for rule in rules if rule.chain not in own and rule not in deleted]
     assert not [rule for rule in left if rule.target in own]
     assert all(CHAINS[rule.chain] and rule.target in (*ENTRIES, *ENTRIES_OF_IPVS) for rule in deleted)
@@ -173,7 +183,7 @@ def test_no_rule_of_others_goes_or_leads_nowhere(rules: list[leftovers.Rule]) ->
         assert not [rule for rule in deleted if rule.target == "KUBE-POSTROUTING"]
     # And what is left once more is all that is left: nothing is to go then.
     there = {chain: built_in for chain, built_in in CHAINS.items() if chain not in own}
-    assert leftovers.chosen(there, left) == ([], [])
+    assert leftovers.chosen(there, left) == ([], [], kept, users)
 
 
 TABLE = {"PREROUTING": True, "KUBE-SERVICES": False, SVC: False}
@@ -237,4 +247,5 @@ def test_rules_may_be_told_by_numbers_and_of_chains_that_came_just_now() -> None
         leftovers.Rule("KUBE-SERVICES", "9", SVC),
     ]
     chains = {"OUTPUT": True, "KUBE-SERVICES": False, SVC: False, "KUBE-MARK-MASQ": False}
-    assert leftovers.chosen(chains, rules) == (["KUBE-SERVICES", SVC], [rules[0]])
+    gone = (["KUBE-SERVICES", SVC], [rules[0]])
+    assert leftovers.chosen(chains, rules) == (*gone, ["KUBE-MARK-MASQ"], ["NEW"])

@@ -35,7 +35,7 @@ class Node:
         self.rules.clear()
 
     removed = property(lambda _self: (RULES,))
-    failed = unable = ()
+    failed = unable = kept = ()
 
     @contextlib.contextmanager
     def agent(self) -> collections.abc.Iterator[None]:
@@ -63,6 +63,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Node:
         (leftovers, "Cleanup", lambda *_: found),
         (leftovers, "present", lambda: list(found.rules)),
         (leftovers, "unseen", list),
+        (leftovers, "staying", list),
         (ipvs, "look", lambda *_: None),
         (anchor, "Keeper", lambda: found.keeper),
         (anchor, "exists", lambda: False),

@@ -7,7 +7,7 @@ import typing
 import pytest
 
 from lbproxy import __main__ as command
-from lbproxy import migrate, taking_over
+from lbproxy import leftovers, migrate, taking_over
 from lbproxy.kernel import fake, inspection
 from tests import installing
 
@@ -16,6 +16,7 @@ FOUND = {
     "learning": False,
     "unserved": [],
     "ipvs_mode": None,
+    "not_removable": ["iptables-legacy"],
     "returning": True,
     "kube_proxy_running": True,
     "kube_proxy_rules": ["table ip kube-proxy"],
@@ -23,7 +24,14 @@ FOUND = {
     "flows_of_kube_proxy": {"TCP": 3},
     "flows_of_lbproxy": {"UDP": 2},
 }
-TAKEN_OVER = {"removed": ["table ip kube-proxy"], "resumed": True, "flows_of_kube_proxy": {"TCP": 3}}
+KEPT = "iptables-nft, table nat: KUBE-MARK-MASQ, since rules in PREROUTING use that"
+TAKEN_OVER = {
+    "removed": ["table ip kube-proxy"],
+    "resumed": True,
+    "flows_of_kube_proxy": {"TCP": 3},
+    "kept": [KEPT],
+    "problems": ["iptables-legacy"],
+}
 GIVEN_BACK = {"flows_of_lbproxy": {"UDP": 2}, "problem": ""}
 
 
@@ -35,7 +43,9 @@ def node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(migrate, "read", lambda *_: types.SimpleNamespace(**FOUND))
     monkeypatch.setattr(taking_over, "kube_proxies", list)
     monkeypatch.setattr(taking_over, "flows", lambda _: taking_over.Flows({"TCP": 3}, {}))
-    removed = taking_over.Removed(("table ip kube-proxy",), (), ("iptables-legacy",), ())
+    removed = taking_over.Removed(("table ip kube-proxy",), (), ("iptables-legacy",), (), (KEPT,))
+    monkeypatch.setattr(leftovers, "kept", lambda: [KEPT])
+    monkeypatch.setattr(leftovers, "removable", lambda: ["table ip kube-proxy"])
     monkeypatch.setattr(taking_over, "take_over_beside", lambda _: removed)
     monkeypatch.setattr(taking_over, "give_back", lambda _: taking_over.Returned(5, ""))
 
@@ -44,8 +54,8 @@ def node(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("argv", "status", "said"),
     [
-        (["take-over", "--dry-run"], 0, {**TAKEN_OVER, "dry_run": True, "problems": []}),
-        (["take-over"], 1, {**TAKEN_OVER, "dry_run": False, "problems": ["iptables-legacy"]}),
+        (["take-over", "--dry-run"], 0, {**TAKEN_OVER, "dry_run": True}),
+        (["take-over"], 1, {**TAKEN_OVER, "dry_run": False}),
         (["return", "--force", "--dry-run"], 0, {**GIVEN_BACK, "dry_run": True, "reserved_ports": 0}),
         (["return", "--force"], 0, {**GIVEN_BACK, "dry_run": False, "reserved_ports": 5}),
     ],
@@ -57,7 +67,10 @@ def test_what_is_done_and_what_would_be_is_json_for_whoever_wants_it(
     found = json.loads(capsys.readouterr().out)
     assert {name: found[name] for name in said} == said
     assert command.main(["migrate", *argv]) == status
-    assert capsys.readouterr().out
+    told = capsys.readouterr()
+    assert all(what in told.out for what in said.get("kept", ()))
+    assert all(what in told.out + told.err for what in said.get("problems", ()))
+    assert told.out
 
 
 def test_looking_takes_no_flags_that_are_for_doing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,8 +64,13 @@ def view(
         (
             view("lbproxy", "take-over/2", None, lbproxy=READY, report={**SERVES, "unable": ("legacy",)}),
             plan.Done,
-            "until the node boots",
-        ),
+                "rules-stay",
+            ),
+            (
+                view("lbproxy", "take-over/2", None, lbproxy=READY, report={**SERVES, "kept": ("theirs",)}),
+                plan.Done,
+                "none; left alone: theirs', <Outcome.FINISHED",
+            ),
         (view("lbproxy", "take-over/2", None, lbproxy=READY, report=SERVES), plan.Done, "lbproxy serves"),
     ],
 )  # fmt: skip

@@ -59,7 +59,9 @@ class World:
         if self.failing:
             raise errors.AgentError(self.failing)
         gone, self.rules = tuple(self.rules), []
-        return taking_over.Removed(gone, (), ("iptables-legacy: …",), ())
+        return taking_over.Removed(
+            gone, (), ("iptables-legacy: …",), (), ("table nat: KUBE-MARK-MASQ, since …",)
+        )
 
     def _give_back(self, _kernel: object) -> taking_over.Returned:
         self.kernel.apply([tables.handover(tables.Handover.RETURN, 1)])
@@ -99,6 +101,7 @@ async def test_rules_are_removed_once_the_agent_serves() -> None:
             serving=True,
             removed=("nftables table ip kube-proxy",),
             unable=("iptables-legacy: …",),
+            kept=("table nat: KUBE-MARK-MASQ, since …",),
             flows_of_kube_proxy=TCP,
         )
 

@@ -219,6 +219,13 @@ CASES = {
         "(pid 12): iptables-nft chains",
         "DaemonSet",
     ),
+    "rules of old": Case(
+        but(others={"leftovers": RULES, "without_tool": ("iptables-legacy", "ip6tables-legacy")}),
+        "kube-proxy",
+        WARNING,
+        "its rules are in force",
+        "iptables-legacy-restore and ip6tables-legacy-restore can not be found here: reboot the node, or",
+    ),
     "unseen rules": Case(
         but(others={"unseen": ("iptables", "nftables")}),
         "kube-proxy",

@@ -9,6 +9,7 @@ import typing
 import pytest
 
 from lbproxy import __main__, errors, leftovers, migrate
+from lbproxy.core import leftovers as core
 from lbproxy.core import model, tables
 from lbproxy.kernel import fake, ipvs, legacy_tables, nf_tables
 from tests import installing
@@ -123,8 +124,11 @@ def test_rules_of_old_stay_and_what_that_means_is_said_where_no_tool_is_theirs(
     done.all()
     assert "iptables-save" not in ran
     (unable,) = done.unable
-    assert unable.startswith("iptables-legacy: kube-proxy's rules stay, which only iptables-legacy-restore")
-    assert "a Service stays reachable when it is deleted, until this node boots" in unable
+    assert unable == (
+        "kube-proxy's rules of iptables-legacy stay, and a Service that is deleted stays reachable through "
+        f"them, since iptables-legacy-restore can not be found here: {core.BY_HAND}"
+    )
+    assert leftovers.staying() == [unable]
     assert (done.removed, done.failed) == ([], [])
 
 

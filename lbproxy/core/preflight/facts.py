@@ -176,6 +176,7 @@ class Others:
 
     processes: tuple[Running, ...] = ()
     leftovers: tuple[str, ...] = ()  # what of kube-proxy's rules is in force
+    without_tool: tuple[str, ...] = ()  # those that nothing here can remove, by flavours of iptables
     unseen: tuple[str, ...] = ()  # where its rules could not be looked for
     ipvs_mode: ipvs.Found | None = None
     hooks: tuple[Program, ...] = ()  # programs at the cgroup's hooks

@@ -30,19 +30,22 @@ def judge(known: facts.Facts) -> Iterator[findings.Finding]:
 def _kube_proxy(others: facts.Others, *, processes_seen: bool) -> findings.Finding:
     running = [one for one in others.processes if one.command == _KUBE_PROXY]
     rules = ", ".join(others.leftovers)
+    stays = (
+        f". Then {leftovers.stays(others.without_tool)}: {leftovers.BY_HAND}" if others.without_tool else ""
+    )
     if running:
         return findings.warning(
             _KUBE_PROXY,
             f"runs (pid {', '.join(str(one.pid) for one in running)})" + (f": {rules}" if rules else ""),
             "it may stay: its rules see what lbproxy leaves alone, and what it has begun goes on. To replace "
             f"it, once lbproxy serves: {leftovers.HOW_TO_STOP}. Where it is no DaemonSet: stop it, then "
-            "lbproxy migrate take-over",
+            f"lbproxy migrate take-over{stays}",
         )
     if rules:
         return findings.warning(
             _KUBE_PROXY,
             f"does not run here, but its rules are in force: {rules}",
-            "once lbproxy serves: lbproxy migrate take-over",
+            f"once lbproxy serves: lbproxy migrate take-over{stays}",
         )
     running_at_all = "does not run here" if processes_seen else "is not seen"
     if others.unseen:
