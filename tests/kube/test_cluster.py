@@ -301,13 +301,15 @@ async def test_rules_that_stay_are_a_state_and_a_status_of_their_own(
     server: apiserver.ApiServer, run: Runner
 ) -> None:
     nodes = Nodes(server, "n1")
-    nodes.agent["unable"] = ("iptables-legacy's rules",)
+    nodes.agent["unable"] = ("kube-proxy's rules of iptables-legacy stay: reboot the node",)
+    nodes.agent["kept"] = ("KUBE-MARK-MASQ, since rules in MINE use that",)
     server.store.put(OURS)
     server.store.put(PATCHED)
     async with alive(nodes):
         done = await run("--to", "lbproxy", "--all-nodes", "-o", "json")
     assert (done.status, json.loads(done.out)[0]["state"]) == (migrate_cluster.MORE_TO_DO, "rules-stay")
-    assert "A Service that is deleted stays to be reached through them" in done.err
+    assert "; left alone: KUBE-MARK-MASQ, since rules in MINE use that; kube-proxy's rules of" in done.err
+    assert "iptables-legacy stay: reboot the node\n" in done.err
 
 
 async def test_who_does_not_answer_may_write_no_events(server: apiserver.ApiServer, run: Runner) -> None:
