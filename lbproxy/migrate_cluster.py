@@ -17,7 +17,7 @@ import msgspec
 
 from lbproxy import errors, migrate_nodes, migrate_sets, render
 from lbproxy.core import migration, migration_plan
-from lbproxy.kube import cluster
+from lbproxy.kube import cluster, cluster_objects
 from lbproxy.migrate_sets import tell
 
 MORE_TO_DO: typing.Final = 4  # nothing failed, but this is not the end of it
@@ -35,6 +35,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     lbproxy: str
     state: str  # what this command came to there, a migration_plan.Outcome; empty where it did nothing
     outcome: str  # the same in words
+    not_ready: dict[str, str]  # why not, of kube-proxy's pod and lbproxy's, where their status says so
     report: migration.Report | None
     reported_at: str
 
@@ -124,8 +125,7 @@ class Migration:
         nodes = {node.metadata.name: node for node in self._api.nodes()}
         self._sets.read()
         if self._to is None:
-            for problem in self._sets.absent():
-                tell(f"lbproxy: {problem}")
+            self._tell_what_is_odd(nodes)
             self._show(list(nodes))
             return 0
         chosen = self._chosen(nodes)
@@ -154,7 +154,18 @@ class Migration:
         patched = "kube-proxy's DaemonSet keeps away from the label now, and " if self._sets.patched else ""
         return f"{patched}no node was touched"
 
-    def _chosen(self, nodes: Mapping[str, cluster.Node]) -> list[str]:
+    def _tell_what_is_odd(self, nodes: Mapping[str, cluster_objects.Node]) -> None:
+        for problem in (*self._sets.absent(), self._sets.returned(nodes)):
+            if problem:
+                tell(f"lbproxy: {problem}")
+        for name, node in nodes.items():
+            if node.order:
+                tell(
+                    f"lbproxy: {name}: the order {node.order} stands, of a run that goes on, or was killed: "
+                    "the next run takes it back"
+                )
+
+    def _chosen(self, nodes: Mapping[str, cluster_objects.Node]) -> list[str]:
         given = {"--node": self._args.node, "--except": self._args.excepted}
         if unknown := [(flag, name) for flag, names in given.items() for name in names if name not in nodes]:
             raise errors.ConfigError([f"{flag} {name}: there is no such node" for flag, name in unknown])
@@ -185,7 +196,7 @@ class Migration:
 
     # --- what is shown ---
 
-    def _foresee(self, nodes: Sequence[cluster.Node], patch: list[migration_plan.Term]) -> None:
+    def _foresee(self, nodes: Sequence[cluster_objects.Node], patch: list[migration_plan.Term]) -> None:
         goal = migration_plan.LBPROXY if self._to is migration_plan.Target.LBPROXY else ""
         found = []
         for node in nodes:
@@ -239,6 +250,7 @@ class Migration:
                     _state(ours.get(name)),
                     state,
                     said,
+                    _obstacles(kube_proxy=theirs.get(name), lbproxy=ours.get(name)),
                     last.report if last else None,
                     last.at if last else "",
                 )
@@ -270,10 +282,18 @@ def _exit_status(states: Sequence[str]) -> int:
     return MORE_TO_DO if any(state in _LEFT for state in states) else 0
 
 
-def _state(pod: cluster.Pod | None) -> str:
+def _state(pod: cluster_objects.Pod | None) -> str:
     if pod is None:
         return ""
     return "ready" if pod.ready else "not ready"
+
+
+def _obstacles(**pods: cluster_objects.Pod | None) -> dict[str, str]:
+    return {
+        name.replace("_", "-"): pod.obstacle
+        for name, pod in pods.items()
+        if pod is not None and not pod.ready and pod.obstacle
+    }
 
 
 def _present(found: Sequence[NodeStatus]) -> Iterator[render.Table | str]:
@@ -282,5 +302,7 @@ def _present(found: Sequence[NodeStatus]) -> Iterator[render.Table | str]:
         said = one.outcome
         if not said and one.report:
             said = f"{migration.described(one.report)} ({one.reported_at})"
+        if not one.outcome:
+            said = "; ".join((*(f"{of}: {why}" for of, why in one.not_ready.items()), *filter(None, [said])))
         rows.append((one.node, one.label or "-", one.kube_proxy or "-", one.lbproxy or "-", said or "-"))
     yield render.Table(("NODE", "LABEL", "KUBE-PROXY", "LBPROXY", "LAST WORD"), rows, prose=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from lbproxy import errors
 from lbproxy.core import migration, migration_plan
-from lbproxy.kube import cluster
+from lbproxy.kube import cluster, cluster_objects
 from lbproxy.migrate_sets import FIRST_PAUSE_S, LONGEST_PAUSE_S, Sets, Waiting, tell
 
 _ANSWER_S: typing.Final = 30.0  # an Event may get lost: then the order is given once more
@@ -180,6 +180,8 @@ class Walk:
         self.results[way.name] = Result(migration_plan.Outcome.STOPPED, f"stopped: {why}", label)
         said = [f"{way.name}: {why}"]
         said += [hint] if hint else []
+        if whose and way.view and (waiting := self._sets.unscheduled(whose, way.name)):
+            said.append(waiting)
         if way.lost:
             said.append(f"The node is not Ready; --all-nodes --except {way.name} leaves it as it is")
         said.append(
@@ -210,8 +212,8 @@ class _Way:
         tell(f"{self._place}: {what}")
 
 
-def _seen(pod: cluster.Pod | None) -> migration_plan.Pod | None:
-    return None if pod is None else migration_plan.Pod(pod.metadata.name, pod.ready)
+def _seen(pod: cluster_objects.Pod | None) -> migration_plan.Pod | None:
+    return None if pod is None else migration_plan.Pod(pod.metadata.name, pod.ready, pod.obstacle)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from lbproxy import errors, render
 from lbproxy.core import migration, migration_plan
-from lbproxy.kube import cluster
+from lbproxy.kube import cluster, cluster_objects
 
 FIRST_PAUSE_S: typing.Final = 0.2
 LONGEST_PAUSE_S: typing.Final = 3.0
@@ -32,7 +32,11 @@ def tell(line: str) -> None:
 def ask(question: str) -> str:
     """Ask where it is told: standard output is for the result."""
     print(question, end="", file=sys.stderr, flush=True)
-    return input()
+    try:
+        return input()
+    except (EOFError, KeyboardInterrupt):
+        tell("")  # what comes next is a line of its own
+        raise
 
 
 class Sets:
@@ -41,8 +45,8 @@ class Sets:
     def __init__(self, args: argparse.Namespace, api: cluster.Cluster) -> None:
         self._args = args
         self._api = api
-        self.kube_proxy: cluster.DaemonSet | None = None
-        self.lbproxy: cluster.DaemonSet | None = None
+        self.kube_proxy: cluster_objects.DaemonSet | None = None
+        self.lbproxy: cluster_objects.DaemonSet | None = None
         self.patched = False  # kube-proxy's, by this run
 
     def read(self) -> None:
@@ -50,11 +54,38 @@ class Sets:
         self.kube_proxy = self._api.daemon_set(*self._args.kube_proxy)
         self.lbproxy = self._api.daemon_set(*self._args.lbproxy)
 
-    def pods(self, node: str = "") -> tuple[dict[str, cluster.Pod], dict[str, cluster.Pod]]:
+    def pods(self, node: str = "") -> tuple[dict[str, cluster_objects.Pod], dict[str, cluster_objects.Pod]]:
         """kube-proxy's pods and lbproxy's, by node, of one node or all. Raises ApiError."""
         (space, name), (our_space, our_name) = self._args.kube_proxy, self._args.lbproxy
         theirs = cluster.owned_by(name, self.kube_proxy, self._api.pods(space, node))
         return theirs, cluster.owned_by(our_name, self.lbproxy, self._api.pods(our_space, node))
+
+    def unscheduled(self, whose: migration_plan.Target, node: str) -> str:
+        """Why a pod that is for a node is on none yet; empty where there is no such pod."""
+        of, (space, name) = self.kube_proxy, self._args.kube_proxy
+        if whose is migration_plan.Target.LBPROXY:
+            of, (space, name) = self.lbproxy, self._args.lbproxy
+        try:
+            # Asked for only where it stops: among all pods, since of a node there is none.
+            waiting = [pod for pod in self._api.pods(space) if pod.is_for(node)]
+        except cluster.ApiError:
+            return ""
+        found = cluster.owned_by(name, of, waiting).values()
+        return next((f"Its pod {pod.metadata.name} is {pod.obstacle}" for pod in found if pod.obstacle), "")
+
+    def returned(self, nodes: Mapping[str, cluster_objects.Node]) -> str:
+        """That kube-proxy's pods may run again on nodes that are lbproxy's; empty where they may not."""
+        alone = (
+            node for node in nodes.values() if node.labels.get(migration.LABEL) == migration_plan.LBPROXY
+        )
+        found = [node.metadata.name for node in alone if not self.stays_away(node.labels)]
+        if not found:
+            return ""
+        return (
+            f"DaemonSet {'/'.join(self._args.kube_proxy)} does not keep away from {', '.join(found)}, which "
+            "lbproxy serves: whoever manages it has written it anew. lbproxy migrate cluster --to lbproxy "
+            f"{' '.join(f'--node {name}' for name in found)} puts that right, and takes its rules away"
+        )
 
     def absent(self) -> list[str]:
         """Which of them is not there, and what to do about it."""
@@ -66,7 +97,7 @@ class Sets:
             )
         return found
 
-    def with_kube_proxy(self, nodes: Mapping[str, cluster.Node]) -> list[str]:
+    def with_kube_proxy(self, nodes: Mapping[str, cluster_objects.Node]) -> list[str]:
         """All nodes but those that kube-proxy's DaemonSet is not for, such as Windows' or serverless ones."""
         if self.kube_proxy is None:
             return list(nodes)
@@ -197,12 +228,12 @@ class Sets:
         )
 
 
-def _version(of: cluster.DaemonSet) -> tuple[str, int]:
+def _version(of: cluster_objects.DaemonSet) -> tuple[str, int]:
     """What changes when somebody changes what it asks for, and not with its status."""
     return of.metadata.uid, of.metadata.generation
 
 
-def _runs(of: cluster.DaemonSet, labels: Mapping[str, str]) -> tuple[bool, bool, bool]:
+def _runs(of: cluster_objects.DaemonSet, labels: Mapping[str, str]) -> tuple[bool, bool, bool]:
     """Whether its pods run on a node with such labels without ours, with "both", and with "lbproxy"."""
     others = {name: text for name, text in labels.items() if name != migration.LABEL}
     none, both, alone = (

@@ -34,10 +34,11 @@ class Target(enum.StrEnum):
 
 
 class Pod(typing.NamedTuple):
-    """A DaemonSet's pod on a node."""
+    """A DaemonSet's pod on a node; `obstacle` is why it is not ready, where that is known."""
 
     name: str
     ready: bool
+    obstacle: str = ""
 
 
 class View(typing.NamedTuple):
@@ -223,7 +224,8 @@ def _back(node: View, *, leave_flows: bool, without_agent: bool) -> Move:
                 f"as they were, until {CLEANUP} has been here, which breaks what goes on through it",
                 Outcome.CLEANUP_LEFT,
             )
-        return Done("kube-proxy serves")
+        # Nobody is there to be asked whether that is so.
+        return Done(f"kube-proxy serves; what lbproxy may have left in the kernel goes with {CLEANUP}")
     if without_agent:
         return SetLabel(
             "", "lbproxy's pod leaves, and its agent is not asked to leave new flows to kube-proxy"
@@ -246,7 +248,8 @@ def _back(node: View, *, leave_flows: bool, without_agent: bool) -> Move:
 def _not_ready(pod: Pod | None, whose: Target) -> Wait | None:
     if pod is None:
         return Wait(f"there is a pod of {whose}", whose=whose)
-    return None if pod.ready else Wait(f"{whose}'s pod {pod.name} is ready", whose=whose)
+    why = f" ({pod.obstacle})" if pod.obstacle else ""
+    return None if pod.ready else Wait(f"{whose}'s pod {pod.name} is ready{why}", whose=whose)
 
 
 def _given(node: View) -> migration.Step | None:
@@ -262,7 +265,7 @@ def _answer(node: View, step: migration.Step, why: str) -> migration.Report | Gi
             f"lbproxy's agent, {why}, answers by an Event",
             for_answer=True,
             whose=Target.LBPROXY,
-            hint="an agent with `events: false` (--events=false) writes none",
+            hint="An agent with `events: false` (--events=false) writes none",
         )
     return node.report
 

@@ -16,7 +16,7 @@ import msgspec
 
 from lbproxy import errors, secrecy
 from lbproxy.core import migration
-from lbproxy.kube import credentials
+from lbproxy.kube import cluster_objects, credentials
 
 _PAGE: typing.Final = 500
 _LISTINGS: typing.Final = 5  # of a list whose pages are forgotten meanwhile
@@ -37,138 +37,12 @@ class ApiError(errors.AgentError):
         return self.status in (0, 409, 429) or self.status >= 500
 
 
-class Meta(msgspec.Struct, rename="camel"):
-    """An object's metadata."""
-
-    name: str
-    uid: str = ""
-    resource_version: str = ""
-    generation: int = 0
-    labels: dict[str, str] | None = None
-    annotations: dict[str, str] | None = None
-    creation_timestamp: str | None = None
-    deletion_timestamp: str | None = None
-    owner_references: list["Owner"] | None = None
-
-
-class Owner(msgspec.Struct):
-    """Whom an object is of."""
-
-    kind: str = ""
-    name: str = ""
-
-
-class _Condition(msgspec.Struct):
-    type: str = ""
-    status: str = ""
-
-
-class _Status(msgspec.Struct):
-    conditions: list[_Condition] | None = None
-
-    def is_ready(self) -> bool | None:
-        """What its condition Ready says; None where there is none."""
-        return next((one.status == "True" for one in self.conditions or () if one.type == "Ready"), None)
-
-
-class Node(msgspec.Struct):
-    """A Node."""
-
-    metadata: Meta
-    status: _Status = msgspec.field(default_factory=_Status)
-
-    @property
-    def lost(self) -> bool:
-        """Whether its kubelet is known not to do what it is told."""
-        return self.status.is_ready() is False
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """Its labels."""
-        return self.metadata.labels or {}
-
-    @property
-    def order(self) -> str:
-        """What its agent is told to do."""
-        return (self.metadata.annotations or {}).get(migration.ANNOTATION, "")
-
-
-class _Template(msgspec.Struct):
-    spec: dict[str, typing.Any] = {}
-
-
-class _Selector(msgspec.Struct, rename="camel"):
-    match_labels: dict[str, str] | None = None
-
-
-class _DaemonSetSpec(msgspec.Struct, rename="camel"):
-    selector: _Selector = msgspec.field(default_factory=_Selector)
-    template: _Template = msgspec.field(default_factory=_Template)
-    update_strategy: dict[str, typing.Any] | None = None
-
-
-class _DaemonSetStatus(msgspec.Struct, rename="camel"):
-    observed_generation: int = 0
-    desired_number_scheduled: int = 0
-    updated_number_scheduled: int = 0
-    number_unavailable: int = 0
-
-
-class DaemonSet(msgspec.Struct):
-    """A DaemonSet: what it asks of nodes, and how far its last change has come."""
-
-    metadata: Meta
-    spec: _DaemonSetSpec
-    status: _DaemonSetStatus = msgspec.field(default_factory=_DaemonSetStatus)
-
-    @property
-    def pod_spec(self) -> dict[str, typing.Any]:
-        """Its pods' spec."""
-        return self.spec.template.spec
-
-    @property
-    def progress(self) -> tuple[int, int, int]:
-        """What of the last change is to be seen; another value: it gets on."""
-        status = self.status
-        return status.observed_generation, status.updated_number_scheduled, status.number_unavailable
-
-    @property
-    def rolled_out(self) -> bool:
-        """Whether its last change is everywhere; with OnDelete: is known to its controller."""
-        status = self.status
-        if status.observed_generation < self.metadata.generation:
-            return False
-        if (self.spec.update_strategy or {}).get("type") == "OnDelete":
-            return True
-        return (
-            status.updated_number_scheduled >= status.desired_number_scheduled
-            and not status.number_unavailable
-        )
-
-
-class _PodSpec(msgspec.Struct, rename="camel"):
-    node_name: str = ""
-
-
-class Pod(msgspec.Struct):
-    """A Pod."""
-
-    metadata: Meta
-    spec: _PodSpec = msgspec.field(default_factory=_PodSpec)
-    status: _Status = msgspec.field(default_factory=_Status)
-
-    @property
-    def ready(self) -> bool:
-        """Whether it is ready, and not about to go."""
-        return self.status.is_ready() is True and self.metadata.deletion_timestamp is None
-
-
 class _Regarding(msgspec.Struct):
     name: str = ""
 
 
 class _Event(msgspec.Struct, rename="camel"):
-    metadata: Meta
+    metadata: cluster_objects.Meta
     regarding: _Regarding = msgspec.field(default_factory=_Regarding)
     event_time: str | None = None
 
@@ -237,16 +111,16 @@ class Cluster:
         ask = self._reviews.create_self_subject_access_review
         return self._read(self._ask(f"ask for the right to {right}", ask, review), _Review).status.allowed
 
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[cluster_objects.Node]:
         """Every Node, by name."""
-        found = self._all(Node, "list nodes", self._core.list_node)
+        found = self._all(cluster_objects.Node, "list nodes", self._core.list_node)
         return sorted(found, key=lambda node: node.metadata.name)
 
-    def node(self, name: str) -> Node:
+    def node(self, name: str) -> cluster_objects.Node:
         """One of them."""
-        return self._read(self._ask(f"get node {name}", self._core.read_node, name), Node)
+        return self._read(self._ask(f"get node {name}", self._core.read_node, name), cluster_objects.Node)
 
-    def daemon_set(self, namespace: str, name: str) -> DaemonSet | None:
+    def daemon_set(self, namespace: str, name: str) -> cluster_objects.DaemonSet | None:
         """A DaemonSet; None where there is none."""
         what = f"get daemonset {namespace}/{name}"
         try:
@@ -255,16 +129,16 @@ class Cluster:
             if error.status == 404:
                 return None
             raise
-        return self._read(answer, DaemonSet)
+        return self._read(answer, cluster_objects.DaemonSet)
 
-    def pods(self, namespace: str, node: str = "") -> list[Pod]:
+    def pods(self, namespace: str, node: str = "") -> list[cluster_objects.Pod]:
         """The pods of a namespace, of one node or all; the oldest first."""
         chosen = {"field_selector": f"spec.nodeName={node}"} if node else {}
 
         def ask(**page: typing.Any) -> typing.Any:
             return self._core.list_namespaced_pod(namespace, **chosen, **page)
 
-        found = self._all(Pod, f"list pods in {namespace}", ask)
+        found = self._all(cluster_objects.Pod, f"list pods in {namespace}", ask)
         return sorted(found, key=lambda pod: pod.metadata.creation_timestamp or "")
 
     def answers(self) -> dict[str, list[Answer]]:
@@ -293,7 +167,9 @@ class Cluster:
         """Tell a node's agent what to do; "" takes it back."""
         self._change_node(node, {"annotations": {migration.ANNOTATION: order or None}})
 
-    def patch_daemon_set(self, namespace: str, of: DaemonSet, patch: Mapping[str, typing.Any]) -> None:
+    def patch_daemon_set(
+        self, namespace: str, of: cluster_objects.DaemonSet, patch: Mapping[str, typing.Any]
+    ) -> None:
         """Change a DaemonSet, unless somebody else has meanwhile (409)."""
         # So that nothing is undone that we have not seen.
         body = {"metadata": {"resourceVersion": of.metadata.resource_version}, **patch}
@@ -394,7 +270,9 @@ def connect(kubeconfig: str, context: str) -> Cluster:
     return Cluster(kubernetes, api)
 
 
-def owned_by(name: str, found: DaemonSet | None, pods: Iterable[Pod]) -> dict[str, Pod]:
+def owned_by(
+    name: str, found: cluster_objects.DaemonSet | None, pods: Iterable[cluster_objects.Pod]
+) -> dict[str, cluster_objects.Pod]:
     """The pods of the DaemonSet `name` among others, by the node that they are on; of two the newer one.
 
     `found` is that DaemonSet, if there is one: of one that was deleted, or made anew, pods may have stayed,
@@ -402,7 +280,7 @@ def owned_by(name: str, found: DaemonSet | None, pods: Iterable[Pod]) -> dict[st
     """
     chosen = ((found.spec.selector.match_labels if found else None) or {}).items()
 
-    def is_its(pod: Pod) -> bool:
+    def is_its(pod: cluster_objects.Pod) -> bool:
         owners = pod.metadata.owner_references or ()
         if owners:
             return any((one.kind, one.name) == ("DaemonSet", name) for one in owners)

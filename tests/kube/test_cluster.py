@@ -21,7 +21,7 @@ import yaml
 from lbproxy import __main__ as command
 from lbproxy import errors, migrate_cluster, migrate_nodes, migrate_sets
 from lbproxy.core import migration, migration_plan
-from lbproxy.kube import cluster
+from lbproxy.kube import cluster, cluster_objects
 from lbproxy.lab import apiserver
 from tests.kube.conftest import eventually
 
@@ -55,6 +55,7 @@ class Nodes:
         self.names = names
         self.become_ready = {"kube-proxy", "lbproxy"}
         self.agent: Object = {"obeys": True, "serving": True}  # what agents say of themselves
+        self.pods: dict[str, Object] = {}  # what is to be seen of a DaemonSet's pods besides
         self.returning: set[str] = set()
         self.told: list[tuple[str, str, str]] = []  # a node, its label then, and the order
         for name in names:
@@ -65,18 +66,17 @@ class Nodes:
     def pod(self, of: str, node: str, *, there: bool = True) -> None:
         key = (KUBE_SYSTEM, f"{of}-{node}")
         if there and key not in self.server.store.objects["pods"]:
-            self.server.store.put(
-                {
-                    "kind": "Pod",
-                    "metadata": {
-                        "name": key[1],
-                        "namespace": key[0],
-                        "ownerReferences": [{"kind": "DaemonSet", "name": of}],
-                    },
-                    "spec": {"nodeName": node},
-                    "status": {"conditions": [{"type": "Ready", "status": str(of in self.become_ready)}]},
-                }
-            )
+            pod = {
+                "kind": "Pod",
+                "metadata": {
+                    "name": key[1],
+                    "namespace": key[0],
+                    "ownerReferences": [{"kind": "DaemonSet", "name": of}],
+                },
+                "spec": {"nodeName": node},
+                "status": {"conditions": [{"type": "Ready", "status": str(of in self.become_ready)}]},
+            }
+            self.server.store.put(pod | self.pods.get(of, {}))
         elif not there and key in self.server.store.objects["pods"]:
             self.server.store.delete("pods", key)
 
@@ -276,6 +276,79 @@ async def test_where_lbproxys_pod_is_not_ready_the_way_out_that_is_named_leads_o
     assert migration_plan.CLEANUP in gone.err
 
 
+def not_scheduled(node: str) -> Object:
+    """A DaemonSet's pod that no node has room for: only its affinity says which one it is for."""
+    field = {"key": "metadata.name", "operator": "In", "values": [node]}
+    refused = {"type": "PodScheduled", "status": "False", "message": "1 node(s) didn't have free ports"}
+    required = migration_plan.affinity_patch([{"matchFields": [field]}])["spec"]["template"]["spec"]
+    return {"spec": required, "status": {"conditions": [refused]}}
+
+
+def held_up(**container: Object) -> Object:
+    """The status of a pod, one of whose containers does not run."""
+    fine: Object = {"state": {"running": {}}}
+    return {"status": {"initContainerStatuses": [fine], "containerStatuses": [fine, container]}}
+
+
+@pytest.mark.parametrize(
+    ("pod", "said"),
+    [
+        (
+            held_up(state={"waiting": {"reason": "ErrImagePull", "message": "not found"}}),
+            "lbproxy's pod lbproxy-n1 is ready (ErrImagePull: not found). Whoever",
+        ),
+        (
+            held_up(
+                state={"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s"}},
+                lastState={"terminated": {"exitCode": 3}},
+            ),
+            "lbproxy's pod lbproxy-n1 is ready (CrashLoopBackOff, last exit status 3). Whoever",
+        ),
+        (held_up(state={"waiting": {"reason": "ContainerCreating"}}), "pod lbproxy-n1 is ready. Whoever"),
+        (
+            not_scheduled("n1"),
+            "a pod of lbproxy. Its pod lbproxy-n1 is not scheduled: 1 node(s) didn't have free ports",
+        ),
+        (not_scheduled("n2"), "there is a pod of lbproxy. Whoever"),
+    ],
+)
+async def test_why_a_pod_does_not_start_is_said(
+    server: apiserver.ApiServer, run: Runner, pod: Object, said: str
+) -> None:
+    nodes = Nodes(server, "n1")
+    nodes.pods["lbproxy"] = {"spec": {"nodeName": "n1"}} | pod
+    server.store.put(OURS)
+    server.store.put(PATCHED)
+    async with alive(nodes):
+        done = await run("--to", "lbproxy", "--all-nodes", "--timeout", "1")
+        assert (done.status, said in done.err) == (1, True), done.err
+        shown = json.loads((await run("-o", "json")).out)[0]["not_ready"]
+        why = said.partition("(")[2].partition(").")[0] if "pod lbproxy-n1 is ready (" in said else ""
+        assert shown == ({"lbproxy": why} if why else {})
+        assert why in (await run()).out
+
+
+async def test_whoever_looks_is_told_where_kube_proxy_may_come_back_and_which_orders_stand(
+    server: apiserver.ApiServer, run: Runner
+) -> None:
+    nodes = Nodes(server, "n1", "n2")
+    server.store.put(OURS)
+    server.store.put(PATCHED)
+    async with alive(nodes):
+        assert (await run("--to", "lbproxy", "--node", "n1")).status == 0
+        assert (await run()).err == ""
+        server.store.put(THEIRS)
+        change = {"metadata": {"annotations": {migration.ANNOTATION: "status/killed"}}}
+        server.store.patch("nodes", ("", "n2"), change)
+        looked = await run()
+        assert looked.status == 0
+        assert "kube-system/kube-proxy does not keep away from n1, which lbproxy serves" in looked.err
+        assert "n2: the order status/killed stands" in looked.err
+        advice = looked.err.partition("lbproxy migrate cluster ")[2].partition(" puts that right")[0]
+        assert (await run(*advice.split(), "--yes")).status == 0
+        assert "does not keep away" not in (await run()).err
+
+
 async def test_a_node_that_was_given_back_begins_flows_again_before_kube_proxy_leaves(
     server: apiserver.ApiServer, run: Runner
 ) -> None:
@@ -320,7 +393,7 @@ async def test_who_does_not_answer_may_write_no_events(server: apiserver.ApiServ
     nodes.pod("lbproxy", "n1")
     done = await run("--to", "lbproxy", "--all-nodes", "--timeout", "1")
     assert (done.status, nodes.node("n1")) == (1, ("both", ""))
-    assert "an agent with `events: false` (--events=false) writes none" in done.err
+    assert ". An agent with `events: false` (--events=false) writes none. " in done.err
 
 
 async def test_a_node_that_is_deleted_meanwhile_stops_nothing(
@@ -516,6 +589,10 @@ async def test_the_question_is_not_part_of_the_result(
     done = await run("--to", "lbproxy", "--all-nodes", "-o", "json")
     assert (done.status, done.out) == (1, "")
     assert "change it? [y/N] " in done.err
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    unanswered = await run("--to", "lbproxy", "--all-nodes")
+    assert (unanswered.status, unanswered.out) == (1, "")
+    assert "change it? [y/N] \nlbproxy: error: nothing was changed" in unanswered.err
     assert not changes(server)
 
 
@@ -769,20 +846,20 @@ def test_a_kubeconfig_that_the_environment_names_wrongly_is_named() -> None:
 
 
 def test_pods_are_known_by_their_owners_name_or_where_they_have_none_by_their_labels() -> None:
-    def pod(node: str, labels: dict[str, str], *owners: cluster.Owner) -> cluster.Pod:
-        metadata = cluster.Meta(f"pod-{node}", labels=labels, owner_references=list(owners) or None)
-        return cluster.Pod(metadata, cluster._PodSpec(node))
+    def pod(node: str, labels: dict[str, str], *owners: cluster_objects.Owner) -> cluster_objects.Pod:
+        metadata = cluster_objects.Meta(f"pod-{node}", labels=labels, owner_references=list(owners) or None)
+        return cluster_objects.Pod(metadata, cluster_objects.PodSpec(node))
 
-    ours, labels = cluster.Owner("DaemonSet", "kube-proxy"), {"k8s-app": "kube-proxy"}
+    ours, labels = cluster_objects.Owner("DaemonSet", "kube-proxy"), {"k8s-app": "kube-proxy"}
     pods = [
         pod("n1", {}, ours),
         pod("n2", {**labels, "more": "1"}),  # its owner was deleted, and made anew
-        pod("n3", labels, cluster.Owner("Node", "n3")),
-        pod("n4", labels, cluster.Owner("DaemonSet", "other")),
+        pod("n3", labels, cluster_objects.Owner("Node", "n3")),
+        pod("n4", labels, cluster_objects.Owner("DaemonSet", "other")),
         pod("n5", {"k8s-app": "other"}),
     ]
     spec = {"selector": {"matchLabels": labels}}
-    found = msgspec.convert({"metadata": {"name": "kube-proxy"}, "spec": spec}, cluster.DaemonSet)
+    found = msgspec.convert({"metadata": {"name": "kube-proxy"}, "spec": spec}, cluster_objects.DaemonSet)
     assert list(cluster.owned_by("kube-proxy", found, pods)) == ["n1", "n2"]
     assert list(cluster.owned_by("kube-proxy", None, pods)) == ["n1"]
 

@@ -29,6 +29,7 @@ from tests.lab.conftest import LabFactory
 MODES = {"n1": load.Backend.NATIVE, "n2": load.Backend.NF_TABLES}
 FAMILIES, NODE_PORT = test_migration.FAMILIES, test_migration.NODE_PORT
 CLUSTER_IP, CLUSTER_IP6 = test_migration.CLUSTER_IP.values()
+CLEANUP = migration_plan.CLEANUP
 HEEDS = {"key": migration.LABEL, "operator": "In", "values": ["lbproxy", "both"]}
 # As kube-proxy has them, and has the one that comes second wait.
 _PORTS = """
@@ -228,7 +229,7 @@ def test_a_cluster_goes_there_and_back(bed: Bed) -> None:
         bed.migrate("--to", "kube-proxy", "--node", "n1", status=migrate_cluster.MORE_TO_DO)
         gone = bed.migrate("--to", "kube-proxy", "--all-nodes", "--leave-flows")
         assert [(one["label"], one["lbproxy"], one["outcome"]) for one in gone] == 2 * [
-            ("", "", "kube-proxy serves")
+            ("", "", f"kube-proxy serves; what lbproxy may have left in the kernel goes with {CLEANUP}")
         ]
         # The agents are gone; what they had begun the kernel goes on with.
         test_migration.all_whole([*old, *new, *last])
