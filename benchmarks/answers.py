@@ -5,7 +5,7 @@ import dataclasses
 import math
 
 from benchmarks import figures, remarks, results, rows
-from benchmarks.figure import LBPROXY, Figure, Group
+from benchmarks.figure import CONTROL, LBPROXY, Figure, Group
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,9 +69,10 @@ def _cost(listed: list[Figure], found: results.Results) -> list[str]:
     sizes = f"from {_services(ours[0].services)} to {ours[-1].services:,}"
     low, high = min(one.value for one in ours), max(one.value for one in ours)
     said.append(
-        f"Through a ClusterIP, lbproxy reaches {low:.2f} to {high:.2f} of the rate of short connections that "
-        f"there is without any proxy, {sizes}."
+        f"Through a ClusterIP to a pod of the same node, lbproxy reaches {low:.2f} to {high:.2f} of the rate "
+        f"of short connections that there is without any proxy, {sizes}."
     )
+    said += _other_ways(listed)
     for name, called in _others(found).items():
         theirs = _pick(listed, Group.SHORT, figures.WAYS["service"], name)
         if theirs:
@@ -82,7 +83,8 @@ def _cost(listed: list[Figure], found: results.Results) -> list[str]:
             )
     times: dict[int, list[str]] = {}
     for one in listed:
-        if one.group is Group.VERSUS and one.what == figures.WAYS["masqueraded"]:
+        # The control's is the limit's ratio, and none of lbproxy's.
+        if (one.group, one.what) == (Group.VERSUS, figures.WAYS["masqueraded"]) and one.column != CONTROL:
             called = rows.headings(found).get(one.column, one.column)
             times.setdefault(one.services, []).append(f"{one.value:.2f} times those of {called}")
     for services, parts in times.items():
@@ -90,6 +92,16 @@ def _cost(listed: list[Figure], found: results.Results) -> list[str]:
             continue
         said.append(f"Connections a second to a NodePort, with {_services(services)}: {', '.join(parts)}.")
     return said
+
+
+def _other_ways(listed: list[Figure]) -> collections.abc.Iterator[str]:
+    by_way: dict[str, list[float]] = {}
+    for one in _pick(listed, Group.PATHS, figures.WAYS["service"]):
+        by_way.setdefault(one.topic.rpartition(", ")[2], []).append(one.value)
+    for way, values in by_way.items():
+        low, high = (f"{bound(values):.2f}" for bound in (min, max))
+        reached = low if low == high else f"{low} to {high}"
+        yield f"From a {way.replace(' → ', ' to a ')} it reaches {reached}."
 
 
 def _change(listed: list[Figure], found: results.Results) -> list[str]:

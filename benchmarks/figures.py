@@ -179,7 +179,7 @@ def _failed(traffic: results.Traffic, variant: str) -> str:
 
 def _ratio_target(mode: str, way: str) -> targets.Target | None:
     if way == "direct":
-        return targets.DIRECT if mode == "short" else None
+        return targets.DIRECT
     return {"short": targets.SHORT, "udp-new": None}.get(mode, targets.ESTABLISHED)
 
 

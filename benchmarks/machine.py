@@ -50,6 +50,8 @@ _REPORTED = (
     "docs/benchmarks.md",
     "docs/benchmarks.html",
     "docs/benchmarks.png",
+    "docs/comparison.md",
+    "docs/balancing.md",
 )
 
 

@@ -22,6 +22,7 @@ STRANGER = "of no service"
 HERE = "established, to a pod here"
 LEAVES = "established, its answers leave"
 ELSEWHERE = "established, to another node"
+NEW_ELSEWHERE = "new, to another node, masqueraded"
 NO_STATE = "with nothing to remember, one run at a time"  # part of what such packets are called
 STALE = "established, each the first of its flow in a second"
 _TIMES_HOT = 1 << 16
@@ -282,7 +283,7 @@ def _new(at: bed.Bed, family: int, proto: int) -> Set:
             "tc_from_outside", "new, to a pod here, masqueraded", 0, asked(bed.NEAR), inside,
             tcp_flags=frames.SYN,
         ),
-        Case("tc_from_outside", "new, to another node, masqueraded", 0, asked(bed.FAR), **unproved),
+        Case("tc_from_outside", NEW_ELSEWHERE, 0, asked(bed.FAR), **unproved),
         Case("tc_from_outside", "the same by least connections", 0, asked(bed.LEAST), **unproved),
         Case(
             "tc_from_outside", "new, refused: no backend, one run at a time", 0, refused,

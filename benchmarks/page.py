@@ -16,6 +16,7 @@ from benchmarks import (
     rows,
     sections,
     tables,
+    verdicts,
 )
 from benchmarks.figure import CONTROL, Group
 
@@ -91,6 +92,7 @@ def render(found: results.Results) -> str:
         *_remarks(found, warning=True),
         *_contents([*(answer.question for answer in asked), _TRUST]),
         *_contestants(found),
+        *_targets(found),
         *(part for answer in asked for part in _answer(answer, found, pictures)),
         *_trust(found),
     ]
@@ -133,6 +135,13 @@ def _contestants(found: results.Results) -> list[str]:
     ]
     bare = "<li><strong>bare</strong>: client and server where nothing is programmed: the limit.</li>"
     return ["<h2>Who is compared</h2>", "<ul>", *items, bare, "</ul>"]
+
+
+def _targets(found: results.Results) -> list[str]:
+    if not verdicts.judged(found):
+        return []
+    said = f'<p class="dim">{_prose(verdicts.SAID)}</p>'
+    return [f"<h2>{verdicts.HEADING}</h2>", said, _table(verdicts.table(found), verdicts.HEADING)]
 
 
 def _answer(

@@ -1,4 +1,7 @@
-"""Pages from one run's JSON, and from nothing else: README.md, docs/benchmarks.md, .html and .png.
+"""Pages from one run's JSON, and from nothing else.
+
+They are docs/benchmarks.html and .png, and what is between markers in README.md, docs/benchmarks.md,
+docs/comparison.md and docs/balancing.md.
 
 Run: python -m benchmarks.report [FILE]; without a file, the run that was started last of those that
 came to their end.
@@ -11,6 +14,7 @@ import sys
 
 from benchmarks import (
     balancing_rows,
+    comparison,
     elsewhere,
     figures,
     machine,
@@ -22,12 +26,15 @@ from benchmarks import (
     rows,
     sections,
     tables,
+    verdicts,
 )
 from benchmarks.figure import Group
 
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 README = machine.ROOT / "README.md"
 PAGE = machine.ROOT / "docs/benchmarks.md"
+BESIDE = machine.ROOT / "docs/comparison.md"
+BALANCING = machine.ROOT / "docs/balancing.md"
 PLOT = machine.ROOT / "docs/benchmarks.png"
 HTML = machine.ROOT / "docs/benchmarks.html"
 _HEADING = "## Measured"
@@ -40,6 +47,7 @@ def summary_section(found: results.Results) -> str:
     said = remarks.remarks(found)
     parts = [_PICTURE] if plot.panels(found) else []
     parts += [_bullets_of(each for each in said if each.warning), contestants(found)]
+    parts += _targets(found, f"**{verdicts.HEADING}.** ")
     for group, listed in sections.headlines(found).items():
         parts += [f"**{group}.** {sections.headline_caption(group, found)}".rstrip()]
         parts.append(tables.markdown(rows.table(listed, called, spreads=False)))
@@ -58,6 +66,12 @@ def summary_section(found: results.Results) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def _targets(found: results.Results, heading: str) -> list[str]:
+    if not verdicts.judged(found):
+        return []
+    return [f"{heading}{verdicts.SAID}", tables.markdown(verdicts.table(found))]
+
+
 def contestants(found: results.Results) -> str:
     """Say who was compared, and what is real of them."""
     return _bullets(f"{rows.heading(each)}: {rows.described(each)}." for each in found.contestants)
@@ -70,6 +84,7 @@ def page(found: results.Results) -> str:
     parts = [_bullets_of(remarks.remarks(found))]
     if found.contestants:
         parts += ["### Contestants", contestants(found)]
+    parts += _targets(found, f"### {verdicts.HEADING}\n\n")
     for group in Group:
         of_group = [figure for figure in listed if figure.group is group]
         if of_group:
@@ -94,6 +109,19 @@ def page(found: results.Results) -> str:
         parts += ["### BPF maps", tables.markdown(maps)]
     parts += ["### Versions", _bullets(f"{name}: {value}" for name, value in found.software.items())]
     return "\n\n".join(part for part in parts if part)
+
+
+def beside(found: results.Results) -> str:
+    """Return the generated part of docs/comparison.md."""
+    warnings = _bullets_of(each for each in remarks.remarks(found) if each.warning)
+    parts = [tables.markdown(comparison.table(found)), comparison.of_packets(found), warnings]
+    return "\n\n".join(part for part in [*parts, f"{remarks.origin(found)}."] if part)
+
+
+def slow_backend(found: results.Results) -> str:
+    """Return the generated part of docs/balancing.md; without such figures that of a run before stays."""
+    parts = [balancing_rows.said(found), tables.markdown(balancing_rows.table(found.balancing))]
+    return "\n\n".join([*parts, f"{remarks.origin(found)}."])
 
 
 def _bullets_of(listed: collections.abc.Iterable[remarks.Remark]) -> str:
@@ -138,11 +166,15 @@ def main() -> int:
         HTML.write_text(html.render(found))
         README.write_text(insert(README.read_text(), summary_section(found)))
         PAGE.write_text(insert(PAGE.read_text(), page(found)))
+        BESIDE.write_text(insert(BESIDE.read_text(), beside(found)))
+        if found.balancing:
+            BALANCING.write_text(insert(BALANCING.read_text(), slow_backend(found)))
     except (ValueError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 1
     drawn = f", docs/{PLOT.name}" if PLOT.exists() else "; there is nothing to draw"
-    print(f"{path} → {README.name}, docs/{PAGE.name}, docs/{HTML.name}{drawn}")
+    pages = ", ".join(f"docs/{each.name}" for each in (PAGE, HTML, BESIDE, BALANCING))
+    print(f"{path} → {README.name}, {pages}{drawn}")
     return 0
 
 

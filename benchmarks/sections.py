@@ -55,7 +55,9 @@ def of_packets(found: results.Results) -> str:
 def headline_caption(group: Group, found: results.Results) -> str:
     """Say what the figures of `headlines` are."""
     if group is Group.OTHERS:
-        return "Through a ClusterIP, pod → pod of the same node."
+        return "Through a ClusterIP, pod → pod of the same node; other sizes in docs/benchmarks.md."
+    if group is Group.PATHS:
+        return "With as many services; other sizes in docs/benchmarks.md."
     return caption(group, found)
 
 
@@ -134,11 +136,12 @@ def headlines(found: results.Results) -> dict[Group, list[Figure]]:
     greatest = max((each.services for each in found.traffic), default=0)
     for figure in figures.figures(found):
         group = figure.group
-        if group in (Group.PATHS, Group.OUTSIDE, Group.ALIKE):
+        if group in (Group.OUTSIDE, Group.ALIKE):
             continue
 
-        shown = figure.services == greatest and figure.what == figures.WAYS["service"]
-        if group is Group.OTHERS and not (shown and figure.topic.endswith(figures.PATHS["pod"])):
+        if group in (Group.OTHERS, Group.PATHS) and figure.services != greatest:
+            continue
+        if group is Group.OTHERS and figure.what != figures.WAYS["service"]:
             continue
 
         if group in (Group.START, Group.MEMORY) and figure.what not in _SHOWN:

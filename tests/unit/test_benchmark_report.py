@@ -5,6 +5,7 @@ import html.parser
 import itertools
 import math
 import pathlib
+import re
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks import (
     answers,
+    comparison,
     elsewhere,
     figures,
     packet_rows,
@@ -25,6 +27,7 @@ from benchmarks import (
     sections,
     tables,
     targets,
+    verdicts,
 )
 from benchmarks.figure import CONTROL, LBPROXY, Figure, Group, number
 from tests.unit import benchmark_run
@@ -46,6 +49,7 @@ def pick(
     return one
 
 
+OTHERS = benchmark_run.OTHERS
 SERVICE, DIRECT = figures.WAYS["service"], figures.WAYS["direct"]
 
 
@@ -282,12 +286,47 @@ def test_markdown_escapes_what_would_break_a_table() -> None:
 def test_readme_shows_what_the_product_is_chosen_for(found: results.Results) -> None:
     shown = sections.headlines(found)
     assert list(shown) == [
-        Group.SHORT, Group.VERSUS, Group.OTHERS, Group.PROGRAMMING,
+        Group.SHORT, Group.VERSUS, Group.OTHERS, Group.PATHS, Group.PROGRAMMING,
         Group.START, Group.FAILED, Group.MEMORY, Group.CPU,
     ]  # fmt: skip
-    assert {one.services for one in shown[Group.OTHERS]} == {10_000}
+    assert {one.services for group in (Group.OTHERS, Group.PATHS) for one in shown[group]} == {10_000}
     text = report.summary_section(found)
-    assert text.index(Group.SHORT) < text.index(Group.VERSUS) < text.index(Group.MEMORY)
+    places = [text.index(f"**{each}.**") for each in (verdicts.HEADING, *shown)]
+    assert places == sorted(places)
+
+
+def test_no_missed_target_is_left_out_of_the_count(found: results.Results) -> None:
+    judged = [one for one in figures.figures(found) if one.target is not None]
+    lines = [line for line in packet_rows.lines(found) if line.target is not None]
+    missed = [one for one in judged if not one.met]
+    of_lines = sum(line.target is not None and line.target.missed_by(line.worst) > 0 for line in lines)
+    assert missed
+    assert of_lines
+    *_, total = verdicts.table(found).rows
+    met = len(judged) + len(lines) - len(missed) - of_lines
+    near = sum(0 < one.missed_by <= one.margin < math.inf and not one.warning for one in missed)
+    assert [cell.text for cell in total[1:]] == [str(met), str(len(missed) + of_lines), str(near)]
+    for text in (report.summary_section(found), report.page(found), html.unescape(page.render(found))):
+        assert verdicts.SAID.partition("*")[0] in text
+
+
+def test_whatever_failed_misses_its_target_and_is_no_noise(found: results.Results) -> None:
+    before = verdicts.counts(found)
+    start = next(each for each in found.starts if (each.contestant, each.how) == (LBPROXY, "adopted"))
+    found.starts[found.starts.index(start)] = msgspec.structs.replace(start, failed=1)
+    what = str(Group.FAILED)
+    now = verdicts.counts(found)[what]
+    assert (now.met, now.missed, now.in_noise) == (before[what].met - 1, before[what].missed + 1, 0)
+
+
+def test_direct_traffic_of_every_kind_has_a_target(found: results.Results) -> None:
+    direct = [
+        one
+        for one in figures.figures(found)
+        if (one.what, one.column) == (DIRECT, LBPROXY) and one.group is not Group.ALIKE
+    ]
+    assert {one.target for one in direct} == {targets.DIRECT}
+    assert {one.topic.partition(",")[0] for one in direct} == set(figures.MODES.values())
 
 
 def test_the_long_page_has_every_figure(found: results.Results) -> None:
@@ -415,7 +454,10 @@ def written(
     found: results.Results, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, pathlib.Path]:
     """Have the report write its files elsewhere."""
-    files = {name: tmp_path / f"written.{name}" for name in ("README", "PAGE", "PLOT", "HTML")}
+    files = {
+        name: tmp_path / f"written.{name}"
+        for name in ("README", "PAGE", "PLOT", "HTML", "BESIDE", "BALANCING")
+    }
     for name, path in files.items():
         monkeypatch.setattr(report, name, path)
         path.write_text("old\n")
@@ -437,6 +479,59 @@ def test_a_report_of_a_run_with_nothing_to_draw_removes_the_picture_of_another(
     assert not written["PLOT"].exists()
     assert "benchmarks.png" not in written["README"].read_text()
     assert written["PLOT"].name not in capsys.readouterr().out
+
+
+def test_a_run_without_one_slow_backend_leaves_what_stands_there(
+    found: results.Results, written: dict[str, pathlib.Path]
+) -> None:
+    assert report.main() == 0
+    before = written["BALANCING"].read_text()
+    assert "least-connections" in before
+    found.balancing = []
+    results.write(found, written["PLOT"].with_name("run.json"))
+    assert report.main() == 0
+    assert written["BALANCING"].read_text() == before
+
+
+PAGES = {
+    report.README: report.summary_section,
+    report.PAGE: report.page,
+    report.BESIDE: report.beside,
+    report.BALANCING: report.slow_backend,
+}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_the_pages_are_those_of_the_committed_run(path: pathlib.Path) -> None:
+    committed = results.read(results.DIRECTORY / "full.json")
+    text = path.read_text()
+    assert report.insert(text, PAGES[path](committed)) == text, "make report"
+
+
+def test_the_browsers_page_is_that_of_the_committed_run() -> None:
+    committed = results.read(results.DIRECTORY / "full.json")
+    # Its pictures have ids that are drawn by lot.
+    without = [re.sub(r"<figure>.*?</figure>", "", text, flags=re.DOTALL) for text in (
+        report.HTML.read_text(), page.render(committed)
+    )]  # fmt: skip
+    assert without[0] == without[1], "make report"
+
+
+def test_who_chooses_finds_the_same_figures_as_everywhere(found: results.Results) -> None:
+    table = comparison.table(found)
+    lines = {line[0].text: [cell.text for cell in line[1:]] for line in table.rows}
+    of = lines["short connections through a ClusterIP ÷ no proxy, 1 service"]
+    assert of == [pick(found, Group.SHORT, SERVICE, 1, column).text for column in ("lbproxy", *OTHERS)]
+    ratios = [
+        one.value
+        for one in figures.figures(found)
+        if (one.group, one.services, one.column) == (Group.VERSUS, 1, "iptables")
+    ]
+    ours, iptables, _ = lines["NodePort from outside, 1 service, rate of lbproxy ÷ theirs"]
+    assert (ours, iptables) == ("–", f"{number(min(ratios), '')} to {number(max(ratios), '')}")
+    assert "64k known flows in turn 241" in comparison.of_packets(found)
+    found.packets = []
+    assert not comparison.of_packets(found)
 
 
 def test_a_picture_without_its_page_says_what_it_is_of(
@@ -580,6 +675,13 @@ def test_generated_rules_are_called_no_lower_bound_of_a_change(found: results.Re
         assert "--kube-proxy PATH" in text
     found.contestants = found.contestants[:1]
     assert "no lower bound" not in report.page(found)
+
+
+def test_what_is_said_of_a_connections_cost_is_said_of_its_way(found: results.Results) -> None:
+    said = "\n".join(answers.answers(found)[0].sentences)
+    for words in ("to a pod of the same node, lbproxy", "From a pod to a pod of another node", "From a node"):
+        assert words in said
+    assert CONTROL not in said
 
 
 def test_the_page_answers_what_is_asked(found: results.Results) -> None:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import lbproxy
+from benchmarks import results
 from deploy import kustomizing
 from deploy.chart.schema import NEWEST, OLDEST
 from lbproxy import __main__ as command
@@ -428,6 +429,18 @@ def test_what_alerts_say_names_labels_that_their_series_have() -> None:
         labels = set().union(*(known[name] for name in names)) | TARGET_LABELS
         said = " ".join(rule["annotations"].values())
         assert set(re.findall(r"\$labels\.(\w+)", said)) <= labels, rule["alert"]
+
+
+@pytest.mark.parametrize("overlay", ["default", "hostile"])
+def test_memory_that_is_asked_for_is_what_was_measured(overlay: str) -> None:
+    """For 10,000 services; not so much that nodes would be kept from other pods for nothing."""
+    found = results.read(results.DIRECTORY / "full.json")
+    measured = next(each for each in found.memory if (each.contestant, each.services) == ("lbproxy", 10_000))
+    needed = measured.rss_peak + measured.programs + sum(measured.maps.values())
+    (container,) = one(build(overlay), "DaemonSet")["spec"]["template"]["spec"]["containers"]
+    number, unit = re.fullmatch(r"(\d+)(Mi)", container["resources"]["requests"]["memory"]).groups()  # type: ignore[union-attr]
+    assert unit == "Mi"
+    assert needed <= int(number) << 20 <= 1.5 * needed
 
 
 def test_the_agents_are_scraped_as_alerts_know_them() -> None:
