@@ -560,11 +560,9 @@ def _tell_leftovers() -> None:
     from lbproxy import leftovers  # noqa: PLC0415 - needed once
 
     if found := leftovers.present():
-        _log.warning(
-            "kube-proxy's rules are still in force beside ours: %s; once it no longer runs here, remove "
-            "them with: lbproxy migrate take-over",
-            ", ".join(found),
-        )
+        goes = leftovers.removable()
+        how = "; once it no longer runs here, remove them with: lbproxy migrate take-over" if goes else ""
+        _log.warning("kube-proxy's rules are still in force beside ours: %s%s", ", ".join(found), how)
         for said in leftovers.staying():
             _log.warning("%s", said)
 

@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end it in order, as Ctrl-C does; more of them while that lasts change nothing."""
+    """Ctrl-C, SIGTERM and SIGHUP end it in order; more of them while that lasts change nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -88,7 +88,7 @@ def _signals() -> Iterator[None]:
             signal.signal(one, signal.SIG_IGN)
         raise Interrupted(number)
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     # What is ignored stays so: nohup wants that.
     before = {one: signal.getsignal(one) for one in numbers if signal.getsignal(one) is not signal.SIG_IGN}
     for one in before:
@@ -150,7 +150,9 @@ class Migration:
         """Where an interrupted run leaves the cluster, in a line."""
         touched = self._walk.standing() if self._walk else []
         if touched:
-            return f"{'; '.join(touched)}. Its orders are taken back; the same command goes on there"
+            # Where one stands, that was said.
+            orders = "" if self._walk and self._walk.orders_stand else " Its orders are taken back."
+            return f"{'; '.join(touched)}.{orders} The same command goes on there"
         patched = "kube-proxy's DaemonSet keeps away from the label now, and " if self._sets.patched else ""
         return f"{patched}no node was touched"
 

@@ -69,6 +69,11 @@ class Walk:
                         f"{error}; its order stands: kubectl annotate node {way.name} {migration.ANNOTATION}-"
                     )
 
+    @property
+    def orders_stand(self) -> bool:
+        """Whether an order of this run could not be taken back."""
+        return any(way.order for way in self._touched)
+
     def standing(self) -> list[str]:
         """How the nodes are that this run has come to, each with its name."""
         return [f"{way.name}: {migration_plan.standing(way.view)}" for way in self._touched if way.view]

@@ -473,9 +473,10 @@ async def test_kube_proxys_daemon_set_that_is_written_anew_is_noticed_on_the_way
     assert "does not keep away from lbproxy's nodes any more" in done.err
 
 
+@pytest.mark.parametrize("refused", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_whatever_interrupts_it_its_orders_are_taken_back(
-    server: apiserver.ApiServer, kubeconfig: pathlib.Path, number: signal.Signals
+    server: apiserver.ApiServer, kubeconfig: pathlib.Path, number: signal.Signals, refused: bool
 ) -> None:
     nodes = Nodes(server, "n1", "n2")
     server.store.put(OURS)
@@ -489,13 +490,25 @@ async def test_whatever_interrupts_it_its_orders_are_taken_back(
         *argv, *flags, stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
     await eventually(lambda: nodes.node("n1")[1])
+    order, server.faults.delay_s = nodes.node("n1")[1], 0.3
+    before = len(changes(server))
+    if refused:
+        server.faults.fail, server.faults.fail_status = 1000, 403
+    process.send_signal(number)
+    # Whoever does not want to wait for that.
+    await eventually(lambda: len(changes(server)) > before)
     process.send_signal(number)
     out, said = await process.communicate()
-    assert (process.returncode, out, nodes.node("n1")) == (128 + number, b"", ("both", ""))
-    assert said.decode().splitlines()[-1] == (
+    assert (process.returncode, out) == (128 + number, b"")
+    assert nodes.node("n1") == ("both", order if refused else "")
+    lines = said.decode().splitlines()
+    assert lines[-1] == (
         f"lbproxy: interrupted by {number.name}: n1: lbproxy.io/proxy=both: both may run, and whoever began "
-        "a connection serves it. Its orders are taken back; the same command goes on there"
+        f"a connection serves it.{'' if refused else ' Its orders are taken back.'} The same command goes on "
+        "there"
     )
+    stands = "its order stands: kubectl annotate node n1 lbproxy.io/migrate-"
+    assert any(line.endswith(stands) for line in lines) == refused
 
 
 def test_an_interruption_before_anything_is_done_says_so(

@@ -79,6 +79,7 @@ def test_what_stays_of_old_rules_and_what_to_do_is_one_line_wherever_one_looks(l
         (found,) = [one for one in json.loads(looked.stdout)["findings"] if one["check"] == "kube-proxy"]
         assert found["todo"] == f"once lbproxy serves: lbproxy migrate take-over. Then {LINE}"
         with agent:
+            assert agent.says("still in force beside ours").endswith("iptables-legacy chains")
             assert agent.says(" stay, ").endswith(LINE)
             status = json.loads(run(agent, "migrate", "status", "-o", "json").stdout)
             assert status["not_removable"] == [LINE]
