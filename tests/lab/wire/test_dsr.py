@@ -301,4 +301,5 @@ def test_connections_keep_their_backend_while_others_come_and_go(lab: cluster.La
         become("n3/p1", "n3/p2")
         stayed = [one for one, server in zip(held, first, strict=True) if server == "n3/p1"]
         assert {one.ask().server for one in stayed} == {"n3/p1"}
-        assert {client.tcp(lab["n1"].ipv4, CHANGING).server for _ in range(20)} == {"n3/p1", "n3/p2"}
+        # That 40 new ones are all one's happens once in 10^11 times.
+        assert {client.tcp(lab["n1"].ipv4, CHANGING).server for _ in range(40)} == {"n3/p1", "n3/p2"}
