@@ -560,10 +560,10 @@ def _tell_leftovers() -> None:
     from lbproxy import leftovers  # noqa: PLC0415 - needed once
 
     if found := leftovers.present():
-        goes = leftovers.removable()
+        goes = leftovers.removable(found)
         how = "; once it no longer runs here, remove them with: lbproxy migrate take-over" if goes else ""
         _log.warning("kube-proxy's rules are still in force beside ours: %s%s", ", ".join(found), how)
-        for said in leftovers.staying():
+        for said in leftovers.staying(found):
             _log.warning("%s", said)
 
 

@@ -233,25 +233,21 @@ def present() -> list[str]:
     return found
 
 
-def removable() -> list[str]:
-    """What of it can be removed here."""
-    stays = [_named(flavour) for flavour in without_tool()]
-    return [one for one in present() if one not in stays]
+def removable(found: Sequence[str]) -> list[str]:
+    """What of it can be removed here; `found` is what `present` has said."""
+    stays = [_named(flavour) for flavour in without_tool(found)]
+    return [one for one in found if one not in stays]
 
 
-def without_tool() -> list[str]:
-    """The flavours of iptables whose rules nothing here can remove."""
-    found = []
-    for flavour in _FLAVOURS:
-        with contextlib.suppress(OSError):
-            if _legacy(flavour) and _tool_of_old(flavour) is None:
-                found.append(flavour.legacy)
-    return found
+def without_tool(found: Sequence[str]) -> list[str]:
+    """The flavours of iptables whose rules nothing here can remove; `found` is what `present` has said."""
+    there = (one for one in _FLAVOURS if _named(one.legacy) in found)
+    return [flavour.legacy for flavour in there if _tool_of_old(flavour) is None]
 
 
-def staying() -> list[str]:
-    """Of what is present, what nothing here can remove, and what to do about that."""
-    missing = without_tool()
+def staying(found: Sequence[str]) -> list[str]:
+    """What of it nothing here can remove, and what to do about that; `found` is what `present` has said."""
+    missing = without_tool(found)
     return [_unable(missing)] if missing else []
 
 

@@ -81,15 +81,15 @@ def main(args: argparse.Namespace) -> int:
 
 def read(root: pathlib.Path, opened: maps.BpfMaps) -> Status:
     """Look at everything. Raises AgentError where the kernel can not be asked."""
-    found = taking_over.flows(opened)
+    found, rules = taking_over.flows(opened), leftovers.present()
     return Status(
         inspection.agent(root).running,
         inventory.is_set(opened, tables.Handover.RETURN),
         inventory.is_set(opened, tables.Handover.LEARN),
         list(noting.read(root).unserved),
         bool(taking_over.kube_proxies()),
-        leftovers.present(),
-        leftovers.staying(),
+        rules,
+        leftovers.staying(rules),
         leftovers.unseen(),
         virtual.look(),
         anchor.exists(),
@@ -124,7 +124,7 @@ def _take_over(args: argparse.Namespace, opened: maps.BpfMaps) -> int:
         said = TakenOver(
             True,
             flows,
-            leftovers.removable(),
+            leftovers.removable(found.kube_proxy_rules),
             found.returning,
             _to_be_kept(found),
             found.not_removable,

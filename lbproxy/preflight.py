@@ -160,10 +160,11 @@ def _others(
             hooks = attached.at_cgroup(pathlib.Path(cgroup.path), mount, own)
         except OSError as error:
             problem = f"what is attached to {cgroup.path} may not be asked: {os.strerror(error.errno or 0)}"
+    rules = leftovers.present()
     return facts.Others(
         processes=tuple(surroundings.neighbours()),
-        leftovers=tuple(leftovers.present()),
-        without_tool=tuple(leftovers.without_tool()),
+        leftovers=tuple(rules),
+        without_tool=tuple(leftovers.without_tool(rules)),
         # The tools fail without it, and then there seems to be nothing.
         ipvs_mode=ipvs.look(),
         unseen=tuple(leftovers.unseen()) if "CAP_NET_ADMIN" in process.capabilities else _RULES,

@@ -120,7 +120,7 @@ def take_over_beside(kernel: maps.Maps) -> Removed:
 def _remove(here: Callable[[], str]) -> Removed:
     done = leftovers.Cleanup(here)
     done.all()
-    said = (done.removed, done.failed, done.unable, leftovers.removable(), done.kept)
+    said = (done.removed, done.failed, done.unable, leftovers.removable(leftovers.present()), done.kept)
     return Removed(*map(tuple, said))
 
 

@@ -63,7 +63,6 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Node:
         (leftovers, "Cleanup", lambda *_: found),
         (leftovers, "present", lambda: list(found.rules)),
         (leftovers, "unseen", list),
-        (leftovers, "staying", list),
         (ipvs, "look", lambda *_: None),
         (anchor, "Keeper", lambda: found.keeper),
         (anchor, "exists", lambda: False),

@@ -45,7 +45,6 @@ def node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(taking_over, "flows", lambda _: taking_over.Flows({"TCP": 3}, {}))
     removed = taking_over.Removed(("table ip kube-proxy",), (), ("iptables-legacy",), (), (KEPT,))
     monkeypatch.setattr(leftovers, "kept", lambda: [KEPT])
-    monkeypatch.setattr(leftovers, "removable", lambda: ["table ip kube-proxy"])
     monkeypatch.setattr(taking_over, "take_over_beside", lambda _: removed)
     monkeypatch.setattr(taking_over, "give_back", lambda _: taking_over.Returned(5, ""))
 

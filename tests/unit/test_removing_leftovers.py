@@ -128,7 +128,8 @@ def test_rules_of_old_stay_and_what_that_means_is_said_where_no_tool_is_theirs(
         "kube-proxy's rules of iptables-legacy stay, and a Service that is deleted stays reachable through "
         f"them, since iptables-legacy-restore can not be found here: {core.BY_HAND}"
     )
-    assert leftovers.staying() == [unable]
+    assert leftovers.staying(leftovers.present()) == [unable]
+    assert leftovers.removable(leftovers.present()) == []
     assert (done.removed, done.failed) == ([], [])
 
 
