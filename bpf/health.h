@@ -12,14 +12,15 @@
 #include "load.h"
 
 /* Where to count what becomes of a connection to a backend; NULL where it has gone meanwhile
- * and its id is another's. `clients` says whose it is: 0, or LB_HEALTH_ELSEWHERE.
+ * and its id is another's. `clients` says whose it is: 0, or LB_HEALTH_ELSEWHERE, which the id
+ * may have already.
  */
 static __always_inline struct backend_health *health_of(__u32 id, const __be32 addr[4], __be16 port,
 							__u32 clients)
 {
 	struct backend_health none = {}, *found;
 
-	if (!backend_at(id, addr, port))
+	if (!backend_at(id & ~LB_HEALTH_ELSEWHERE, addr, port))
 		return NULL;
 	id |= clients;
 	found = backend_health.lookup(&id);

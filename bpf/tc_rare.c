@@ -216,6 +216,7 @@ int lb_tc_untunnelled(struct __sk_buff *skb)
 	struct packet p = {};
 	struct work *w = work_begin();
 	__u32 now = tick_now();
+	struct tunnel_end *end;
 	struct flow *row;
 
 	if (!w || !tc_parse_again(skb, &p, w) || (p.fragment && !fragment_ports(&p)))
@@ -223,14 +224,15 @@ int lb_tc_untunnelled(struct __sk_buff *skb)
 	row = flow_find(&p.tuple, now);
 	if (row && is_row_of_tunnelled(&p, row, &w->to)) {
 		w->to = *row;
-		flow_track(&p.tuple, row, p.tcp_flags, now, LB_COUNT_NOTHING);
+		flow_track(&p.tuple, row, p.tcp_flags, now, LB_COUNT_ASKED);
 		return tc_rewrite(skb, &p, &w->to, LB_STAGE_INGRESS);
 	}
-	if (!tunnel_end_is_open(w)) {
+	end = tunnel_end_open(w);
+	if (!end) {
 		counter_bump(LB_COUNTER_BAD_TUNNEL);
 		return LB_DROP;
 	}
-	if (open_tunnelled(&p, w, now))
+	if (open_tunnelled(&p, end, w, now))
 		return tc_rewrite(skb, &p, &w->to, LB_STAGE_INGRESS);
 	counter_bump(LB_COUNTER_FLOW_FAILED);
 	return LB_DROP;

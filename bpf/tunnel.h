@@ -156,10 +156,10 @@ static __always_inline bool parse_inner(struct __sk_buff *skb, const struct pack
 	       !p->tunnel;
 }
 
-/* Whether what another node has sent may reach this end: else anyone who can send such a
- * packet would reach any port here, in anyone's name.
+/* The end that what another node has sent may reach, NULL where there is none: else anyone who
+ * can send such a packet would reach any port here, in anyone's name.
  */
-static __always_inline bool tunnel_end_is_open(const struct work *w)
+static __always_inline struct tunnel_end *tunnel_end_open(const struct work *w)
 {
 	struct tunnel_end_key key = {
 		.service = w->fe.service,
@@ -168,7 +168,7 @@ static __always_inline bool tunnel_end_is_open(const struct work *w)
 	};
 
 	address_copy(key.addr, w->to.addr);
-	return tunnel_ends.lookup(&key) != NULL;
+	return tunnel_ends.lookup(&key);
 }
 
 /* Copies the DSR frontend that a flow was dialled at, here or at another node. */
@@ -198,8 +198,11 @@ static __always_inline bool decapsulate(struct __sk_buff *skb, struct packet *p)
 	return true;
 }
 
-/* Keeps the rows of a flow whose packets another node sends here: w->to and its answer. */
-static __always_inline bool open_tunnelled(struct packet *p, struct work *w, __u32 now)
+/* Keeps the rows of a flow whose packets another node sends here: w->to and its answer. Only this
+ * node sees both directions, so how a connection fares is counted here.
+ */
+static __always_inline bool open_tunnelled(struct packet *p, const struct tunnel_end *end,
+					   struct work *w, __u32 now)
 {
 	struct settings *set = settings_get();
 	struct backend to = {.port = w->to.dport};
@@ -207,7 +210,8 @@ static __always_inline bool open_tunnelled(struct packet *p, struct work *w, __u
 	address_copy(to.addr, w->to.addr);
 	if (!set || !open_reply(p, set, &to, w, now))
 		return false;
-	w->to.backend = 0;
+	w->to.backend =
+		p->tuple.proto == LB_IPPROTO_TCP ? end->backend | LB_HEALTH_ELSEWHERE : 0;
 	flow_set_service(&w->to, w->fe.service);
 	w->to.seen = now;
 	w->to.state = LB_FLOW_ORIGINAL;

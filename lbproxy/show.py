@@ -186,7 +186,7 @@ def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[rende
                 backend.weight,
                 backend.connections,
                 "" if backend.open_connections is None else backend.open_connections,
-                _failed(backend.tcp, backend.tcp_elsewhere),
+                _failed(backend),
                 f"{rtt_ms:.2f}ms" if (rtt_ms := backend.tcp.rtt_ms or backend.tcp_elsewhere.rtt_ms) else "",
                 ",".join(backend.health),
                 _probed_cell(backend.probe),
@@ -209,9 +209,14 @@ def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[rende
         of_state = [(backend, probe.reason) for backend, probe in others if probe.state == state]
         for why in dict.fromkeys(reason for _, reason in of_state):
             first, *more = (backend for backend, reason in of_state if reason == why)
-            such = f" and {len(more)} more" if more else ""
             yield ""
-            yield f"{state}: {_backend_text(first)}{such}: {why}"
+            yield f"{state}: {_one_of(first, more)}: {why}"
+    if unseen := [backend for backend in found if backend.not_seen]:
+        yield ""
+        yield (
+            f"not seen: how connections by DSR to {_one_of(unseen[0], unseen[1:])} fare: "
+            "backends of other nodes answer past this one, and are counted there"
+        )
 
 
 _LINES = 20  # below a table, of one kind
@@ -222,6 +227,11 @@ def _first(lines: Sequence[str], of_what: str) -> Iterator[str]:
     yield from lines[:_LINES]
     if len(lines) > _LINES:
         yield f"and {len(lines) - _LINES} more {of_what}: -o json"
+
+
+def _one_of(first: listing.BackendOfService, others: Sequence[listing.BackendOfService]) -> str:
+    more = f" and {len(others)} more" if others else ""
+    return f"{_backend_text(first)}{more}"
 
 
 def _backend_text(backend: listing.BackendOfService) -> str:
@@ -251,8 +261,13 @@ def _trouble_text(of: listing.BackendProbe) -> str:
     return f"down, failing since {of.since}: {of.reason}{passed}"
 
 
-def _failed(*fared: listing.Tcp) -> render.Cell:
-    count = sum(tcp.refused + tcp.unanswered + tcp.reset + tcp.lost for tcp in fared)
+def _failed(of: listing.BackendOfService) -> render.Cell:
+    """How many connections failed; nothing where none was seen that could."""
+    both = (of.tcp, of.tcp_elsewhere)
+    count = sum(tcp.refused + tcp.unanswered + tcp.reset + tcp.lost for tcp in both)
+    seen = of.protocol == model.Protocol.TCP.name and not of.not_seen
+    if not count and not seen and not any(tcp.established for tcp in both):
+        return render.Cell("")
     return render.Cell(str(count), render.Color.BAD if count else None)
 
 

@@ -243,8 +243,12 @@ def _allowed(maps: fake.FakeMaps) -> set[tuple[typing.Any, ...]]:
 
 def _reachable(maps: fake.FakeMaps) -> set[tuple[typing.Any, ...]]:
     """What DSR may reach here from other nodes, by the names of its services."""
-    ends = map(tables.tunnel_end_key, open_ends(maps))
-    return {(maps.row(tables.Table.SERVICES, tables.row_key(end.service)), *end[1:]) for end in ends}
+    found: set[tuple[typing.Any, ...]] = set()
+    for key, number in maps.rows(tables.Table.TUNNEL_ENDS):
+        end, of = tables.tunnel_end_key(key), tables.backend(maps.row(tables.Table.BACKENDS, number) or b"")
+        assert (of.service, of.addr, of.port, of.proto) == end, "an end that is another backend's"
+        found.add((maps.row(tables.Table.SERVICES, tables.row_key(end.service)), *end[1:]))
+    return found
 
 
 class Watched:

@@ -105,18 +105,18 @@ class Installed(msgspec.Struct, frozen=True, gc=False):
         return {table.extent for table in (*self.tables, *self.earlier)}
 
     @property
-    def tunnel_ends(self) -> set[bytes]:
-        """Keys of tunnel_ends: its backends of this node, if it has a DSR frontend."""
+    def tunnel_ends(self) -> dict[bytes, bytes]:
+        """Rows of tunnel_ends by key: its backends of this node, if it has a DSR frontend."""
         packed = self.packed_frontends
         for at in range(_FLAGS_AT, len(packed), _FRONTEND_ENTRY):
             if _FLAGS.unpack_from(packed, at)[0] & _DSR:
                 break
         else:
-            return set()
-        rows = map(tables.backend, self.backends.values())
+            return {}
+        rows = ((number, tables.backend(row)) for number, row in self.backends.items())
         return {
-            tables.TunnelEndKey(self.id, row.addr, row.port, row.proto).pack()
-            for row in rows
+            tables.TunnelEndKey(self.id, row.addr, row.port, row.proto).pack(): tables.row_key(number)
+            for number, row in rows
             if row.sets & _HERE
         }
 

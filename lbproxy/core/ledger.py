@@ -277,10 +277,12 @@ class Ledger:
                     self.claims.claim(frontend, port.key)
                 return
             new_ranges = [key for key in ranges if have is None or key not in have.ranges]
-            new_ends = want.tunnel_ends - (have.tunnel_ends if have else set())
+            had_ends = have.tunnel_ends if have else {}
+            new_ends = want.tunnel_ends.items() - had_ends.items()
+            more_ends = len(want.tunnel_ends.keys() - had_ends.keys())
             self._check_room(frontends, out)
             self._check_range_room(len(new_ranges))
-            self._check_end_room(len(new_ends))
+            self._check_end_room(more_ends)
         except pools.Exhausted:
             taken.undo()
             raise
@@ -289,8 +291,8 @@ class Ledger:
             out.names.append(tables.Put(tables.Table.SERVICES, tables.row_key(number), meta))
         out.ranges += [tables.Put(tables.Table.SOURCE_RANGES, key, tables.ALLOWED) for key in new_ranges]
         self.range_rows += len(new_ranges)
-        out.ranges += [tables.Put(tables.Table.TUNNEL_ENDS, key, tables.OPEN) for key in sorted(new_ends)]
-        self.end_rows += len(new_ends)
+        out.ranges += [tables.Put(tables.Table.TUNNEL_ENDS, *row) for row in sorted(new_ends)]
+        self.end_rows += more_ends
         old_rows = have.backends if have else {}
         out.backends += [
             tables.Put(tables.Table.BACKENDS, tables.row_key(n), row)
@@ -508,7 +510,7 @@ class Ledger:
             tables.Delete(tables.Table.SOURCE_RANGES, key) for key in have.ranges if key not in want.ranges
         ]
         # Behind the marks of their backends: nobody draws what other nodes may not send here.
-        ends_gone = sorted(have.tunnel_ends - want.tunnel_ends)
+        ends_gone = sorted(have.tunnel_ends.keys() - want.tunnel_ends.keys())
         out.ends_gone += [tables.Delete(tables.Table.TUNNEL_ENDS, key) for key in ends_gone]
         sets = {table.set for table in want.earlier}
         out.earlier_gone += [

@@ -132,7 +132,8 @@ class BackendOfService(msgspec.Struct, frozen=True):
 
     The service fields are empty where the service port has gone before it. `health` is what speaks
     against it: probe-failed, ejected. `open_connections` and `probe` as in a listing of services. `tcp` is
-    of this node's sockets, its pods' among them, `tcp_elsewhere` of all whose packets come in.
+    of this node's sockets, its pods' among them, `tcp_elsewhere` of all whose packets come in. `not_seen`
+    says whose connections from here count in neither: dsr, where the backend's node counts them.
     """
 
     ip: str
@@ -151,6 +152,7 @@ class BackendOfService(msgspec.Struct, frozen=True):
     open_connections: int | None
     tcp: Tcp
     tcp_elsewhere: Tcp
+    not_seen: tuple[str, ...]
     probe: BackendProbe | None
 
 
@@ -425,8 +427,16 @@ def _backend_of(
         backend.open,
         _tcp(backend.fared.node),
         _tcp(backend.fared.elsewhere),
+        (model.PacketMode.DSR.value,) if port is not None and _is_led_to_by_dsr(port, backend) else (),
         probed.backend(port.key, backend, _sets(port.frontends)) if port is not None else None,
     )
+
+
+def _is_led_to_by_dsr(port: inventory.ServicePort, backend: inventory.Backend) -> bool:
+    """Whether connections go there whose answers do not come by: to a backend elsewhere (bpf/dsr.h)."""
+    if port.key.protocol is not model.Protocol.TCP or backend.sets & tables.BackendSet.HERE:
+        return False
+    return any(one.dsr and one.set == tables.BackendSet.CLUSTER for one in port.frontends)
 
 
 def _tcp(fared: outcomes.Outcomes) -> Tcp:

@@ -82,7 +82,11 @@ def _masquerade(way: walk.Walk, frontend: tables.Frontend, sender: walk.Sender) 
         to = "" if len(answers) == 1 and not tunnelled else f"to {_few(places)}: "
         way.say("masquerade", f"{to}{'yes' if masquerade else 'no'}, {why}")
     if tunnelled:
-        way.say("dsr", f"{_few(tunnelled)}: inside another packet, to answer the client without this node")
+        way.say(
+            "dsr",
+            f"{_few(tunnelled)}: inside another packet, to answer the client without this node, "
+            "which does not see how that fares",
+        )
     if not any(masquerade for masquerade, _ in answers):
         return "the packet goes to a backend, which sees the client's address"
     return "the packet goes to a backend, which sees this node's address where it is masqueraded"

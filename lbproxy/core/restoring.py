@@ -31,7 +31,7 @@ def restore(capacity: ledger.Capacity, dump: ledger.Dump, now_s: float) -> ledge
 
     ranges, earlier = _source_ranges(dump), _earlier(dump)
     extents: set[pools.Extent] = set()
-    ends: set[bytes] = set()
+    ends: dict[bytes, bytes] = {}
     for service in (*ports, *of_nobody):
         rows = frontends.get(service, {})
         traits = installed.traits(dump.services.get(tables.row_key(service), b""))
@@ -51,10 +51,8 @@ def restore(capacity: ledger.Capacity, dump: ledger.Dump, now_s: float) -> ledge
         else:
             fresh.adopt_of_nobody(held)
 
-    fresh.adopt_unused(tables.Table.TUNNEL_ENDS, dump.tunnel_ends.keys() - ends)
-    fresh.adopt_missing(
-        tables.Table.TUNNEL_ENDS, dict.fromkeys(sorted(ends - dump.tunnel_ends.keys()), tables.OPEN)
-    )
+    fresh.adopt_unused(tables.Table.TUNNEL_ENDS, dump.tunnel_ends.keys() - ends.keys())
+    fresh.adopt_missing(tables.Table.TUNNEL_ENDS, dict(sorted(ends.items() - dump.tunnel_ends.items())))
     fresh.adopt_unused(tables.Table.SOURCE_RANGES, (key for keys in ranges.values() for key in keys))
     unled = ((number, table.set) for number, left in earlier.items() for table in left)
     fresh.adopt_unused(tables.Table.EARLIER_SLOTS, (tables.EarlierKey(*one).pack() for one in unled))

@@ -410,7 +410,6 @@ NO_BACKEND: typing.Final = bytes(BACKEND_SIZE)
 NO_ADDRESS: typing.Final = bytes(16)
 SOURCE_RANGE_KEY_SIZE: typing.Final = _SOURCE_RANGE_KEY.size
 ALLOWED: typing.Final = abi.LAYOUTS["source_range"].pack(1)
-OPEN: typing.Final = abi.LAYOUTS["tunnel_end"].pack(1)
 NO_SETTINGS: typing.Final = Settings(*_SETTINGS.unpack(bytes(_SETTINGS.size)))
 
 

@@ -114,7 +114,7 @@ class Checker:
         self.load_backends(made)
         made.node_addresses = {key: bool(row[0] & 1) for key, row in rows("node_addresses")}
         made.devices = {_number(key): tables.device(row) for key, row in rows("devices")}
-        made.tunnel_ends = {tables.tunnel_end_key(key) for key, _ in rows("tunnel_ends")}
+        made.tunnel_ends = {tables.tunnel_end_key(key): _number(row) for key, row in rows("tunnel_ends")}
         for key, _ in rows("source_ranges"):
             bits, service = _number(key[:4]) - 32, int.from_bytes(key[4:8], "big")
             made.source_ranges.setdefault(service, []).append((bits, key[8:]))

@@ -11,7 +11,7 @@ import dataclasses
 import typing
 
 from lbproxy import abi
-from lbproxy.core import tables
+from lbproxy.core import outcomes, tables
 from tests.packets import harness, packets, parsing, rewriting
 from tests.packets.parsing import Packet
 from tests.packets.rewriting import Bytes, Ends
@@ -121,7 +121,7 @@ class Reference:
         self.backends: dict[int, tables.Backend] = {}
         self.node_addresses: dict[bytes, bool] = {}  # whether NodePorts are served there
         self.devices: dict[int, tables.Device] = {}
-        self.tunnel_ends: set[tables.TunnelEndKey] = set()
+        self.tunnel_ends: dict[tables.TunnelEndKey, int] = {}  # which backend it is
         self.source_ranges: dict[int, list[tuple[int, bytes]]] = {}  # of a service: bits and address
         self.flows: dict[tables.FlowKey, tables.Flow] = {}
         self.flows_new: dict[tables.FlowKey, tables.Flow] = {}
@@ -544,15 +544,17 @@ class _Serving:
         key = _key(packet, INGRESS)
         row = self.find(key)
         if row and row.addr == dst and _is_of_tunnel(packet, row, port):
-            self.track(key, row, packet.flags)
+            self.track(key, row, packet.flags, asks=True)
             return self.translated(packet, _ends(key, row))
-        if tables.TunnelEndKey(frontend.service, dst, port, packet.proto) not in self.rows.tunnel_ends:
+        number = self.rows.tunnel_ends.get(tables.TunnelEndKey(frontend.service, dst, port, packet.proto))
+        if number is None:
             return self.dropped("BAD_TUNNEL")
         to = tables.Backend(dst, port, packet.proto, 0, 0, 0, 0, 0)
         sport = self.reply_row(packet, frontend, to)
         if sport is None:
             return self.dropped("FLOW_FAILED")
-        row = self.row(frontend, dst, sport, port, state=State.ORIGINAL)
+        counted = number | outcomes.ELSEWHERE if packet.proto == parsing.TCP else 0
+        row = self.row(frontend, dst, sport, port, counted, State.ORIGINAL)
         self.put(key, row)
         return self.translated(packet, _ends(key, row))
 

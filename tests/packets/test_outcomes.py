@@ -12,13 +12,14 @@ from lbproxy import abi
 from lbproxy.core import model, outcomes, tables
 from tests import counting
 from tests.packets import harness
-from tests.packets.bench import NEXT, XDP, Bench, ports
-from tests.packets.packets import ACK, FIN, RST, SYN, Side, frame, icmp, icmp6, ip, tcp, udp
+from tests.packets.bench import NEXT, REDIRECT, XDP, Bench, ports
+from tests.packets.packets import ACK, FIN, RST, SYN, Side, frame, icmp, icmp6, ip, tcp, tunnel, udp
 from tests.packets.test_flow_state import Connection
 
 State = tables.FlowState
-# Of the masqueraded ones in XDP, all packets but the first, as far as both hosts are elsewhere.
-WAYS = ["kept", "masqueraded", "xdp"]
+# Of the masqueraded ones in XDP, all packets but the first, as far as both hosts are elsewhere. By DSR
+# the node of the backend counts, where packets come out of a tunnel and answers leave.
+WAYS = ["kept", "masqueraded", "xdp", "dsr"]
 LONG_US, SHORT_US = 1_000_000, 10_000
 UNANSWERED_US = abi.constants("flow.h")["LB_UNANSWERED_US"]
 OPEN = (("ask", SYN), ("answer", SYN | ACK), ("ask", ACK))
@@ -49,11 +50,22 @@ class Masqueraded(Connection):
         return self.lb.leaves(self.lb.outside(sent).frame).verdict
 
 
+class Tunnelled(Connection):
+    """A connection that was dialled at another node, which has chosen a backend of this one."""
+
+    def ask(self, flags: int) -> int:
+        dialled = ip(self.side.client, self.side.external_ip, tcp(self.port, 80, flags))
+        return self.lb.outside(frame(tunnel(self.side.router, self.side.pod, 8080, dialled))).verdict
+
+
 @pytest.fixture(params=WAYS)
 def flow(request: pytest.FixtureRequest, lb: Bench, side: Side) -> Connection:
     if request.param == "kept":
         lb.service(side.pod, external_local=True)
         return Connection(lb, side)
+    if request.param == "dsr":
+        lb.service(side.pod, mode=model.PacketMode.DSR)
+        return Tunnelled(lb, side)
     lb.service(side.far_pod)
     return Masqueraded(lb, side, xdp=request.param == "xdp")
 
@@ -223,6 +235,27 @@ def test_an_error_about_a_masqueraded_syn_counts_where_it_leaves(lb: Bench, side
     assert fared(lb).refused == 0
     assert lb.leaves(came.frame).verdict == NEXT
     assert fared(lb) == outcomes.Outcomes(refused=1)
+
+
+def test_what_another_node_has_sent_here_is_no_load_that_this_one_has_chosen(lb: Bench, side: Side) -> None:
+    """Else this node would prefer pods elsewhere, whose connections by DSR it does not see."""
+    least = model.Algorithm.LEAST_CONNECTIONS
+    lb.service(side.pod, mode=model.PacketMode.DSR, algorithm=least)
+    loads = dict(lb.made.maps.rows("backend_load"))
+    flow = Tunnelled(lb, side)
+    for who, flags in (*OPEN, ("ask", RST)):
+        assert getattr(flow, who)(flags) == NEXT
+    assert fared(lb).established == 1
+    assert dict(lb.made.maps.rows("backend_load")) == loads
+
+
+def test_where_a_connection_by_dsr_is_sent_on_nothing_is_known_of_it(lb: Bench, side: Side) -> None:
+    lb.service(side.far_pod, mode=model.PacketMode.DSR)
+    for flags in (SYN, SYN, ACK):
+        asked = frame(ip(side.client, side.external_ip, tcp(40000, 80, flags)))
+        assert lb.outside(asked).verdict == REDIRECT
+    assert lb.flows() == {}
+    assert outcomes.every(lb.made.maps) == {}
 
 
 def test_nothing_is_counted_for_whoever_has_the_id_by_now(lb: Bench, side: Side) -> None:

@@ -492,7 +492,8 @@ def test_an_address_says_who_it_is(source: str, says: str) -> None:
 def test_dsr_is_for_backends_elsewhere() -> None:
     found = ask(CLIENT, "203.0.113.9:80", cluster=a_gateway(mode=model.PacketMode.DSR))
     assert answers(found, "dsr") == [
-        "10.244.1.2:8080: inside another packet, to answer the client without this node"
+        "10.244.1.2:8080: inside another packet, to answer the client without this node, "
+        "which does not see how that fares"
     ]
     assert masqueraded(found) == {POD_HERE: NO} | NODE_NO
     assert "to 10.244.0.1:8080: no, since backends of a DSR service see their client" in answers(

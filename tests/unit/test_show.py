@@ -326,6 +326,65 @@ def test_probes_are_shown_and_why_they_fail(
     ]
 
 
+HERE, THERE, FURTHER = "10.244.0.2", "10.244.1.2", "10.244.1.3"
+
+
+def by_dsr(pinned: Pinned, **fields: typing.Any) -> None:
+    endpoints = [endpoint(HERE), *(endpoint(ip, "node-2") for ip in (THERE, FURTHER))]
+    fields = {"node_port": 30080, "mode": model.PacketMode.DSR, **fields}
+    pinned.installer.service("default/web", ["10.96.0.1"], endpoints, **fields)
+
+
+def failed(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """The column FAILED by address."""
+    rows = run(capsys, "backends").splitlines()[1:4]
+    return {line.split(":")[0]: line.split()[10] for line in rows}
+
+
+def test_whose_connections_by_dsr_are_not_seen_is_said(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    by_dsr(pinned)
+    found = {one["ip"]: one["not_seen"] for one in json.loads(run(capsys, "backends", "json"))}
+    assert found == {HERE: [], THERE: ["dsr"], FURTHER: ["dsr"]}
+    assert failed(capsys) == {HERE: "0", THERE: "-", FURTHER: "-"}
+    assert run(capsys, "backends").splitlines()[5] == (
+        f"not seen: how connections by DSR to {THERE}:8080 of default/web:http and 1 more fare: "
+        "backends of other nodes answer past this one, and are counted there"
+    )
+    # What this node's own have met with is worth a number.
+    there = next(number for number, one in backend_rows(pinned) if one.addr == installing.address(THERE))
+    row = abi.LAYOUTS["backend_health"].pack(0, 5, 0, 0, 0, 0, 0)
+    pinned.apply([tables.Put(tables.Table.BACKEND_HEALTH, there, row)])
+    assert failed(capsys) == {HERE: "0", THERE: "0", FURTHER: "-"}
+
+
+def backend_rows(pinned: Pinned) -> typing.Iterator[tuple[bytes, tables.Backend]]:
+    return ((key, tables.backend(row)) for key, row in pinned.rows("backends"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mode": model.PacketMode.SNAT},
+        {"node_port": 0},  # a ClusterIP alone
+    ],
+)
+def test_only_where_dsr_leads_to_other_nodes(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str], fields: dict[str, typing.Any]
+) -> None:
+    by_dsr(pinned, **fields)
+    assert {tuple(one["not_seen"]) for one in json.loads(run(capsys, "backends", "json"))} == {()}
+    assert set(failed(capsys).values()) == {"0"}
+
+
+def test_of_datagrams_nothing_is_said_to_have_failed(
+    pinned: Pinned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    by_dsr(pinned, protocol=model.Protocol.UDP)
+    assert failed(capsys) == {HERE: "-", THERE: "-", FURTHER: "-"}
+
+
 def test_backends_that_pass_and_those_that_nobody_asks_are_told_apart(
     pinned: Pinned, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

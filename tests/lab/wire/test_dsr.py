@@ -1,15 +1,17 @@
 """Direct server return with an agent on each node: n1 balances, the backends' nodes answer the client."""
 
+import collections
 import collections.abc
 import contextlib
 import errno
+import json
 import socket
 
 import pytest
 
-from lbproxy.core import tables
+from lbproxy.core import outcomes, tables
 from lbproxy.lab import cluster
-from tests import polling
+from tests import counting, polling
 from tests.lab import agents, manifests
 from tests.lab.conftest import LabFactory
 from tests.lab.wire import wires
@@ -267,6 +269,71 @@ def test_errors_reach_the_other_end(lab: cluster.Lab, family: int) -> None:
             with pytest.raises(ConnectionRefusedError):
                 backend.recv(1)
             wires.disconnect(backend)
+
+
+Counts = dict[str, collections.Counter[str]]
+
+
+def fared(nodes: Cluster, family: int) -> Counts:
+    """How connections of clients elsewhere to the two backends have ended, by the node that counts them."""
+    found: Counts = {node: collections.Counter() for node in NODES}
+    for node, agent in nodes.agents.items():
+        for port in ("http", "dead"):
+            for backend in agent.port("direct", port, family).backends:
+                found[node].update(counting.counts_of(backend.fared.elsewhere))
+                assert backend.fared.node == outcomes.Outcomes()
+    return found
+
+
+def together(after: Counts, before: Counts) -> dict[str, int]:
+    """What all nodes have counted meanwhile: those of the backends alone."""
+    new = {node: after[node] - before[node] for node in NODES}
+    assert not new["n1"]
+    return dict(sum(new.values(), collections.Counter()))
+
+
+@families
+def test_the_backends_nodes_count_how_connections_fare(
+    lab: cluster.Lab, nodes: Cluster, echoes: dict[str, wires.Echo], family: int
+) -> None:
+    client, node = lab["outside"].address(family), lab["n1"].address(family)
+    before = fared(nodes, family)
+    for _ in range(6):
+        wires.exchange(lab, "outside", node, DIRECT, 20_000)
+        with pytest.raises(ConnectionRefusedError):
+            wires.connect(lab, "outside", node, DIRECT + LATER)
+    answered = fared(nodes, family)
+    assert together(answered, before) == {"established": 6, "refused": 6}
+    # Nobody answers: the client asks again after a second, and counts once.
+    for pod in REMOTE:
+        wires.ip(lab, pod, f"route add blackhole {client}")
+    try:
+        with wires.open_socket(lab, "outside", family, socket.SOCK_STREAM) as waiting:
+            waiting.setblocking(False)
+            assert waiting.connect_ex((node, DIRECT)) == errno.EINPROGRESS
+            polling.eventually(lambda: together(fared(nodes, family), answered), what="a second SYN")
+            assert together(fared(nodes, family), answered) == {"unanswered": 1}
+    finally:
+        for pod in REMOTE:
+            wires.ip(lab, pod, f"route delete blackhole {client}")
+
+
+def test_what_the_node_that_balances_does_not_see_is_said_there(nodes: Cluster) -> None:
+    of_service = ("backends", "direct", "-o", "json")
+    not_seen = {
+        node: {
+            (one["node"], one["protocol"], *one["not_seen"]) for one in json.loads(agent.lbproxy(*of_service))
+        }
+        for node, agent in nodes.agents.items()
+    }
+    elsewhere = {node: {(node, "TCP", "dsr"), (node, "UDP")} for node in ("n2", "n3")}
+    here = {node: {(node, "TCP"), (node, "UDP")} for node in ("n2", "n3")}
+    assert not_seen == {
+        "n1": elsewhere["n2"] | elsewhere["n3"],
+        "n2": here["n2"] | elsewhere["n3"],
+        "n3": elsewhere["n2"] | here["n3"],
+    }
+    assert "not seen: how connections by DSR to" in nodes.agents["n1"].lbproxy("backends", "direct")
 
 
 def test_connections_keep_their_backend_while_others_come_and_go(lab: cluster.Lab, nodes: Cluster) -> None:
