@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbproxy.core import decode, ejection, model, outcomes, outliers, topology
+from lbproxy.core import decode, ejection, model, outcomes, outliers, service_annotations, topology
 from tests import installing
 from tests.unit import test_probe
 
@@ -355,14 +355,14 @@ def test_what_is_not_understood_switches_nothing_on(text: str) -> None:
         ejection.parse(text)
     found = decode.service(
         {
-            "metadata": {"name": "web", "annotations": {decode.EJECTION_ANNOTATION: text}},
+            "metadata": {"name": "web", "annotations": {service_annotations.EJECTION_ANNOTATION: text}},
             "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
         }
     )
     assert isinstance(found.value, model.Service)
     assert found.value.ejection is None
     (warning,) = found.warnings
-    assert warning.startswith(f"metadata.annotations[{decode.EJECTION_ANNOTATION}]: ")
+    assert warning.startswith(f"metadata.annotations[{service_annotations.EJECTION_ANNOTATION}]: ")
     assert warning.endswith(": no backend is ejected")
 
 

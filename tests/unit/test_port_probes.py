@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from lbproxy.core import decode, events, model, port_probes, probe, probing, state
+from lbproxy.core import decode, events, model, port_probes, probe, probing, service_annotations, state
 from tests.unit import test_decode, test_probing
 from tests.unit import test_health_checks as objects
 
@@ -19,9 +19,9 @@ PORTS = [
 
 
 def decoded(text: str, settings: str | None = None) -> events.Upsert:
-    annotations = {decode.PROBE_ANNOTATION: text}
+    annotations = {service_annotations.PROBE_ANNOTATION: text}
     if settings is not None:
-        annotations[decode.PROBE_SETTINGS_ANNOTATION] = settings
+        annotations[service_annotations.PROBE_SETTINGS_ANNOTATION] = settings
     return decode.service(test_decode.a_service({"annotations": annotations}, ports=PORTS))
 
 

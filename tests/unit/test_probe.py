@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbproxy.core import decode, model, probe
+from lbproxy.core import decode, model, probe, service_annotations
 from tests.unit import test_decode
 
 Kind = probe.Kind
@@ -113,12 +113,12 @@ def test_a_probe_without_a_port_of_its_protocol_is_a_warning(
     text: str, protocols: list[str], asked: bool
 ) -> None:
     ports = [{"name": name.lower(), "protocol": name, "port": 80} for name in protocols]
-    annotations = {decode.PROBE_ANNOTATION: text}
+    annotations = {service_annotations.PROBE_ANNOTATION: text}
     upsert = decode.service(test_decode.a_service({"annotations": annotations}, ports=ports))
     assert isinstance(upsert.value, model.Service)
     assert (upsert.value.probes is not None) is asked
     assert len(upsert.warnings) == (not asked)
-    annotations[decode.PROBE_SETTINGS_ANNOTATION] = "port=8080"  # asked whatever the ports are
+    annotations[service_annotations.PROBE_SETTINGS_ANNOTATION] = "port=8080"  # asked whatever the ports are
     upsert = decode.service(test_decode.a_service({"annotations": annotations}, ports=ports))
     assert upsert.warnings == ()
 
@@ -167,7 +167,10 @@ words = st.one_of(
 
 @given(st.lists(words, max_size=6).map("".join), st.lists(words, max_size=8).map("".join))
 def test_any_text_is_a_probe_within_bounds_or_a_warning(text: str, settings: str) -> None:
-    annotations = {decode.PROBE_ANNOTATION: text, decode.PROBE_SETTINGS_ANNOTATION: settings}
+    annotations = {
+        service_annotations.PROBE_ANNOTATION: text,
+        service_annotations.PROBE_SETTINGS_ANNOTATION: settings,
+    }
     ports = [{"name": "t", "port": 80}, {"name": "u", "protocol": "UDP", "port": 80}]
     upsert = decode.service(test_decode.a_service({"annotations": annotations}, ports=ports))
     assert isinstance(upsert.value, model.Service)
@@ -185,7 +188,10 @@ def test_any_text_is_a_probe_within_bounds_or_a_warning(text: str, settings: str
 
 def test_a_bad_probe_is_one_warning_and_no_probe() -> None:
     metadata = {
-        "annotations": {decode.PROBE_ANNOTATION: "http:/", decode.PROBE_SETTINGS_ANNOTATION: "rise=x"}
+        "annotations": {
+            service_annotations.PROBE_ANNOTATION: "http:/",
+            service_annotations.PROBE_SETTINGS_ANNOTATION: "rise=x",
+        }
     }
     upsert = decode.service(test_decode.a_service(metadata))
     assert isinstance(upsert.value, model.Service)
@@ -198,7 +204,7 @@ def test_a_bad_probe_is_one_warning_and_no_probe() -> None:
 
 def test_settings_without_a_probe_are_a_warning() -> None:
     upsert = decode.service(
-        test_decode.a_service({"annotations": {decode.PROBE_SETTINGS_ANNOTATION: "rise=1"}})
+        test_decode.a_service({"annotations": {service_annotations.PROBE_SETTINGS_ANNOTATION: "rise=1"}})
     )
     assert upsert.warnings == (
         "metadata.annotations[lbproxy.io/probe-settings]: without lbproxy.io/probe: passed over",
@@ -206,7 +212,7 @@ def test_settings_without_a_probe_are_a_warning() -> None:
 
 
 def test_an_annotation_that_is_no_text_is_a_warning() -> None:
-    upsert = decode.service(test_decode.a_service({"annotations": {decode.PROBE_ANNOTATION: 7}}))
+    upsert = decode.service(test_decode.a_service({"annotations": {service_annotations.PROBE_ANNOTATION: 7}}))
     assert upsert.warnings == (
         "metadata.annotations[lbproxy.io/probe]: 7: not a text: put it in quotes: backends are not probed",
     )

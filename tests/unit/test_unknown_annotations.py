@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbproxy.core import annotations, decode, identity
+from lbproxy.core import decode, identity, service_annotations, unknown_annotations
 from tests.unit import test_decode
 
 
@@ -60,5 +60,5 @@ def test_json_and_yaml_agree_on_any_key(said: dict[str, str]) -> None:
 
 
 def test_every_annotation_of_lbproxy_is_known() -> None:
-    named = {value for name, value in vars(decode).items() if name.endswith("_ANNOTATION")}
-    assert named == annotations.KNOWN
+    named = {value for name, value in vars(service_annotations).items() if name.endswith("_ANNOTATION")}
+    assert named == unknown_annotations.KNOWN

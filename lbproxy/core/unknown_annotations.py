@@ -9,6 +9,7 @@ import typing
 import msgspec
 
 from lbproxy.core import identity, wire
+from lbproxy.core.quoting import quote
 
 PREFIX: typing.Final = "lbproxy.io/"
 KNOWN: typing.Final = frozenset(
@@ -48,3 +49,15 @@ def meant(key: str) -> str:
     import difflib  # noqa: PLC0415 - seldom needed
 
     return "".join(PREFIX + near for near in difflib.get_close_matches(name, names, 1, 0.7))
+
+
+def warn(raw: identity.Source, warnings: list[str]) -> None:
+    """Say what has lbproxy's prefix and is none of its annotations."""
+    found = unknown(raw)
+    if found:
+        likely = meant(found[0])
+        advice = f", did you mean {likely}?" if likely else ""
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        warnings.append(
+            f"metadata.annotations[{quote(found[0])}]: unknown annotation{advice}{more}: passed over"
+        )
