@@ -41,8 +41,8 @@ def endpoint(
     ip: str, node: str = NODE, zone_hints: tuple[str, ...] = (), **fields: typing.Any
 ) -> model.Endpoint:
     """A ready endpoint, unless `fields` say otherwise."""
-    place = model.Place(node, ZONE, zone_hints)
-    values = {"ready": True, "serving": True, "terminating": False, "place": place}
+    location = model.Location(node, ZONE, zone_hints)
+    values = {"ready": True, "serving": True, "terminating": False, "location": location}
     return model.Endpoint(address=address(ip), **{**values, **fields})
 
 

@@ -118,8 +118,8 @@ def services(draw: st.DrawFn) -> model.Service:
 def _endpoint(
     address: bytes, ready: bool, serving: bool, terminating: bool, *rest: typing.Any
 ) -> model.Endpoint:
-    *place, weight = rest
-    return model.Endpoint(address, ready, serving, terminating, model.Place(*place), weight)
+    *location, weight = rest
+    return model.Endpoint(address, ready, serving, terminating, model.Location(*location), weight)
 
 
 def endpoints(family: model.Family, heaviest: int = 1) -> st.SearchStrategy[model.Endpoint]:

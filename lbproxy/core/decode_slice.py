@@ -73,7 +73,7 @@ def _endpoints(
                 ready,
                 serving,
                 terminating,
-                _shared_place(
+                _shared_location(
                     fields.interned(endpoint.node_name),
                     fields.interned(endpoint.zone),
                     _hinted(hints.for_zones) if hints else (),
@@ -110,7 +110,7 @@ def _shared_slice_ports(ports: tuple[model.SlicePort, ...]) -> tuple[model.Slice
 
 
 @functools.lru_cache(8192)
-def _shared_place(
+def _shared_location(
     node_name: str, zone: str, zone_hints: tuple[str, ...], node_hints: tuple[str, ...]
-) -> model.Place:
-    return model.Place(node_name, zone, zone_hints, node_hints)
+) -> model.Location:
+    return model.Location(node_name, zone, zone_hints, node_hints)

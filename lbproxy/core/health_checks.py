@@ -92,7 +92,7 @@ def _local_ready(slices: Iterable[model.EndpointSlice], family: model.Family, no
         found |= {
             place.address
             for place, endpoint in merged.items()
-            if endpoint.ready and endpoint.place.node_name == node_name
+            if endpoint.ready and endpoint.location.node_name == node_name
         }
     return len(found)
 

@@ -130,7 +130,7 @@ class Service(msgspec.Struct, frozen=True, gc=False):
         return self.probes.of(port_name) if self.probes is not None else None
 
 
-class Place(msgspec.Struct, frozen=True, gc=False):
+class Location(msgspec.Struct, frozen=True, gc=False):
     """Where an endpoint is and for whom: of many endpoints the same, so that they share one."""
 
     node_name: str
@@ -146,7 +146,7 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
     ready: bool
     serving: bool
     terminating: bool
-    place: Place
+    location: Location
     weight: int = 1
 
 

@@ -336,7 +336,7 @@ def _backend(
     against: int,
     left_out: int,
 ) -> BackendPlan:
-    if node_name and endpoint.place.node_name == node_name:
+    if node_name and endpoint.location.node_name == node_name:
         sets |= _HERE
     if endpoint.ready:
         backend_state = tables.BackendState.ACTIVE
@@ -351,8 +351,8 @@ def _backend(
         place.port,
         backend_state,
         sets,
-        endpoint.place.node_name,
-        endpoint.place.zone,
+        endpoint.location.node_name,
+        endpoint.location.zone,
         weight,
         against,
         left_out,

@@ -441,7 +441,7 @@ def users(
             if all(User(key, place) in down for place in chosen):
                 sets = topology.usable(endpoints, node_name, zone, hinted=False).sets
             for place, bits in zip(places, sets, strict=True):
-                here = bool(node_name) and merged[place].place.node_name == node_name
+                here = bool(node_name) and merged[place].location.node_name == node_name
                 if not bits & drawn:
                     continue
                 if why := reach.forbids(place.address, own, here=here):

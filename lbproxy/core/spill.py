@@ -54,7 +54,7 @@ def shares(
 
     The Cluster set alone is narrowed; a Local one lies within the zone, where proportions stay.
     """
-    mine = [bool(zone) and endpoint.place.zone == zone for endpoint in endpoints]
+    mine = [bool(zone) and endpoint.location.zone == zone for endpoint in endpoints]
     of_set = [bool(bits & _CLUSTER) for bits in sets]
     usable = sum(w for w, here, used in zip(given, mine, of_set, strict=True) if here and used)
     others = sum(w for w, here, used in zip(given, mine, of_set, strict=True) if not here and used)
@@ -65,7 +65,7 @@ def shares(
         for endpoint, here, used in zip(endpoints, mine, of_set, strict=True)
         if here and not used and not topology.is_going(endpoint)
     )
-    zones = {endpoint.place.zone for endpoint, used in zip(endpoints, of_set, strict=True) if used}
+    zones = {endpoint.location.zone for endpoint, used in zip(endpoints, of_set, strict=True) if used}
     stays = round(_WHOLE * kept(factor, usable, known, others, len(zones)))
     if stays >= _WHOLE:
         left = [bits if here else bits & ~_CLUSTER for bits, here in zip(sets, mine, strict=True)]

@@ -63,7 +63,7 @@ def usable(endpoints: Sequence[model.Endpoint], node_name: str, zone: str, *, hi
     # A start comes by every endpoint of the cluster: nothing is called that need not be.
     ready = [endpoint for endpoint in endpoints if endpoint.ready]
     any_ready = bool(ready)
-    local_ready = bool(node_name) and node_name in [endpoint.place.node_name for endpoint in ready]
+    local_ready = bool(node_name) and node_name in [endpoint.location.node_name for endpoint in ready]
     level = _hinted_level(ready, node_name, zone) if hinted else None
     any_draining = False
     sets = []
@@ -75,7 +75,7 @@ def usable(endpoints: Sequence[model.Endpoint], node_name: str, zone: str, *, hi
             in_cluster = level(endpoint, node_name, zone)
         bits = CLUSTER if in_cluster else 0
         if (
-            endpoint.place.node_name == node_name
+            endpoint.location.node_name == node_name
             and node_name
             and (endpoint.ready if local_ready else draining)
         ):
@@ -101,13 +101,13 @@ def _hinted_level(
 
     One ready endpoint without a hint of a level switches that level off.
     """
-    if not ready or not (ready[0].place.node_hints or ready[0].place.zone_hints):
+    if not ready or not (ready[0].location.node_hints or ready[0].location.zone_hints):
         return None
-    if all(endpoint.place.node_hints for endpoint in ready) and any(
+    if all(endpoint.location.node_hints for endpoint in ready) and any(
         _hinted_for_node(endpoint, node_name, zone) for endpoint in ready
     ):
         return _hinted_for_node
-    if all(endpoint.place.zone_hints for endpoint in ready) and any(
+    if all(endpoint.location.zone_hints for endpoint in ready) and any(
         _hinted_for_zone(endpoint, node_name, zone) for endpoint in ready
     ):
         return _hinted_for_zone
@@ -115,8 +115,8 @@ def _hinted_level(
 
 
 def _hinted_for_node(endpoint: model.Endpoint, node_name: str, _zone: str) -> bool:
-    return bool(node_name) and node_name in endpoint.place.node_hints
+    return bool(node_name) and node_name in endpoint.location.node_hints
 
 
 def _hinted_for_zone(endpoint: model.Endpoint, _node_name: str, zone: str) -> bool:
-    return bool(zone) and zone in endpoint.place.zone_hints
+    return bool(zone) and zone in endpoint.location.zone_hints

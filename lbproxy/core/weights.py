@@ -47,9 +47,9 @@ def of(said: model.Weights, endpoint: model.Endpoint) -> int:
     """Return the weight of an endpoint."""
     weight = said.addresses.get(endpoint.address)
     if weight is None:
-        weight = said.nodes.get(endpoint.place.node_name)
+        weight = said.nodes.get(endpoint.location.node_name)
     if weight is None:
-        weight = said.zones.get(endpoint.place.zone)
+        weight = said.zones.get(endpoint.location.zone)
     return DEFAULT if weight is None else weight
 
 

@@ -513,7 +513,7 @@ def hinted_slice() -> model.EndpointSlice:
         plain,
         endpoints=tuple(
             msgspec.structs.replace(
-                endpoint, place=model.Place("node-b", endpoint.place.zone, (f"zone-{number}",))
+                endpoint, location=model.Location("node-b", endpoint.location.zone, (f"zone-{number}",))
             )
             for number, endpoint in enumerate(plain.endpoints, 1)
         ),

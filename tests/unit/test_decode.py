@@ -162,7 +162,7 @@ def test_endpoint_slice(encoded: Encoding) -> None:
                     False,
                     True,
                     True,
-                    model.Place("node-a", "zone-1", ("zone-1",), ("node-a",)),
+                    model.Location("node-a", "zone-1", ("zone-1",), ("node-a",)),
                 ),
             ),
             trigger_time_s=60.25,
@@ -767,7 +767,7 @@ def test_ten_thousand_endpoints_in_one_slice(encoded: Encoding) -> None:
     ]
     decoded = slice_of(decode.endpoint_slice(encoded(a_slice(endpoints=endpoints))))
     assert len({endpoint.address for endpoint in decoded.endpoints}) == 10_000
-    assert len({id(endpoint.place) for endpoint in decoded.endpoints}) == 7, "places are shared"
+    assert len({id(endpoint.location) for endpoint in decoded.endpoints}) == 7, "locations are shared"
 
 
 def test_short_manifests_get_the_api_servers_defaults() -> None:

@@ -31,7 +31,7 @@ def endpoint(
         ready="ready" in words,
         serving=bool(words & {"ready", "serving"}),
         terminating="terminating" in words,
-        place=model.Place(node, "", tuple(zones.split()), tuple(nodes.split())),
+        location=model.Location(node, "", tuple(zones.split()), tuple(nodes.split())),
     )
 
 
@@ -137,10 +137,10 @@ def test_the_sets_keep_their_promises(endpoints: list[model.Endpoint]) -> None:
     for bit in (C, L):
         # All ready or all draining, never a mixture, never an endpoint that serves nobody.
         assert all(e.ready for e in chosen[bit]) or all(topology.is_draining(e) for e in chosen[bit])
-    assert all(e.place.node_name == NODE for e in chosen[L])
+    assert all(e.location.node_name == NODE for e in chosen[L])
     if any(e.ready for e in endpoints):
         assert all(e.ready for e in chosen[C])
-    here = [e for e in endpoints if e.place.node_name == NODE]
+    here = [e for e in endpoints if e.location.node_name == NODE]
     assert bool(chosen[L]) is any(e.ready or topology.is_draining(e) for e in here)
 
 

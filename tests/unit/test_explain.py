@@ -660,7 +660,7 @@ def test_what_leaves_a_backend_of_another_zone_out(
 ) -> None:
     here = endpoint("10.244.0.1", zone_hints=hints[0])
     there = endpoint("10.244.0.2", "node-2")
-    there = msgspec.structs.replace(there, place=model.Place("node-2", "zone-b", hints[1]))
+    there = msgspec.structs.replace(there, location=model.Location("node-2", "zone-b", hints[1]))
     cluster = a_service_of(here, there, **options)
     assert why(ask("pod", "10.96.0.1:80", cluster=cluster)) == {"10.244.0.2": because}
     earlier = ~(tables.BackendSet.NOT_HINTED | tables.BackendSet.ZONE_KEEPS | tables.BackendSet.NO_WEIGHT)

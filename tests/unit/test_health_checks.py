@@ -35,7 +35,7 @@ def service(port: int = 30100, ips: tuple[str, ...] = ("10.96.0.1",), name: str 
 
 
 def endpoint(text: str, node: str = NODE, *, ready: bool = True, terminating: bool = False) -> model.Endpoint:
-    return model.Endpoint(packed(text), ready, True, terminating, model.Place(node, ""))
+    return model.Endpoint(packed(text), ready, True, terminating, model.Location(node, ""))
 
 
 def slice_of(

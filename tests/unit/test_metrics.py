@@ -177,7 +177,7 @@ def service(name: model.ServiceName = WEB, cluster_ip: str = "10.96.0.1", **more
 
 
 def endpoint(address: str, node: str = NODE, ready: bool = True, terminating: bool = False) -> model.Endpoint:
-    return model.Endpoint(ip(address), ready, True, terminating, model.Place(node, ""))
+    return model.Endpoint(ip(address), ready, True, terminating, model.Location(node, ""))
 
 
 class Scraped:

@@ -392,7 +392,7 @@ def test_where_all_hinted_backends_are_down_the_others_are_asked_too() -> None:
     node = model.Node(objects.NODE, (), "near", (), eligible=True)
     cluster.state.apply(events.Upsert(events.Kind.NODE, events.ObjectName("", objects.NODE), node))
     hinted = [
-        msgspec.structs.replace(objects.endpoint(host), place=model.Place(objects.NODE, zone, (zone,)))
+        msgspec.structs.replace(objects.endpoint(host), location=model.Location(objects.NODE, zone, (zone,)))
         for host, zone in zones.items()
     ]
     cluster.state.apply(objects.slice_of(*hinted))

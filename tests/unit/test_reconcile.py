@@ -62,7 +62,7 @@ def slice_of(
         family=model.Family.IPV4,
         ports=(model.SlicePort("", model.Protocol.TCP, 8080),),
         endpoints=tuple(
-            model.Endpoint(test_ledger.address(host), True, True, False, model.Place(NODE, ""))
+            model.Endpoint(test_ledger.address(host), True, True, False, model.Location(NODE, ""))
             for host in hosts
         ),
         trigger_time_s=at_s,

@@ -8,7 +8,7 @@ CLUSTER, LOCAL = tables.BackendSet.CLUSTER.value, tables.BackendSet.LOCAL.value
 
 
 def endpoint(zone: str, *, ready: bool = True, going: bool = False, host: int = 1) -> model.Endpoint:
-    return model.Endpoint(bytes([host] * 16), ready, ready, going, model.Place("", zone))
+    return model.Endpoint(bytes([host] * 16), ready, ready, going, model.Location("", zone))
 
 
 def share_of(zone: str, factor: float, *found: tuple[str, bool]) -> float:
@@ -17,7 +17,7 @@ def share_of(zone: str, factor: float, *found: tuple[str, bool]) -> float:
     sets = [CLUSTER if ready else 0 for _, ready in found]
     left, weights = spill.shares(factor, zone, endpoints, sets, [1] * len(found), None)
     drawn = [w if bits & CLUSTER else 0 for bits, w in zip(left, weights, strict=True)]
-    inside = sum(w for w, one in zip(drawn, endpoints, strict=True) if one.place.zone == zone)
+    inside = sum(w for w, one in zip(drawn, endpoints, strict=True) if one.location.zone == zone)
     return inside / sum(drawn)
 
 
@@ -86,7 +86,7 @@ def test_no_set_is_emptied_no_weight_lost_and_no_zone_overloaded(
     drawn = [w if bits & CLUSTER else 0 for bits, w in zip(left, weights, strict=True)]
     assert bool(sum(drawn)) is any(sets)
     assert all(w <= 10_000 for w in drawn)
-    mine = [one.place.zone == "a" for one in endpoints]
+    mine = [one.location.zone == "a" for one in endpoints]
     usable = sum(w for w, bits, here in zip(given, sets, mine, strict=True) if bits and here)
     everyone = sum(w for w, bits in zip(given, sets, strict=True) if bits)
     if usable and usable < everyone:

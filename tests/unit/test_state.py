@@ -54,7 +54,8 @@ def slice_(
         family=model.Family.IPV4,
         ports=(model.SlicePort("", model.Protocol.TCP, 8080),),
         endpoints=tuple(
-            model.Endpoint(ip(f"10.244.0.{host}"), ready, ready, False, model.Place("", "")) for host in hosts
+            model.Endpoint(ip(f"10.244.0.{host}"), ready, ready, False, model.Location("", ""))
+            for host in hosts
         ),
         trigger_time_s=trigger_time_s,
     )
@@ -187,7 +188,7 @@ def test_synced_needs_services_and_slices() -> None:
 def test_counts() -> None:
     draining = slice_("draining", hosts=(7,))
     assert isinstance(draining.value, model.EndpointSlice)
-    endpoint = model.Endpoint(ip("10.244.0.7"), False, True, True, model.Place("", ""))
+    endpoint = model.Endpoint(ip("10.244.0.7"), False, True, True, model.Location("", ""))
     history = [
         service(),
         slice_(hosts=(1, 2)),

@@ -17,7 +17,7 @@ def address(text: str) -> bytes:
 
 
 def endpoint(ip: str, node: str = "", zone: str = "") -> model.Endpoint:
-    return model.Endpoint(address(ip), True, True, False, model.Place(node, zone))
+    return model.Endpoint(address(ip), True, True, False, model.Location(node, zone))
 
 
 def parsed(text: str) -> model.Weights:
