@@ -336,9 +336,9 @@ struct flow {
 	__be16 sport;
 	__be16 dport;
 	/* Of what the client sends, where that comes in: which must serve for the row to hold, if
-	 * UDP. With LB_HEALTH_ELSEWHERE of a TCP connection that another node has sent here, by DSR:
-	 * how it fares is counted, and it is none of the load that this node has chosen. Of answers,
-	 * where they leave: when the flow or its latest SYN came (LB_SYN_*). 0 in others.
+	 * UDP. With LB_HEALTH_ELSEWHERE of a TCP connection that another node has sent here, by
+	 * DSR: how it fares is counted, and it is none of the load that this node has chosen. Of
+	 * answers, where they leave: when the flow or its latest SYN came (LB_SYN_*). 0 in others.
 	 */
 	__u32 backend;
 	__u32 seen;	 /* tick of the last packet, either direction */

@@ -210,8 +210,7 @@ static __always_inline bool open_tunnelled(struct packet *p, const struct tunnel
 	address_copy(to.addr, w->to.addr);
 	if (!set || !open_reply(p, set, &to, w, now))
 		return false;
-	w->to.backend =
-		p->tuple.proto == LB_IPPROTO_TCP ? end->backend | LB_HEALTH_ELSEWHERE : 0;
+	w->to.backend = p->tuple.proto == LB_IPPROTO_TCP ? end->backend | LB_HEALTH_ELSEWHERE : 0;
 	flow_set_service(&w->to, w->fe.service);
 	w->to.seen = now;
 	w->to.state = LB_FLOW_ORIGINAL;

@@ -151,6 +151,19 @@ def test_a_new_node_has_its_name_after_a_restart() -> None:
     assert "old" not in names
 
 
+def test_an_end_whose_backend_an_earlier_version_did_not_note_has_it_with_the_first_change() -> None:
+    port = test_ledger.dsr(1, 2)
+    sets = int(tables.BackendSet.CLUSTER | tables.BackendSet.HERE)
+    here = tuple(msgspec.structs.replace(backend, sets=sets) for backend in port.backends)
+    plans: serving.Plans = {WEB: [msgspec.structs.replace(port, backends=here)]}
+    maps = filled(plans)
+    ends = dict(maps.rows(tables.Table.TUNNEL_ENDS))
+    assert len(ends) == 2
+    maps.apply([tables.Put(tables.Table.TUNNEL_ENDS, key, bytes(4)) for key in ends])
+    settle(maps, plans)
+    assert dict(maps.rows(tables.Table.TUNNEL_ENDS)) == ends
+
+
 def spoil_name(maps: fake.FakeMaps, service: int) -> None:
     row = tables.service_meta(maps.row(tables.Table.SERVICES, tables.row_key(service)) or b"")
     spoilt = row._replace(family=99).pack()
