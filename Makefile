@@ -56,7 +56,7 @@ format: setup ## rewrite Python and C in the house style
 	clang-format -i $$(find bpf lbproxy/lab benchmarks -name '*.[ch]' -not -path 'bpf/headers/*' -not -path '*/build/*')
 
 .PHONY: bench
-bench: setup ## measure beside kube-proxy and no proxy (about 11 minutes, 16 with a real kube-proxy; BENCH_ARGS="--kube-proxy PATH")
+bench: setup ## measure beside kube-proxy and no proxy (about 9 minutes, 14 with a real kube-proxy; BENCH_ARGS="--kube-proxy PATH")
 	@$(VENV)/bin/python -m benchmarks.run quick $(BENCH_ARGS)
 
 .PHONY: bench-full

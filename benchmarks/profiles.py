@@ -13,7 +13,9 @@ class Profile:
     short_s: float
     other_rounds: int
     other_s: float
-    others_everywhere: bool  # established TCP and UDP at every number of services, not only the greatest
+    everywhere: (
+        bool  # all kinds of traffic, churn and CPU time at every number of services, not only large ones
+    )
     starts: int  # of each kind, at the large numbers of services; 0: only the one that is needed
     changes: int
     cpu_s: float
@@ -28,22 +30,22 @@ class Profile:
 
 QUICK = Profile(
     name="quick",
-    takes="about 11 minutes, 16 with a real kube-proxy",
+    takes="about 9 minutes, 14 with a real kube-proxy",
     services=(1, 1_000, 10_000),
     short_rounds=16,
-    short_s=0.25,
+    short_s=0.2,
     other_rounds=8,
-    other_s=0.2,
-    others_everywhere=False,
-    starts=3,
+    other_s=0.15,
+    everywhere=False,
+    starts=2,
     changes=30,
-    cpu_s=10.0,
-    packet_rounds=7,
+    cpu_s=7.0,
+    packet_rounds=5,
     packet_services=10_000,
     maglev_repeats=5,
-    balancing_rounds=5,
+    balancing_rounds=3,
     outside_rounds=8,
-    outside_s=0.2,
+    outside_s=0.15,
 )
 FULL = Profile(
     name="full",
@@ -53,10 +55,10 @@ FULL = Profile(
     short_s=0.3,
     other_rounds=8,
     other_s=0.25,
-    others_everywhere=True,
+    everywhere=True,
     starts=5,
     changes=60,
-    cpu_s=30.0,
+    cpu_s=20.0,
     packet_rounds=15,
     packet_services=30_000,
     maglev_repeats=21,
@@ -73,7 +75,7 @@ SMOKE = Profile(
     short_s=0.2,
     other_rounds=2,
     other_s=0.2,
-    others_everywhere=False,
+    everywhere=False,
     starts=1,
     changes=5,
     cpu_s=2.0,

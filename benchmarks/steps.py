@@ -116,25 +116,27 @@ def _at_size(profile: profiles.Profile, field: fields.Field, services: int) -> l
         # What there is to compile is the same at every size, and once is enough.
         for _ in range(again if ours else 0):
             add(of, "first start, compiled before", start_s, _compiled)
+        # Before there is traffic, whose flows and outcomes an agent looks after for a while.
+        if of.real and (thorough or profile.everywhere):
+            for changes_per_s in (0, 1, 10):
+                spent = functools.partial(_cpu, changes_per_s=changes_per_s, seconds=profile.cpu_s)
+                add(of, f"CPU at {changes_per_s} changes a second", profile.cpu_s, spent)
     count, seconds = profile.short_rounds, profile.short_s
     listed.append(_traffic_step(field, services, "pod", "short", count, seconds))
-    if profile.others_everywhere or services == greatest:
+    if profile.everywhere or services == greatest:
         listed += [
             _traffic_step(field, services, path, mode, profile.other_rounds, profile.other_s)
             for path, mode in _OTHERS
         ]
-    if profile.others_everywhere or services in (least, greatest):
+    if profile.everywhere or services in (least, greatest):
         listed.append(_outside_step(field, services, profile.outside_rounds, profile.outside_s))
     for of in field.who:
-        if thorough:
+        if thorough or profile.everywhere:
+            # Rules that are generated are those of one change: nobody is there whom others would keep busy.
             for churn in (0, 10) if of.real else (0,):
                 label = f"{profile.changes} changes seen by a client, {churn} others a second"
                 latencies = functools.partial(_programming, changes=profile.changes, churn=churn)
                 add(of, label, 2 + profile.changes * (0.05 + sum(of.pause_s) / 2), latencies)
-        elif profile.others_everywhere:
-            label = f"{profile.changes} changes seen by a client"
-            latencies = functools.partial(_programming, changes=profile.changes, churn=0)
-            add(of, label, 2 + profile.changes * (0.05 + sum(of.pause_s) / 2), latencies)
         if thorough and of.real:
             _at_length(profile, of, services, add)
         add(of, "end", 1, _end)
@@ -146,9 +148,6 @@ def _at_length(profile: profiles.Profile, of: contestants.Contestant, services: 
     if of.name == contestants.Lbproxy.name:
         stand_in = functools.partial(_stand_in, changes=profile.changes)
         add(of, "the API server stand-in by itself", 2, stand_in)
-    for changes_per_s in (0, 1, 10):
-        spent = functools.partial(_cpu, changes_per_s=changes_per_s, seconds=profile.cpu_s)
-        add(of, f"CPU at {changes_per_s} changes a second", profile.cpu_s, spent)
     start_s = 4 + services / 3_000
     for _ in range(profile.starts):
         add(of, "restart", start_s, _adopted)

@@ -37,7 +37,7 @@ GLANCE = profiles.Profile(
     short_s=0.05,
     other_rounds=1,
     other_s=0.05,
-    others_everywhere=False,
+    everywhere=False,
     starts=0,
     changes=2,
     cpu_s=0.5,
@@ -112,10 +112,12 @@ def running(tmp_path: pathlib.Path) -> collections.abc.Iterator[subprocess.Popen
     """A run whose agent has just been started."""
     argv = [sys.executable, "-m", "benchmarks.run", "smoke", "--only", "cluster"]
     argv += ["--out", str(tmp_path / "run.json")]
-    with (tmp_path / "log").open("w") as log:
-        popen = subprocess.Popen(argv, text=True, stdout=subprocess.DEVNULL, stderr=log)
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
+        popen = subprocess.Popen(argv, text=True, stdout=subprocess.DEVNULL, stderr=stderr)
     try:
-        polling.eventually(lambda: bool(pins_of(popen.pid)), timeout_s=60)
+        polling.eventually(lambda: pins_of(popen.pid) or popen.poll() is not None, timeout_s=60)
+        assert popen.poll() is None, log.read_text()
         yield popen
     finally:
         popen.kill()

@@ -10,6 +10,7 @@ LBPROXY_KUBE_PROXY is a real kube-proxy's program, to write the rules.
 import collections.abc
 import contextlib
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -27,8 +28,8 @@ from tests.lab.conftest import LabFactory
 FAMILIES = (4, 6)
 TCP_CONNECTIONS = int(os.environ.get("LBPROXY_MIGRATION", "60"))
 CLIENTS = ("n1/p1", "n1", "outside")
-# To each of three addresses of a family.
-EACH_TCP = max(1, TCP_CONNECTIONS // (len(CLIENTS) * 3 * len(FAMILIES)))
+# To each of three addresses of a family; together no fewer than were asked for.
+EACH_TCP = math.ceil(TCP_CONNECTIONS / (len(CLIENTS) * 3 * len(FAMILIES)))
 EACH_UDP = max(1, EACH_TCP // 10)  # sockets that are connected, and as many that are not
 KUBE_PROXY = os.environ.get("LBPROXY_KUBE_PROXY")
 WEB = 1

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import dataclasses
 import io
 import itertools
 import os
@@ -422,6 +423,25 @@ def test_every_profile_measures_short_connections_and_everybody_at_every_size(
         assert len(filled) == len([label for label in labels if f"{name}: end" in label])
         assert len(filled) == len(profile.services)
     assert len([label for label in labels if "NodePorts" in label]) >= 2
+    large = [size for size in profile.services if size >= 10_000] or profile.services[-1:]
+    wanted = profile.services if profile.everywhere else large
+    for what in ("CPU at 0 ", "CPU at 10 ", ", 0 others a second", ", 10 others a second"):
+        of_agent = [label for label in labels if ": lbproxy: " in label and what in label]
+        assert len(of_agent) == len(wanted), what
+
+
+def test_cpu_at_rest_is_taken_before_there_is_traffic(found: results.Results) -> None:
+    at = unittest.mock.MagicMock(sites={"lbproxy": arena.Site("lbproxy", 2)})
+    at_one = profiles.Profile(**{**dataclasses.asdict(profiles.QUICK), "services": (10_000,)})
+    labels = [
+        step.label
+        for step in steps.of_cluster(at_one, fields.Field(at, [contestants.Lbproxy(at)], found))
+        if step.label.startswith("10,000")
+    ]
+    cpu = [number for number, label in enumerate(labels) if ": CPU at" in label]
+    traffic = [number for number, label in enumerate(labels) if "rounds" in label or "changes seen" in label]
+    assert len(cpu) == 3
+    assert max(cpu) < min(traffic)
 
 
 def test_how_long_it_takes_is_said_alike_everywhere(
