@@ -189,7 +189,7 @@ class Cleanup:
     """Removes nothing, and is counted."""
 
     made: typing.ClassVar[list["Cleanup"]] = []
-    removed = failed = unable = ()
+    removed = failed = unable = kept = ()
 
     def __init__(self, _kube_proxy_here: collections.abc.Callable[[], str]) -> None:
         """As the real one has it."""
