@@ -433,7 +433,8 @@ def test_in_a_file_of_10000_documents_only_the_changed_one_is_parsed(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     documents = [
-        yaml.safe_dump(objects.service(f"s{n}", f"10.96.{n // 250}.{n % 250 + 1}")) for n in range(10_000)
+        yaml.dump(objects.service(f"s{n}", f"10.96.{n // 250}.{n % 250 + 1}"), Dumper=yaml.CSafeDumper)
+        for n in range(10_000)
     ]
     folder.write_text("a.yaml", "---\n".join(documents))
     folder.look()
