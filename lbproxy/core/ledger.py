@@ -90,7 +90,7 @@ class _Writes:
         self.backends: list[tables.Write] = []
         self.slots: list[tables.Write] = []
         self.earlier: list[tables.Write] = []
-        self.frontends: list[tables.Write] = []
+        self.frontends: dict[bytes, bytes] = {}  # the last row that is chosen for each
         self.frontends_gone: dict[bytes, None] = {}  # a set that keeps its order; nobody claims these
         self.ranges_gone: list[tables.Write] = []
         self.earlier_gone: list[tables.Write] = []
@@ -100,6 +100,7 @@ class _Writes:
 
     def in_order(self) -> list[tables.Write]:
         """Pointed at before pointing, and the other way round for what goes."""
+        come = [tables.Put(tables.Table.FRONTENDS, key, row) for key, row in self.frontends.items()]
         gone = [tables.Delete(tables.Table.FRONTENDS, key) for key in self.frontends_gone]
         return [
             *self.names,
@@ -107,7 +108,7 @@ class _Writes:
             *self.backends,
             *self.slots,
             *self.earlier,
-            *sorted(self.frontends, key=_is_for_outside, reverse=True),
+            *sorted(come, key=_is_for_outside, reverse=True),
             *sorted(gone, key=_is_for_outside),
             *self.ranges_gone,
             *self.earlier_gone,
@@ -115,6 +116,11 @@ class _Writes:
             *self.ends_gone,
             *self.names_gone,
         ]
+
+    def remove_frontend(self, key: bytes) -> None:
+        """Remove a frontend, and write no row that this change has chosen for it before."""
+        self.frontends.pop(key, None)
+        self.frontends_gone[key] = None
 
 
 def _is_for_outside(write: tables.Write) -> bool:
@@ -477,7 +483,7 @@ class Ledger:
             had = self.claims.owner(key) == port
             out.frontends_gone.pop(key, None)
             if self.claims.claim(key, port) and not (had and have.get(key) == row):
-                out.frontends.append(tables.Put(tables.Table.FRONTENDS, key, row))
+                out.frontends[key] = row
         for key in have.keys() - want.keys():
             self._release(key, port, out)
 
@@ -485,10 +491,9 @@ class Ledger:
         """Give up a frontend to the next one that claims it; without one it goes."""
         had, heir = self.claims.release(key, port)
         if had and heir is not None:
-            row = self.installed[heir].frontends[key]
-            out.frontends.append(tables.Put(tables.Table.FRONTENDS, key, row))
+            out.frontends[key] = self.installed[heir].frontends[key]
         elif had:
-            out.frontends_gone[key] = None
+            out.remove_frontend(key)
 
     # --- going ---
 

@@ -457,6 +457,27 @@ def dsr(*hosts: int) -> plan.PortPlan:
     return port(hosts=hosts, frontends=(external,))
 
 
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_frontend_that_its_heir_gives_up_at_once_never_leads_there(stays: bool) -> None:
+    """What the heir had before the change does not fit what it has now: `serving.Watched` looks."""
+    known, watched = ledger.Ledger(serving.capacity()), serving.Watched(fake.FakeMaps(serving.SIZES))
+    external = frontend(kind=tables.FrontendKind.EXTERNAL_IP)
+    heir = dsr(1)
+    heir = msgspec.structs.replace(heir, key=key(DB))
+    watched.apply(known.change({WEB: [port(hosts=(2,), frontends=(external,))]}, 0.0).writes, 0.0)
+    watched.apply(known.change({DB: [heir]}, 0.0).writes, 0.0)
+    sets = int(CLUSTER | tables.BackendSet.HERE)
+    here = msgspec.structs.replace(
+        heir,
+        backends=tuple(msgspec.structs.replace(one, sets=sets) for one in heir.backends),
+        frontends=(external,) if stays else (),
+    )
+    writes = known.change({WEB: [], DB: [here]}, 0.0).writes
+    watched.apply(writes, 0.0)
+    assert len([write for write in writes if write.table is tables.Table.FRONTENDS]) == 1
+    serving.assert_same(watched.maps, serving.of_plans({DB: [here]}))
+
+
 def test_ends_of_tunnels_that_go_make_room_for_others() -> None:
     small = {"tunnel_ends": 2}
     maps, known = fake.FakeMaps(serving.sizes(**small)), ledger.Ledger(serving.capacity(**small))
