@@ -1,6 +1,14 @@
-"""What a real kube-proxy measured on another machine: for runs in which its rules were generated. Pure."""
+"""What a real kube-proxy measured: for runs in which its rules were generated.
 
-from benchmarks import tables
+On another machine, as it was told of; and on one like that of the run, where the document of such a run is
+kept: that shows whether generated rules cost packets what real ones do.
+"""
+
+import functools
+import typing
+
+from benchmarks import figures, results, tables
+from benchmarks.figure import LBPROXY, Figure, Group
 
 HEADING = "A real kube-proxy, measured elsewhere"
 SAID = """\
@@ -31,3 +39,68 @@ _ROWS = (
 def table() -> tables.Table:
     """Return those figures."""
     return tables.Table(_HEAD, [tables.plain(*row) for row in _ROWS])
+
+
+HEADING_ALIKE = "Generated rules beside those of a real kube-proxy"
+_ALIKE = """\
+Short connections between pods of a node, rate ÷ bare: *generated* is this run, *real* one with {names} on a
+machine of the same kind and kernel ({started}, `{file}`)."""
+_REAL = results.DIRECTORY / "more" / "kube-proxy-1.30.1.json"
+_ROOT = results.DIRECTORY.parents[1]
+
+
+@functools.cache
+def _real() -> results.Results | None:
+    return results.read(_REAL) if _REAL.exists() else None
+
+
+class Alike(typing.NamedTuple):
+    """Generated rules beside real ones: the words, the table, and by how much ratios differ at most."""
+
+    said: str
+    table: tables.Table
+    most: float
+
+
+def alike(found: results.Results, real: results.Results | None = None) -> Alike | None:
+    """Return what each kind of rules leaves of the bare rate; None where the machines are not alike."""
+    real = real or _real()
+    if real is None or any(found.machine.get(what) != real.machine.get(what) for what in ("cpu", "kernel")):
+        return None
+    generated = {each.name for each in found.contestants if not each.real}
+    names = {each.name: each.label for each in real.contestants if each.name in generated and each.real}
+    ours, theirs = _short(found), _short(real)
+    both = [key for key in ours if key in theirs and key[0] in names]
+    if not both:
+        return None
+    head = ("services", "what", *(f"{name}, {kind}" for name in names for kind in ("generated", "real")))
+    rows = []
+    for services, what in dict.fromkeys(key[1:] for key in both):
+        pairs = [of.get((name, services, what)) for name in names for of in (ours, theirs)]
+        cells = (tables.Cell(one.text, more=one.spread) if one else tables.Cell("–") for one in pairs)
+        rows.append((tables.count(services), tables.Cell(what), *cells))
+    said = _ALIKE.format(
+        names=" and ".join(names.values()), started=real.started[:10], file=_REAL.relative_to(_ROOT)
+    )
+    return Alike(
+        said, tables.Table(head, rows), max(abs(ours[key].value - theirs[key].value) for key in both)
+    )
+
+
+def remark(found: results.Results) -> str:
+    """Say in a sentence how far generated rules can stand for real ones; nothing where that is not known."""
+    known = alike(found)
+    if known is None:
+        return ""
+    return (
+        "Generated rules cost short connections what those of a real kube-proxy do: on a machine of the same "
+        f"kind the ratios differ by {known.most:.3f} at most (docs/benchmarks.md)."
+    )
+
+
+def _short(found: results.Results) -> dict[tuple[str, int, str], Figure]:
+    return {
+        (one.column, one.services, one.what): one
+        for one in figures.figures(found)
+        if one.group is Group.SHORT and one.column != LBPROXY
+    }

@@ -223,6 +223,12 @@ def _trust(found: results.Results) -> list[str]:
     parts += _remarks(found, warning=False)
     parts += _group(Group.ALIKE, found)
     if any(not each.real for each in found.contestants):
+        if alike := elsewhere.alike(found):
+            parts += [
+                f"<h3>{_text(elsewhere.HEADING_ALIKE)}</h3>",
+                f'<p class="dim">{_prose(alike.said)}</p>',
+            ]
+            parts.append(_table(alike.table, elsewhere.HEADING_ALIKE))
         parts += [f"<details><summary><h3>{_text(elsewhere.HEADING)}</h3></summary>"]
         parts += [f'<p class="dim">{_prose(elsewhere.SAID)}</p>']
         parts += [_table(elsewhere.table(), elsewhere.HEADING), "</details>"]

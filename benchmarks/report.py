@@ -1,4 +1,4 @@
-"""Pages from one run's JSON, and from nothing else.
+"""Pages from one run's JSON, and from nothing else but what is known of a real kube-proxy (`elsewhere`).
 
 They are docs/benchmarks.html and .png, and what is between markers in README.md, docs/benchmarks.md,
 docs/comparison.md and docs/balancing.md.
@@ -46,7 +46,7 @@ def summary_section(found: results.Results) -> str:
     called = rows.headings(found)
     said = remarks.remarks(found)
     parts = [_PICTURE] if plot.panels(found) else []
-    parts += [_bullets_of(each for each in said if each.warning), contestants(found)]
+    parts += [_bullets_of(each for each in said if each.warning), contestants(found), elsewhere.remark(found)]
     parts += _targets(found, f"**{verdicts.HEADING}.** ")
     for group, listed in sections.headlines(found).items():
         parts += [f"**{group}.** {sections.headline_caption(group, found)}".rstrip()]
@@ -103,6 +103,8 @@ def page(found: results.Results) -> str:
         parts.append(tables.markdown(balancing_rows.table(found.balancing)))
         parts.append(f"```text\n{balancing_rows.bars(found.balancing)}\n```")
     if any(not each.real for each in found.contestants):
+        if alike := elsewhere.alike(found):
+            parts += [f"### {elsewhere.HEADING_ALIKE}", alike.said, tables.markdown(alike.table)]
         parts += [f"### {elsewhere.HEADING}", elsewhere.SAID, tables.markdown(elsewhere.table())]
     parts += [f"### {Group.RATES}", tables.markdown(sections.rates(found))]
     if (maps := sections.maps(found)).rows:
@@ -115,7 +117,8 @@ def beside(found: results.Results) -> str:
     """Return the generated part of docs/comparison.md."""
     warnings = _bullets_of(each for each in remarks.remarks(found) if each.warning)
     parts = [tables.markdown(comparison.table(found)), comparison.of_packets(found), warnings]
-    return "\n\n".join(part for part in [*parts, f"{remarks.origin(found)}."] if part)
+    parts += [elsewhere.remark(found), f"{remarks.origin(found)}."]
+    return "\n\n".join(part for part in parts if part)
 
 
 def slow_backend(found: results.Results) -> str:

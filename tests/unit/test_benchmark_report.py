@@ -234,6 +234,41 @@ def test_a_real_kube_proxys_figures_stand_beside_generated_rules_as_measured_els
     assert elsewhere.HEADING not in report.page(found) + page.render(found)
 
 
+def test_generated_rules_stand_beside_real_ones_of_a_machine_of_the_same_kind(
+    found: results.Results,
+) -> None:
+    real = benchmark_run.made()
+    real.contestants = [msgspec.structs.replace(each, real=True) for each in real.contestants]
+    known = elsewhere.alike(found, real)
+    assert known is not None
+    assert known.most == 0
+    assert len(known.table.rows) == 2 * len(benchmark_run.SIZES)
+    iptables, as_real, *_ = (cell.text for cell in known.table.rows[0][2:])
+    assert iptables == as_real == pick(found, Group.SHORT, SERVICE, 1, "iptables").text
+    real.traffic[0] = msgspec.structs.replace(
+        real.traffic[0],
+        rounds=benchmark_run.rounds({"bare": 1, "bare/again": 1, "iptables/service": 0.405}),
+    )
+    known = elsewhere.alike(found, real)
+    assert known is not None
+    assert known.most == pytest.approx(0.405, abs=0.01)
+    real.machine["kernel"] = "another"
+    assert elsewhere.alike(found, real) is None
+
+
+def test_without_a_real_run_of_such_a_machine_nothing_is_said(found: results.Results) -> None:
+    assert not elsewhere.remark(found)
+    assert elsewhere.HEADING_ALIKE not in report.page(found) + page.render(found)
+
+
+def test_the_committed_run_was_held_against_a_real_kube_proxy() -> None:
+    committed = results.read(results.DIRECTORY / "full.json")
+    known = elsewhere.alike(committed)
+    assert known is not None
+    assert known.most < 0.05
+    assert elsewhere.remark(committed) in report.README.read_text()
+
+
 def test_the_name_of_a_release_is_no_backend() -> None:
     of = results.Contestant("nftables", "x", False, {"tool": "nftables v1.0.6 (Lester Gooch #5)"})
     assert rows.heading(of) == "generated nftables rules, v1.0.6"
