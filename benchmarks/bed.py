@@ -25,7 +25,7 @@ import msgspec
 
 from benchmarks import arena, cluster, frames, test_runs
 from lbproxy import abi, cgroup2, config
-from lbproxy.core import addresses, decode, ledger, model, node_rows, plan, state, tables
+from lbproxy.core import absence, addresses, decode, ledger, model, node_rows, plan, state, tables
 from lbproxy.kernel import bpffs, datapath, device_links, libbpf, maps, namespaces, programs
 from lbproxy.lab import cluster as lab_cluster
 from lbproxy.lab import netns
@@ -184,8 +184,10 @@ class Bed:
             known.apply(decoders[each["kind"]](msgspec.json.encode(each)))
         defaults = plan.Defaults(model.Algorithm.RANDOM)
         plans = {one.name: plan.plan(known, one.name, defaults) for one in known.services()}
-        writes += ledger.Ledger(self.maps.capacity()).change(plans, 0.0).writes
+        kept = ledger.Ledger(self.maps.capacity())
+        writes += [*kept.absence.begin({}), *kept.change(plans, 0.0).writes]
         self.maps.apply(writes)
+        self._say_no_flows(b"")
         self.backends = {
             (row.addr, int.from_bytes(row.port, "big"), row.proto, row.service): int.from_bytes(key, "little")
             for key, row in ((key, tables.backend(row)) for key, row in self.maps.rows(tables.Table.BACKENDS))
@@ -207,6 +209,9 @@ class Bed:
 
     def forget_flows(self) -> None:
         """Remove all flows."""
+        # Nothing runs meanwhile that could begin one.
+        self.maps.set_column(tables.Table.NO_FLOWS, "begun", bytes(8 * absence.PAIR_ROWS))
+        self._say_no_flows(b"")
         for fd in self._fds.values():
             test_runs.empty(fd)
         self._columns["unassured"][0] = 0
@@ -215,7 +220,14 @@ class Bed:
 
     def put_flows(self, keys: bytes, rows: bytes, count: int) -> None:
         """Write rows of flows that are assured."""
+        self._say_no_flows(keys)
         libbpf.update_batch(self._fds["flows"], keys, rows, count)
+
+    def _say_no_flows(self, but: bytes) -> None:
+        """Tell the programs that there are no flows but those they have begun, and those with these keys."""
+        found = absence.Pairs(self.maps.column(tables.Table.NO_FLOWS, "none") if but else b"")
+        found.add(but)
+        self.maps.set_column(tables.Table.NO_FLOWS, "none", found.none())
 
     # --- packets ---
 

@@ -84,6 +84,18 @@
 #define LB_STRANGERS_FACTOR 0x9e3779b1
 #define LB_STRANGERS_SHIFT 22
 
+/* Rows of `no_flows` and `no_frontends`, of 64 bits each. A set bit says that there is none: so a
+ * table of zeros says nothing, and it is looked up. Which bit: absence.h.
+ */
+#define LB_NO_FLOWS_ROWS 2048
+#define LB_NO_FRONTENDS_ADDRESSES 2048 /* of so many rows, each bit is of some addresses */
+#define LB_NO_FRONTENDS_ROWS 3072      /* in those behind, of a NodePort each */
+#define LB_ABSENCE_SHIFT 47	       /* leaves the 17 bits that number them */
+#define LB_ABSENCE_FACTOR_0 0x9e3779b97f4a7c15
+#define LB_ABSENCE_FACTOR_1 0xc2b2ae3d27d4eb4f
+#define LB_ABSENCE_FACTOR_2 0x165667b19e3779f9
+#define LB_ABSENCE_FACTOR_3 0xd6e8feb86659fd93
+
 /* device.flags */
 #define LB_DEVICE_PODS 0x1 /* what comes in here comes from a pod, to interface detectors */
 #define LB_DEVICE_BARE 0x2 /* its packets have no Ethernet header */
@@ -344,6 +356,19 @@ struct flow {
 	__u32 seen;	 /* tick of the last packet, either direction */
 	__u8 service[3]; /* lowest byte first */
 	__u8 state;
+};
+
+/* Between some addresses, at one stage: no flow has a row. Only the agent writes `none`, as it
+ * has found; `begun` the programs, before they write a row.
+ */
+struct no_flows {
+	__u64 none;
+	__u64 begun;
+};
+
+/* To some addresses, or to a NodePort: no frontend. */
+struct no_frontends {
+	__u64 none;
 };
 
 /* The ports of a datagram, for its fragments after the first. */

@@ -75,7 +75,7 @@ static __always_inline int dsr_open(struct packet *p, bool shared, struct work *
 	w->to.backend = id;
 	dsr_fill(w, p, to, now);
 	/* Of what pods send, only beginnings are looked at without a row. */
-	if ((before || shared) && !flow_put(&p->tuple, &w->to, false)) {
+	if ((before || shared) && !flow_put(&p->tuple, &w->to)) {
 		counter_bump(LB_COUNTER_FLOW_FAILED);
 		return LB_SHOOT;
 	}

@@ -10,6 +10,7 @@
 #ifndef LB_FLOW_H
 #define LB_FLOW_H
 
+#include "absence.h"
 #include "counters.h"
 #include "health.h"
 #include "load.h"
@@ -219,10 +220,10 @@ static __always_inline long flow_insert(struct flow_key *key, struct flow *row)
 	return failed;
 }
 
-/* Keeps a row; false where there is no room even in flows_new or, if it is to be a
- * fresh one, where the key has a row already.
+/* Keeps a row whose pair was said to begin; false where there is no room even in flows_new or, if
+ * it is to be a fresh one, where the key has a row already.
  */
-static __always_inline bool flow_put(struct flow_key *key, struct flow *row, bool fresh)
+static __always_inline bool flow_keep(struct flow_key *key, struct flow *row, bool fresh)
 {
 	bool flooded = flows_are_flooded(), counted;
 	long failed = flooded ? -1 : flow_insert(key, row);
@@ -247,6 +248,13 @@ static __always_inline bool flow_put(struct flow_key *key, struct flow *row, boo
 		return true;
 	counter_bump(LB_COUNTER_FLOWS_FULL);
 	return !(fresh ? flows_new.insert(key, row) : flows_new.update(key, row));
+}
+
+/* Keeps a row, whether its key has one or not; false where there is no room even in flows_new. */
+static __always_inline bool flow_put(struct flow_key *key, struct flow *row)
+{
+	pair_begins(key);
+	return flow_keep(key, row, false);
 }
 
 /* Removes a row, if there is one. */
@@ -284,12 +292,12 @@ static __always_inline void flow_hold(const struct flow_key *tuple, __u32 servic
 	flow_set_service(row, service);
 	row->seen = now;
 	row->state = LB_FLOW_HELD;
-	flow_put(key, row, false);
+	flow_put(key, row);
 	*key = *tuple;
 	row->sport = tuple->sport;
 	row->dport = tuple->dport;
 	row->state = LB_FLOW_HELD | LB_FLOW_ORIGINAL;
-	flow_put(key, row, false);
+	flow_put(key, row);
 }
 
 /* Whether two rows of the same key lead to the same. */
@@ -314,10 +322,11 @@ static __always_inline bool flow_claim(struct flow_key *key, struct flow *row, _
 {
 	struct flow *has;
 
+	pair_begins(key);
 	if (!flows_new_is_used() && !flows_are_flooded() && !flow_insert(key, row))
 		return true;
 	has = flow_row(key);
-	return flow_may_take(key, has, row, now) && flow_put(key, row, !has);
+	return flow_may_take(key, has, row, now) && flow_keep(key, row, !has);
 }
 
 /* Moves a row whose client has answered out of flows_new, which would forget it in the
@@ -335,6 +344,7 @@ static __always_inline void flow_settle(struct flow_key *key, struct flow *row, 
 	if (!first && (!flows_new_is_used() || flows_new.lookup(key) != row))
 		return;
 	settled = *row;
+	pair_begins(key);
 	/* Another CPU may have moved it meanwhile. */
 	if (!flows.insert(key, &settled))
 		flows_new.delete(key);

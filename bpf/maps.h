@@ -52,6 +52,8 @@ LB_MAP("lru_hash", struct affinity_key, struct affinity, affinity, LB_ROWS_AFFIN
  */
 LB_MAP("hash", struct flow_key, struct flow, flows, LB_ROWS_FLOWS, LB_NO_PREALLOC);
 LB_MAP("lru_hash", struct flow_key, struct flow, flows_new, LB_ROWS_FLOWS_NEW, LB_NO_COMMON_LRU);
+LB_MAP("array", __u32, struct no_flows, no_flows, LB_NO_FLOWS_ROWS, LB_MMAPABLE);
+LB_MAP("array", __u32, struct no_frontends, no_frontends, LB_NO_FRONTENDS_ROWS, LB_MMAPABLE);
 LB_MAP("lru_hash", struct fragment_key, struct fragment, fragments, LB_ROWS_FRAGMENTS, 0);
 LB_MAP("hash", __u32, struct device, devices, LB_ROWS_DEVICES, LB_NO_PREALLOC);
 LB_MAP("lpm_trie", struct source_range_key, struct source_range, source_ranges,

@@ -296,7 +296,7 @@ static __always_inline int open_masquerade(void *ctx, const struct packet *p,
 	address_copy(key->dst, to->addr);
 	key->dport = to->port;
 	key->stage = LB_STAGE_EGRESS;
-	return flow_put(key, row, false) ? LB_TRANSLATE : LB_SHOOT;
+	return flow_put(key, row) ? LB_TRANSLATE : LB_SHOOT;
 }
 
 /* Removes the row B that a closed flow has left, whose row D this flow has taken: it
@@ -353,7 +353,7 @@ static __always_inline int flow_open(void *ctx, __u32 ifindex, bool shared, stru
 		/* Told apart again: affinity may have chosen this one. */
 		if (!is_on_this_node(to)) {
 			dsr_fill(w, p, to, now);
-			return flow_put(&p->tuple, &w->to, false) ? LB_TUNNEL : LB_SHOOT;
+			return flow_put(&p->tuple, &w->to) ? LB_TUNNEL : LB_SHOOT;
 		}
 	}
 	if (!open_reply(p, set, to, w, now)) {
@@ -377,7 +377,7 @@ static __always_inline int flow_open(void *ctx, __u32 ifindex, bool shared, stru
 	w->to.dport = to->port;
 	flow_set_service(&w->to, w->fe.service);
 	w->to.seen = now;
-	if (!flow_put(&p->tuple, &w->to, false)) {
+	if (!flow_put(&p->tuple, &w->to)) {
 		counter_bump(LB_COUNTER_FLOW_FAILED);
 		return LB_SHOOT;
 	}

@@ -318,12 +318,10 @@ static __always_inline bool parse_l4(void *data, void *data_end, struct packet *
 }
 
 /* Makes the verifier forget by which way a packet was parsed: else it follows whatever comes
- * next once for each. A protocol has 16 bits, which it does not know.
+ * next once for each. `zero` is one of which it does not know that.
  */
-static __always_inline void packet_forget(struct __sk_buff *skb, struct packet *p)
+static __always_inline void packet_forget_by(__u32 zero, struct packet *p)
 {
-	__u32 zero = skb->protocol >> 16;
-
 	p->l4 |= zero;
 	p->end |= zero;
 	p->fragment_id |= zero;
@@ -334,6 +332,12 @@ static __always_inline void packet_forget(struct __sk_buff *skb, struct packet *
 	p->ipv4 |= zero;
 	p->tunnel |= zero;
 	asm volatile("" : : : "memory");
+}
+
+/* A protocol has 16 bits, which the verifier does not know. */
+static __always_inline void packet_forget(struct __sk_buff *skb, struct packet *p)
+{
+	packet_forget_by(skb->protocol >> 16, p);
 }
 
 /* Whether this is a packet that may belong to a flow, an ICMP error or a tunnel's; then

@@ -26,24 +26,45 @@ static __always_inline bool must_not_leave(const struct packet *p, struct work *
 	       !source_is_allowed(w->fe.service, p->tuple.src);
 }
 
+/* Whether a packet is surely no service's: it has no row, and no frontend is looked for that is
+ * there. What only some have is not asked about.
+ */
+static __always_inline bool is_nobodys(const struct packet *p, __u8 place)
+{
+	if (p->icmp_error | p->tunnel | p->fragment)
+		return false;
+	if (!pair_has_no_flow(&p->tuple))
+		return false;
+	if (place != LB_FROM_OUTSIDE && !may_begin_flow(p))
+		return true;
+	if (!address_has_no_frontend(p->tuple.dst))
+		return false;
+	return place == LB_TO_ANY || is_stranger(p->tuple.dst) ||
+	       port_is_no_node_port(p->tuple.dport);
+}
+
 /* What every packet goes through. What only some need is in programs of their own, so
  * that this one stays small; should they be missing, the packet stays as it is.
  */
 static __always_inline int tc_serve(struct __sk_buff *skb, __u8 place)
 {
 	struct packet p = {};
-	struct work *w = work_begin();
+	struct work *w;
 	struct flow *row;
 	__u32 now;
 
 	/* To everyone, or somebody else's on a device that listens to everything. */
 	if (place == LB_FROM_OUTSIDE && skb->pkt_type != LB_PACKET_HOST)
 		return LB_NEXT;
-	if (!w || !tc_parse(skb, &p))
+	if (!tc_parse(skb, &p))
 		return LB_NEXT;
 	p.tuple.stage = place == LB_TO_ANY ? LB_STAGE_EGRESS : LB_STAGE_INGRESS;
 	/* Nothing but what answers a masqueraded flow. */
-	if (place == LB_FROM_PORT && (p.tunnel || !node_address_find(p.tuple.dst)))
+	if (place == LB_FROM_PORT ? p.tunnel || !node_address_find(p.tuple.dst)
+				  : is_nobodys(&p, place))
+		return LB_NEXT;
+	w = work_begin();
+	if (!w)
 		return LB_NEXT;
 	w->place = place;
 	if (p.icmp_error || (p.tunnel && place != LB_TO_ANY)) {

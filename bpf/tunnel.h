@@ -214,7 +214,7 @@ static __always_inline bool open_tunnelled(struct packet *p, const struct tunnel
 	flow_set_service(&w->to, w->fe.service);
 	w->to.seen = now;
 	w->to.state = LB_FLOW_ORIGINAL;
-	return flow_put(&p->tuple, &w->to, false);
+	return flow_put(&p->tuple, &w->to);
 }
 
 #endif

@@ -114,19 +114,25 @@ int lb_xdp_from_outside(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
 	struct eth_header *eth = data;
 	struct bpf_fib_lookup fib = {};
-	struct work *w = work_begin();
 	struct flow *first, *second;
+	struct work *w;
 	struct packet p = {};
 	struct ends to;
 	__u32 now;
 
-	if (!w || (void *)(eth + 1) > data_end ||
+	if ((void *)(eth + 1) > data_end ||
 	    !packet_parse(data, data_end, data_end - data, sizeof(*eth), eth->proto, &p))
 		return XDP_PASS;
 	if (p.icmp_error || p.tunnel || p.fragment ||
 	    (p.tuple.proto != LB_IPPROTO_TCP && p.tuple.proto != LB_IPPROTO_UDP))
 		return XDP_PASS;
 	p.tuple.stage = LB_STAGE_INGRESS;
+	if (pair_has_no_flow(&p.tuple))
+		return XDP_PASS;
+	packet_forget_by(ctx->rx_queue_index >> 31, &p);
+	w = work_begin();
+	if (!w)
+		return XDP_PASS;
 	now = tick_now();
 	first = flow_find(&p.tuple, now);
 	if (!first)

@@ -314,7 +314,10 @@ class Controller:
             self._astray = True
 
     def _restored(self) -> ledger.Ledger:
-        return restoring.restore(self._capacity, self._kernel.dump(), self._clock())
+        dump = self._kernel.dump()
+        known = restoring.restore(self._capacity, dump, self._clock())
+        self._kernel.apply(known.absence.begin(dump.no_frontends))
+        return known
 
     # --- what others ask ---
 

@@ -11,7 +11,7 @@ import logging
 import time
 import typing
 
-from lbproxy import abi, errors, gate, kernel_clock, open_connections
+from lbproxy import abi, absent_flows, errors, gate, kernel_clock, open_connections
 from lbproxy.core import flows, inventory, tables
 from lbproxy.kernel import maps
 
@@ -64,6 +64,7 @@ class FlowTable:
         self._kernel = kernel
         self._counted = counted
         self._counted_anew = 0
+        self._absent = absent_flows.AbsentFlows(kernel)
         self._clock = clock
         self.counts = flows.Counts()  # as the last look found them
         self._sent_aside = 0  # rows that went to `flows_new`, as the last look began
@@ -101,15 +102,21 @@ class FlowTable:
         self._counted_anew = self._counted.anew
         open_now = open_connections.Recount(self._kernel, self._counted(), deadlines)
 
+        found = self._absent.look()
         expired = 0
         for keys, rows in self._kernel.batches(tables.Table.FLOWS, _BATCH_ROWS):
+            if found is not None:
+                found.add(keys)
             open_now.flows(keys, rows)
             room = None if most is None else max(0, most - expired)
             due = flows.sweep(keys, rows, deadlines, counts, room)
             expired += self._kernel.take(tables.Table.FLOWS, due, deadlines.fresh)
-        if self._sent_aside and open_now.wanted:
+        if found is not None or (self._sent_aside and open_now.wanted):
             for keys, rows in self._kernel.batches(tables.Table.FLOWS_NEW, _BATCH_ROWS):
+                if found is not None:
+                    found.add(keys)
                 open_now.flows(keys, rows)
+        self._absent.looked(found)
         open_now.put_right()
         # What programs counted meanwhile is lost: the number only has to say whether the table
         # is crowded, and the next look puts it right.
@@ -127,6 +134,8 @@ class FlowTable:
         while (left_s := due_s - time.monotonic()) > 0:
             await asyncio.sleep(min(left_s, _POLL_S))
             if self._counted.anew != self._counted_anew:
+                return
+            if self._absent.due_s is not None and time.monotonic() >= self._absent.due_s:
                 return
             if time.monotonic() >= crowded_s and self._crowded():
                 return

@@ -1,11 +1,12 @@
 """What tables amount to for clients, and whether anything in them leads nowhere between two writes."""
 
+import array
 import collections
 import struct
 import typing
 
 from lbproxy import abi
-from lbproxy.core import ledger, plan, tables
+from lbproxy.core import absence, ledger, plan, tables
 from lbproxy.kernel import fake
 
 SIZES: typing.Final = {
@@ -88,6 +89,25 @@ def dead_ends(
     return wrong
 
 
+def says_none(maps: fake.FakeMaps, frontend: bytes) -> bool:
+    """Whether the programs are told that there is no such frontend."""
+    place = absence.frontend_place(frontend)
+    row = maps.row(tables.Table.NO_FRONTENDS, tables.row_key(place >> 6)) or b""
+    return bool(int.from_bytes(row, tables.BYTE_ORDER) >> (place & 63) & 1)
+
+
+def begin_absence(known: ledger.Ledger, maps: fake.FakeMaps) -> None:
+    """Tell the programs from now on what is no frontend, as the agent does once it has a ledger."""
+    maps.apply(known.absence.begin(maps.dump().no_frontends))
+
+
+def assert_all_absence_said(maps: fake.FakeMaps) -> None:
+    """Whatever bit no frontend has says so."""
+    rows = {absence.frontend_place(key) for key, _ in maps.rows(tables.Table.FRONTENDS)}
+    words = array.array("Q", maps.column(tables.Table.NO_FRONTENDS, "none"))
+    assert sum(64 - word.bit_count() for word in words) == len(rows)
+
+
 def dangling(maps: fake.FakeMaps) -> list[str]:
     """Whatever in the tables leads nowhere, or to something of somebody else."""
     wrong = []
@@ -95,6 +115,8 @@ def dangling(maps: fake.FakeMaps) -> list[str]:
     for key, packed in maps.rows(tables.Table.FRONTENDS):
         row = tables.frontend(packed)
         wrong += dead_ends(maps, packed, also_wrong=tables.BackendState.DRAINING)
+        if says_none(maps, key):
+            wrong.append(f"{tables.frontend_key(key)} is said not to be there")
         if maps.row(tables.Table.SERVICES, tables.row_key(row.service)) is None:
             wrong.append(f"service {row.service} has no name")
         if row.flags & tables.FrontendFlag.SOURCE_RANGES and not ranged[row.service]:

@@ -38,6 +38,8 @@ HOLDS: typing.Final = {
     "scratch": "what a packet program works with while it runs",
     "unassured": "how many rows of flows are of flows whose client has not answered yet",
     "handover": "who begins flows while another proxy's are taken over, or given back",
+    "no_flows": "between which addresses no flow has a row, so that none is looked up",
+    "no_frontends": "which addresses and NodePorts are no frontend's, so that none is looked up",
     "ticks": "the time, as the packet programs have read it last",
 }
 """What a map holds, in a few words."""
@@ -70,7 +72,9 @@ _LOST: typing.Final = {
 }
 # Ids and blocks are handed out from 1 on: 0 stands for none.
 _WITHOUT_ROW_0: typing.Final = frozenset({"slots", "backends", "services", "localities", *_ONE_A_ROW_OF})
-_FIXED: typing.Final = frozenset({"settings", "counters", "unassured", "ticks", "scratch", "handover"})
+_FIXED: typing.Final = frozenset(
+    {"settings", "counters", "unassured", "ticks", "scratch", "handover", "no_flows", "no_frontends"}
+)
 _COOKIE: typing.Final = slice(0, 8)
 _NO_COOKIE: typing.Final = bytes(8)
 

@@ -1,10 +1,10 @@
 """What the kernel's tables hold, and the writes that take a service to its plan.
 
 A connection may be opened between any two writes. So what is pointed at is
-written first and the pointer last: names, source ranges, backends, slots, then the
-frontend row that leads to them, which a hash map replaces atomically; of a pair
-the one for clients outside before the one that refers to it. A new choice of
-backends always goes to a fresh extent of slots. What is no longer pointed at
+written first and the pointer last: names, source ranges, backends, slots, the bits that must
+no longer say that there is no such frontend, then the frontend row that leads to them, which a
+hash map replaces atomically; of a pair the one for clients outside before the one that refers to
+it. A new choice of backends always goes to a fresh extent of slots. What is no longer pointed at
 keeps its row for RECYCLE_AFTER_S, because a program on another CPU may just have
 followed the old pointer; only then is it cleared and its id given out again.
 
@@ -20,7 +20,7 @@ import collections
 import typing
 
 from lbproxy import abi
-from lbproxy.core import claims, installed, model, outcomes, plan, pools, tables
+from lbproxy.core import absence, claims, installed, model, outcomes, plan, pools, tables
 
 # Programs run for microseconds, under RCU; a second is for ever to them.
 RECYCLE_AFTER_S: typing.Final = 1.0
@@ -69,6 +69,7 @@ class Dump(typing.NamedTuple):
     source_ranges: typing.Mapping[bytes, bytes]
     tunnel_ends: typing.Mapping[bytes, bytes]
     earlier_slots: typing.Mapping[bytes, bytes]
+    no_frontends: typing.Mapping[bytes, bytes]  # every row that is not zero
 
 
 class _Retired(typing.NamedTuple):
@@ -90,8 +91,10 @@ class _Writes:
         self.backends: list[tables.Write] = []
         self.slots: list[tables.Write] = []
         self.earlier: list[tables.Write] = []
+        self.absence_gone: list[tables.Write] = []
         self.frontends: dict[bytes, bytes] = {}  # the last row that is chosen for each
         self.frontends_gone: dict[bytes, None] = {}  # a set that keeps its order; nobody claims these
+        self.absence: list[tables.Write] = []
         self.ranges_gone: list[tables.Write] = []
         self.earlier_gone: list[tables.Write] = []
         self.retired: list[tables.Write] = []
@@ -108,8 +111,10 @@ class _Writes:
             *self.backends,
             *self.slots,
             *self.earlier,
+            *self.absence_gone,
             *sorted(come, key=_is_for_outside, reverse=True),
             *sorted(gone, key=_is_for_outside),
+            *self.absence,
             *self.ranges_gone,
             *self.earlier_gone,
             *self.retired,
@@ -144,6 +149,7 @@ class Ledger:
         self._ports: dict[model.ServiceName, model.PortKey | tuple[model.PortKey, ...]] = {}
         self._localities: dict[tuple[str, str], int] = {}
         self.claims = claims.Claims()
+        self.absence = absence.Frontends()
         self.range_rows = 0
         self.end_rows = 0
         self.earlier_rows = 0
@@ -197,6 +203,8 @@ class Ledger:
         refused: dict[model.PortKey, pools.Exhausted] = {}
         for found in self._of_nobody:
             out.frontends_gone.update(dict.fromkeys(found.frontends))
+            for frontend in found.frontends:
+                self.absence.goes(frontend)
             self._discard(found, out, now_s)
         self._of_nobody = []
         for name, ports in wanted.items():
@@ -219,6 +227,7 @@ class Ledger:
         self.range_rows -= len(out.ranges_gone)
         self.end_rows -= len(out.ends_gone)
         self.earlier_rows -= len(out.earlier_gone)
+        out.absence_gone, out.absence = self.absence.taken(), self.absence.freed()
         return Change(out.in_order(), refused)
 
     def expire(self, now_s: float) -> list[tables.Write]:
@@ -480,7 +489,10 @@ class Ledger:
         self, port: model.PortKey, want: dict[bytes, bytes], have: dict[bytes, bytes], out: _Writes
     ) -> None:
         for key, row in want.items():
-            had = self.claims.owner(key) == port
+            owner = self.claims.owner(key)
+            had = owner == port
+            if owner is None:
+                self.absence.comes(key)
             out.frontends_gone.pop(key, None)
             if self.claims.claim(key, port) and not (had and have.get(key) == row):
                 out.frontends[key] = row
@@ -494,6 +506,7 @@ class Ledger:
             out.frontends[key] = self.installed[heir].frontends[key]
         elif had:
             out.remove_frontend(key)
+            self.absence.goes(key)
 
     # --- going ---
 
@@ -567,6 +580,7 @@ class Ledger:
         self._set_ports(key.service, (*self.ports(key.service), key))
         for frontend in found.frontends:
             self.claims.claim(frontend, key)
+            self.absence.comes(frontend)
         self._count(found)
 
     def adopt_locality(self, number: int, node: str, zone: str) -> None:
@@ -576,6 +590,8 @@ class Ledger:
     def adopt_of_nobody(self, found: installed.Installed) -> None:
         """Take what no service port has a claim to: it stays as it is until the next change removes it."""
         self._of_nobody.append(found)
+        for frontend in found.frontends:
+            self.absence.comes(frontend)
         self._count(found)
 
     def adopt_unused(self, table: tables.Table, keys: typing.Iterable[bytes]) -> None:

@@ -31,8 +31,10 @@ class Table(enum.StrEnum):
     NETNS_ADDRESSES = "netns_addresses"
     EARLIER_SLOTS = "earlier_slots"
     TUNNEL_ENDS = "tunnel_ends"
+    NO_FRONTENDS = "no_frontends"
     FLOWS = "flows"
     FLOWS_NEW = "flows_new"
+    NO_FLOWS = "no_flows"
     UNASSURED = "unassured"
     HANDOVER = "handover"
 

@@ -27,6 +27,8 @@ Translate = typing.Callable[[bytes], bytes]
 TranslateRow = typing.Callable[[bytes, bytes], bytes]  # of a key and a value
 _BATCH_ROWS: typing.Final = 256  # so few that hardly a program writes one of them in between
 _FLOWS: typing.Final = ("flows", "flows_new")
+# Not to be copied from another layout: zeros say nothing, and the agent finds out anew.
+_DERIVED: typing.Final = frozenset({abi.TAILS, "no_flows", "no_frontends"})
 Fields = typing.Sequence[identity.FieldOf]
 Records = dict[int, bytes]  # by the cookies of their sockets
 
@@ -151,7 +153,7 @@ class Transfer:
                     stack.enter_context(generation.opened(new.maps_dir / name)),
                 )
                 for name, number in old_ids.items()
-                if new_ids.get(name, number) != number and name != abi.TAILS
+                if new_ids.get(name, number) != number and name not in _DERIVED
             }
             self._sockets = self._open_sockets(new, stack)
             self._stack = stack.pop_all()

@@ -126,6 +126,21 @@ class FakeMaps:
             del rows[key]
         return len(gone)
 
+    def column(self, table: str, field: str) -> bytes:
+        """A field of each row."""
+        place = _place(table, field)
+        keys = (tables.row_key(number) for number in range(self._sizes[table]))
+        return b"".join((self.row(table, key) or b"")[place] for key in keys)
+
+    def set_column(self, table: str, field: str, values: bytes) -> None:
+        """Write that field of each row."""
+        place = _place(table, field)
+        for number in range(self._sizes[table]):
+            key = tables.row_key(number)
+            row = bytearray(self.row(table, key) or b"")
+            row[place] = values[8 * number : 8 * number + 8]
+            self._one(tables.Put(tables.Table(table), key, bytes(row)))
+
     def capacity(self) -> ledger.Capacity:
         """The limits of these tables."""
         return maps.capacity(self._sizes)
@@ -137,6 +152,11 @@ class FakeMaps:
     def dump(self) -> ledger.Dump:
         """What a ledger can be restored from."""
         return maps.dump(self)
+
+
+def _place(table: str, field: str) -> slice:
+    offset = abi.LAYOUTS[abi.MAPS[table].value].offset(field)
+    return slice(offset, offset + 8)
 
 
 def _prefix(key: bytes) -> tuple[int, bytes]:

@@ -4,7 +4,9 @@ Rows are written in batches. The order of writes is kept: only neighbours of the
 same table are joined.
 """
 
+import contextlib
 import itertools
+import mmap
 import os
 import typing
 import weakref
@@ -70,6 +72,14 @@ class Maps(typing.Protocol):
         """
         ...
 
+    def column(self, table: str, field: str) -> bytes:
+        """A field of each row of an array that can be mapped, joined. Raises OSError."""
+        ...
+
+    def set_column(self, table: str, field: str, values: bytes) -> None:
+        """Write that field, of 8 bytes, of each row; what programs write beside it stays. Raises OSError."""
+        ...
+
 
 def dump(kernel: Maps) -> ledger.Dump:
     """What a ledger can be restored from; slots are read when it asks for them."""
@@ -87,6 +97,7 @@ def dump(kernel: Maps) -> ledger.Dump:
         dict(kernel.rows(tables.Table.SOURCE_RANGES)),
         dict(kernel.rows(tables.Table.TUNNEL_ENDS)),
         dict(kernel.rows(tables.Table.EARLIER_SLOTS)),
+        dict(kernel.rows(tables.Table.NO_FRONTENDS)),
     )
 
 
@@ -227,6 +238,30 @@ class BpfMaps:
         """Remove rows, unless they are worth keeping as they are now."""
         opened = self._maps[table]
         return libbpf.take(opened.fd, keys, opened.info.value_size, unless)
+
+    def column(self, table: str, field: str) -> bytes:
+        """A field of each row."""
+        with self._words(table, field) as words:
+            return words.tobytes()
+
+    def set_column(self, table: str, field: str, values: bytes) -> None:
+        """Write that field of each row."""
+        with self._words(table, field) as words:
+            words[:] = memoryview(values).cast("Q")
+
+    @contextlib.contextmanager
+    def _words(self, table: str, field: str) -> typing.Iterator[memoryview]:
+        opened = self._maps[table]
+        layout = abi.LAYOUTS[abi.MAPS[table].value]
+        size = layout.size * opened.info.max_entries
+        with (
+            mmap.mmap(opened.fd, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE) as memory,
+            memoryview(memory) as every,
+            every[:size] as rows,
+            rows.cast("Q") as words,
+            words[layout.offset(field) // 8 :: layout.size // 8] as column,
+        ):
+            yield column
 
     def dump(self) -> ledger.Dump:
         """Everything the ledger wants to know. Raises OSError."""

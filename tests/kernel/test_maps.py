@@ -303,6 +303,18 @@ def test_a_batch_that_stops_says_how_far_it_came(pinned: pathlib.Path) -> None:
 # --- rows that programs write ---
 
 
+def test_a_column_is_written_and_what_is_beside_it_stays(make: Make) -> None:
+    kernel, count = make(), abi.constant("NO_FLOWS_ROWS")
+    numbered = b"".join(number.to_bytes(8, "little") for number in range(count))
+    kernel.set_column(tables.Table.NO_FLOWS, "none", numbered)
+    assert kernel.column(tables.Table.NO_FLOWS, "none") == numbered
+    assert not any(kernel.column(tables.Table.NO_FLOWS, "begun"))
+    kernel.set_column(tables.Table.NO_FLOWS, "begun", b"\x05" * 8 * count)
+    kernel.set_column(tables.Table.NO_FLOWS, "none", bytes(8 * count))
+    assert kernel.column(tables.Table.NO_FLOWS, "begun") == b"\x05" * 8 * count
+    assert kernel.row(tables.Table.NO_FLOWS, tables.row_key(count - 1)) == bytes(8) + b"\x05" * 8
+
+
 @pytest.mark.parametrize("rows", [1, 7, 4096])
 def test_batches_hold_every_row_once(make: Make, rows: int) -> None:
     kernel, table = make(), tables.Table.FLOWS

@@ -1,16 +1,19 @@
 """Flows of the packet path end: the agent gives their room back, and counts those that there are."""
 
+import array
 import collections.abc
+import time
 
 import pytest
 
-from lbproxy.core import tables
+from lbproxy.core import absence, tables
 from lbproxy.lab import cluster
 from tests import polling
 from tests.lab import agents, manifests
 
 WEB = 1
 NODE_PORT = 30053
+WEB_NODE_PORT = 30080
 PODS = ("n1/p2",)
 METRICS = "http://127.0.0.1:10249/metrics"
 SCRAPE = (
@@ -22,7 +25,7 @@ SCRAPE = (
 
 @pytest.fixture(scope="module")
 def api(lab: cluster.Lab) -> collections.abc.Iterator[agents.Api]:
-    ports = [manifests.HTTP, manifests.DNS.on_node_port(NODE_PORT)]
+    ports = [manifests.HTTP.on_node_port(WEB_NODE_PORT), manifests.DNS.on_node_port(NODE_PORT)]
     objects = [
         manifests.service("web", WEB, ports=ports),
         *manifests.slices("web", [lab["n1/p2"]], ports=ports),
@@ -58,6 +61,48 @@ def shorten_timeouts(agent: agents.Agent) -> None:
     assert row is not None
     settings = tables.settings(row)._replace(udp_new_ticks=2, udp_stream_ticks=3600)
     agent.maps.apply([tables.Put(tables.Table.SETTINGS, key, settings.pack())])
+
+
+def said(agent: agents.Agent) -> bool:
+    return any(agent.maps.column(tables.Table.NO_FLOWS, "none"))
+
+
+def denied(agent: agents.Agent) -> list[bytes]:
+    """Rows of flows that the programs are told are not there."""
+    none, begun = (
+        array.array("Q", agent.maps.column(tables.Table.NO_FLOWS, one)) for one in ("none", "begun")
+    )
+    keys = [
+        key for table in (tables.Table.FLOWS, tables.Table.FLOWS_NEW) for key, _ in agent.maps.rows(table)
+    ]
+    places = absence.pair_places(b"".join(keys))
+    return [
+        key
+        for key, at in zip(keys, places, strict=True)
+        if (none[at >> 6] & ~begun[at >> 6]) >> (at & 63) & 1
+    ]
+
+
+def test_programs_are_told_which_flows_there_are_not(lab: cluster.Lab, agent: agents.Agent) -> None:
+    """Also anew, as after many have begun: connections of before and of meanwhile go on."""
+    client, node = agent.at("outside"), lab["n1"]
+    polling.eventually(lambda: said(agent), 20, "something said")
+    before = [client.open(node.address(family), WEB_NODE_PORT) for family in (4, 6)]
+    assert [one.ask().server for one in before] == ["n1/p2"] * 2
+    for _ in range(2):
+        agent.maps.set_column(tables.Table.NO_FLOWS, "none", bytes(8 * absence.PAIR_ROWS))
+        meanwhile = []
+        while not said(agent):
+            meanwhile.append(client.open(node.ipv4, WEB_NODE_PORT))
+            assert meanwhile[-1].ask().server == "n1/p2"
+            time.sleep(0.05)  # or the other test would find the table full of these
+        assert denied(agent) == []
+        assert [one.ask().server for one in (*before, *meanwhile)] == ["n1/p2"] * (2 + len(meanwhile))
+        for one in meanwhile:
+            one.close()
+    assert len(list(agent.maps.rows(tables.Table.FLOWS))) > 8
+    for one in before:
+        one.close()
 
 
 def test_idle_flows_are_removed_and_the_counts_are_right(lab: cluster.Lab, agent: agents.Agent) -> None:

@@ -260,7 +260,7 @@ def _text(address: bytes) -> str:
 
 def scene(made: harness.Harness, lot: random.Random) -> checking.Checker:
     """Services, settings and a node by lot."""
-    made.begin()
+    made.begin(said=lot.random() < 0.8)
     detector = lot.choice(("none", "cidr", "cidr", "ipv4", "device"))
     cidrs = {"cidr": (packets.POD_CIDR, packets.POD_CIDR6), "ipv4": (packets.POD_CIDR,)}.get(detector, ())
     timeouts = node_rows.Timeouts(*(lot.choice((5.0, 60.0)) for _ in node_rows.Timeouts._fields))

@@ -5,6 +5,7 @@ programs ask the kernel for. Nothing is attached: a frame goes in, a verdict and
 come out, and the maps can be looked at in between.
 """
 
+import array
 import collections.abc
 import concurrent.futures
 import contextlib
@@ -20,7 +21,7 @@ import time
 import typing
 
 from lbproxy import abi
-from lbproxy.core import node_rows, tables
+from lbproxy.core import absence, node_rows, tables
 from lbproxy.kernel import bpffs, generation, libbpf, loader, maps, namespaces, programs, source
 from lbproxy.lab import netns, prog_test_run
 from tests import installing
@@ -170,8 +171,13 @@ class Harness:
 
     # --- rows ---
 
-    def begin(self) -> None:
-        """Take away all rows, counts and services: the next test's are its own."""
+    def begin(self, said: bool = True) -> None:
+        """Take away all rows, counts and services: the next test's are its own.
+
+        `said` is whether the programs are told what is not there, as by an agent that has looked.
+        """
+        self.say_no_flows(b"\xff" if said else b"\0")
+        self.maps.set_column("no_flows", "begun", bytes(8 * absence.PAIR_ROWS))
         for table in ("flows", "flows_new", "fragments", "affinity", "frontends", "services", "localities"):
             self.empty(table)
         for table in ("source_ranges", "tunnel_ends", "node_addresses", "devices", "backend_health"):
@@ -179,6 +185,14 @@ class Harness:
         for column in self.columns.values():
             column.words[:] = memoryview(bytes(8 * len(column.words))).cast("Q")
         self.installer = installing.Installer(self.maps, maps.capacity(self.sizes))
+        if said:
+            known = dict(self.maps.rows(tables.Table.NO_FRONTENDS))
+            self.maps.apply(self.installer.ledger.absence.begin(known))
+        else:
+            self.maps.set_column("no_frontends", "none", bytes(8 * self.maps.rows_of("no_frontends")))
+
+    def say_no_flows(self, byte: bytes) -> None:
+        self.maps.set_column("no_flows", "none", byte * 8 * absence.PAIR_ROWS)
 
     def empty(self, table: str) -> None:
         for key, _ in list(self.maps.rows(table)):
@@ -209,6 +223,10 @@ class Harness:
 
     def put_flow(self, key: tables.FlowKey, row: tables.Flow, table: str = "flows") -> None:
         libbpf.update(self.fds[table], key.pack(), row.pack())
+        [place] = absence.pair_places(key.pack())
+        begun = array.array("Q", self.maps.column("no_flows", "begun"))
+        begun[place >> 6] |= 1 << (place & 63)
+        self.maps.set_column("no_flows", "begun", begun.tobytes())
 
     def count(self, reason: str) -> int:
         """A counter, by its name in bpf/abi.h."""

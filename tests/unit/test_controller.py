@@ -455,6 +455,7 @@ async def test_an_event_that_changes_nothing_leaves_it_healthy() -> None:
 async def test_it_takes_over_what_another_agent_left() -> None:
     agent = Agent()
     left = ledger.Ledger(serving.capacity())
+    serving.begin_absence(left, agent.kernel)
     agent.kernel.apply(left.change({test_ledger.WEB: [test_ledger.port()]}, 0.0).writes)
     agent.kernel.log.clear()
     agent.control = successor = agent.successor()

@@ -186,8 +186,8 @@ def test_health_takes_nothing_but_the_unhealthy_and_never_all(data: st.DataObjec
             if not book.of(new.key):
                 assert new == old
             for bit in (tables.BackendSet.CLUSTER, tables.BackendSet.LOCAL):
-                was, now = ({b.address for b in p.backends if b.sets & bit} for p in (old, new))
-                unwell = {b.address for b in new.backends if b.health}
+                was, now = ({(b.address, b.port) for b in p.backends if b.sets & bit} for p in (old, new))
+                unwell = {(b.address, b.port) for b in new.backends if b.health}
                 assert bool(was) == bool(now)
                 drawn = any(front.set == bit for front in new.frontends)
                 assert bool(new.spared & bit) == (drawn and bool(now & unwell))

@@ -60,6 +60,7 @@ def test_no_write_leaves_anything_leading_nowhere(steps: list[strategies.Step]) 
         serving.Watched(fake.FakeMaps(serving.SIZES)),
         0.0,
     )
+    serving.begin_absence(known, kernel.maps)
     latest: serving.Plans = {}
     for step in steps:
         now_s += step.pause_s
@@ -68,6 +69,7 @@ def test_no_write_leaves_anything_leading_nowhere(steps: list[strategies.Step]) 
         assert not change.refused
         kernel.apply(change.writes, now_s)
         latest |= step.plans
+        serving.assert_all_absence_said(kernel.maps)
         serving.assert_same(kernel.maps, serving.of_plans(latest))
         serving.assert_counted(known, kernel.maps)
     assert known.change(latest, now_s).writes == []
@@ -99,6 +101,7 @@ def test_full_tables_refuse_a_port_and_change_nothing_of_it(
 ) -> None:
     known = ledger.Ledger(serving.capacity(**small))
     kernel, now_s = serving.Watched(fake.FakeMaps(serving.sizes(**small))), 0.0
+    serving.begin_absence(known, kernel.maps)
     latest: serving.Plans = {}
     for step in steps:
         now_s += step.pause_s
@@ -109,6 +112,7 @@ def test_full_tables_refuse_a_port_and_change_nothing_of_it(
             assert known.installed.get(refused) == before.get(refused)
         kernel.apply(change.writes, now_s)
         serving.assert_counted(known, kernel.maps)
+        serving.assert_all_absence_said(kernel.maps)
         latest |= step.plans
 
     # What remains to be done needs room only: once everything else has gone, any one service has it.

@@ -38,6 +38,8 @@ def test_an_agent_killed_after_any_write_is_succeeded_without_a_gap(
     steps: list[strategies.Step], killed_at: int, lists_come_late: bool
 ) -> None:
     known, now_s = ledger.Ledger(serving.capacity()), 0.0
+    kernel = serving.Watched(fake.FakeMaps(serving.SIZES))
+    serving.begin_absence(known, kernel.maps)
     timed: list[tuple[tables.Write, float]] = []
     latest: serving.Plans = {}
     for step in steps:
@@ -45,7 +47,6 @@ def test_an_agent_killed_after_any_write_is_succeeded_without_a_gap(
         timed += [(write, now_s) for write in known.expire(now_s)]
         timed += [(write, now_s) for write in known.change(step.plans, now_s).writes]
         latest |= step.plans
-    kernel = serving.Watched(fake.FakeMaps(serving.SIZES))
     for write, written_s in timed[: killed_at % (len(timed) + 1)]:
         kernel.apply([write], written_s)
 
@@ -54,6 +55,8 @@ def test_an_agent_killed_after_any_write_is_succeeded_without_a_gap(
     now_s += 10.0
     successor = restore(kernel.maps, now_s)
     before, ids = serving.view(kernel.maps), in_use(kernel.maps)
+    serving.begin_absence(successor, kernel.maps)
+    serving.assert_all_absence_said(kernel.maps)
     writes = len(kernel.maps.log)
     if lists_come_late:
         now_s += 5.0
@@ -68,6 +71,7 @@ def test_an_agent_killed_after_any_write_is_succeeded_without_a_gap(
     kernel.apply(change.writes, now_s)
     serving.assert_same(kernel.maps, serving.of_plans(latest))
     serving.assert_counted(successor, kernel.maps)
+    serving.assert_all_absence_said(kernel.maps)
     assert successor.change(latest, now_s).writes == []
     after = in_use(kernel.maps)
     assert {place: after[place] for place in ids.keys() & after.keys()} == {

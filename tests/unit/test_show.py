@@ -633,6 +633,8 @@ def test_a_table_of_one_size_has_no_percent(pinned: Pinned, capsys: pytest.Captu
         "ticks",
         "scratch",
         "handover",
+        "no_flows",
+        "no_frontends",
         "total",
     }
     assert shown["backends"][2:5] == ["0", "255", "0.00%"]

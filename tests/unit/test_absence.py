@@ -1,0 +1,213 @@
+import array
+import typing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbproxy import abi, absent_flows
+from lbproxy.core import absence, ledger, tables
+from lbproxy.kernel import fake
+from tests import serving
+
+WORD = (1 << 64) - 1
+ADDRESSES = [bytes(10) + b"\xff\xff\x0a\x60\x00" + bytes([last]) for last in range(3)]
+ADDRESSES.append(bytes.fromhex("20010db8000000000000000000000001"))
+SCOPES = (tables.SCOPE_ADDRESS, tables.SCOPE_NODE_PORT, tables.SCOPE_ADDRESS | tables.SCOPE_OUTSIDE)
+
+
+def frontend(address: bytes, port: int, scope: int) -> bytes:
+    return tables.FrontendKey(address, port.to_bytes(2, "big"), 6, scope).pack()
+
+
+KEYS = [frontend(address, port, scope) for address in ADDRESSES for port in (80, 443) for scope in SCOPES]
+
+
+def flow(src: bytes, dst: bytes, sport: int = 1, stage: int = 0) -> bytes:
+    return tables.FlowKey(src, dst, sport.to_bytes(2, "big"), b"\0\x50", 6, stage).pack()
+
+
+def says_none(rows: typing.Mapping[bytes, bytes], place: int) -> bool:
+    row = rows.get(tables.row_key(place >> 6), bytes(8))
+    return bool(int.from_bytes(row, tables.BYTE_ORDER) >> (place & 63) & 1)
+
+
+# --- frontends ---
+
+KEY_SETS = st.sets(st.sampled_from(KEYS))
+
+
+@given(st.lists(st.tuples(KEY_SETS, KEY_SETS)), st.integers(0, 3))
+def test_no_bit_ever_denies_a_frontend_and_in_the_end_every_other_one_does(
+    changes: list[tuple[set[bytes], set[bytes]]], begins_at: int
+) -> None:
+    known, there, rows = absence.Frontends(), set[bytes](), dict[bytes, bytes]()
+
+    def write(writes: list[tables.Write]) -> None:
+        for one in writes:
+            assert isinstance(one, tables.Put)
+            assert one.table is tables.Table.NO_FRONTENDS
+            rows[one.key] = one.value
+        assert not [key for key in there if says_none(rows, absence.frontend_place(key))]
+
+    for number, (go, come) in enumerate(changes):
+        if number == begins_at:
+            write(known.begin(rows))
+        # One that goes and comes in the same change is there all the time.
+        for key in sorted(go & there):
+            known.goes(key)
+        for key in sorted(come - (there - go)):
+            known.comes(key)
+        before, after = known.taken(), known.freed()
+        there |= come
+        write(before)
+        there -= go - come
+        write(after)
+    used = {absence.frontend_place(key) for key in there}
+    for row in range(abi.constant("NO_FRONTENDS_ROWS")):
+        some = sum(1 << (place & 63) for place in used if place >> 6 == row)
+        said = int.from_bytes(rows.get(tables.row_key(row), bytes(8)), tables.BYTE_ORDER)
+        assert said == (WORD & ~some if len(changes) > begins_at else 0)
+
+
+def test_what_the_table_says_already_is_not_written_again() -> None:
+    known = absence.Frontends()
+    known.comes(KEYS[0])
+    rows = {write.key: write.value for write in known.begin({}) if isinstance(write, tables.Put)}
+    successor = absence.Frontends()
+    successor.comes(KEYS[0])
+    assert successor.begin(rows) == []
+    # Left by whoever was killed before it could say so.
+    wrong = {**rows, tables.row_key(7): bytes(8)}
+    assert [write.key for write in absence.Frontends().begin(wrong)] == sorted(
+        [tables.row_key(7), tables.row_key(absence.frontend_place(KEYS[0]) >> 6)],
+        key=lambda key: int.from_bytes(key, tables.BYTE_ORDER),
+    )
+
+
+def test_an_address_with_more_frontends_than_are_counted_stays_one_with_some() -> None:
+    known = absence.Frontends()
+    keys = [frontend(ADDRESSES[0], port, tables.SCOPE_ADDRESS) for port in range(65536)]
+    for key in keys:
+        known.comes(key)
+    known.begin({})
+    for key in keys:
+        known.goes(key)
+    assert known.freed() == []
+
+
+@pytest.mark.parametrize("protocol", [6, 17, 132])
+@pytest.mark.parametrize("address", [bytes(16), bytes(10) + b"\xff\xff" + bytes(4)])
+def test_a_node_port_has_one_bit_whatever_its_family_and_protocol(protocol: int, address: bytes) -> None:
+    key = tables.FrontendKey(address, (30080).to_bytes(2, "big"), protocol, tables.SCOPE_NODE_PORT).pack()
+    first = abi.constant("NO_FRONTENDS_ADDRESSES") * 64
+    assert absence.frontend_place(key) == first + int.from_bytes(key[16:18], tables.BYTE_ORDER)
+
+
+# --- flows ---
+
+
+@given(st.lists(st.tuples(*[st.sampled_from(ADDRESSES)] * 2, st.integers(1, 9), st.sampled_from([0, 1]))))
+def test_pairs_are_those_of_the_rows_that_were_seen(
+    seen: list[tuple[bytes, bytes, int, int]],
+) -> None:
+    found = absence.Pairs()
+    keys = [flow(*one) for one in seen]
+    for first in range(0, len(keys), 3):
+        found.add(b"".join(keys[first : first + 3]))
+    words = array.array("Q", found.none())
+    places = set(absence.pair_places(b"".join(keys)))
+    assert len(places) == len({(src, dst, stage) for src, dst, _, stage in seen})
+    assert sum(WORD.bit_count() - word.bit_count() for word in words) == len(places)
+    assert not any(words[place >> 6] >> (place & 63) & 1 for place in places)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def column(kernel: fake.FakeMaps, field: str) -> bytes:
+    return kernel.column("no_flows", field)
+
+
+def begin(kernel: fake.FakeMaps, places: typing.Iterable[int]) -> None:
+    words = array.array("Q", column(kernel, "begun"))
+    for place in places:
+        words[place >> 6] |= 1 << (place & 63)
+    kernel.set_column("no_flows", "begun", words.tobytes())
+
+
+def test_nothing_is_said_until_all_rows_were_looked_at_and_no_program_of_before_runs() -> None:
+    kernel, clock = fake.FakeMaps(serving.SIZES), Clock()
+    known = absent_flows.AbsentFlows(kernel, clock)
+    assert known.look() is None
+    known.looked(None)
+    assert known.due_s == clock.now_s + ledger.RECYCLE_AFTER_S
+    clock.now_s += 0.9
+    assert known.look() is None
+    known.looked(None)
+    assert not any(column(kernel, "none"))
+    clock.now_s += 0.2
+    found = known.look()
+    assert found is not None
+    found.add(flow(ADDRESSES[0], ADDRESSES[1]))
+    known.looked(found)
+    assert column(kernel, "none") == found.none() != bytes(len(found.none()))
+    assert known.due_s is None
+
+
+def test_what_was_said_is_taken_back_once_much_has_begun_and_not_too_often() -> None:
+    kernel, clock = fake.FakeMaps(serving.SIZES), Clock()
+    known = absent_flows.AbsentFlows(kernel, clock)
+
+    def said() -> bool:
+        return any(column(kernel, "none"))
+
+    def look() -> None:
+        known.looked(known.look())
+
+    look()
+    clock.now_s += 2.0
+    look()
+    assert said()
+    begin(kernel, range(absent_flows.MANY))
+    clock.now_s += 100.0
+    look()
+    assert said()
+    begin(kernel, range(absent_flows.MANY + 1))
+    look()
+    assert not said()
+    assert not any(column(kernel, "begun"))
+    clock.now_s += 2.0
+    begin(kernel, range(absent_flows.MANY + 1))
+    look()
+    assert said()
+    look()
+    assert said()
+    clock.now_s += absent_flows.REST_S + 1.0
+    look()
+    assert not said()
+
+
+def test_a_look_that_failed_says_nothing() -> None:
+    kernel, clock = fake.FakeMaps(serving.SIZES), Clock()
+    known = absent_flows.AbsentFlows(kernel, clock)
+    known.looked(None)
+    clock.now_s += 2.0
+    assert known.look() is not None  # and never comes to its end
+    assert not any(column(kernel, "none"))
+    assert known.look() is not None
+
+
+def test_an_agent_goes_on_with_what_the_one_before_it_has_said() -> None:
+    kernel, clock = fake.FakeMaps(serving.SIZES), Clock()
+    said = absence.Pairs().none()
+    kernel.set_column("no_flows", "none", said)
+    known = absent_flows.AbsentFlows(kernel, clock)
+    known.looked(known.look())
+    assert column(kernel, "none") == said
+    assert known.due_s is None
