@@ -467,19 +467,23 @@ def test_a_frontend_that_its_heir_gives_up_at_once_never_leads_there(stays: bool
     known, watched = ledger.Ledger(serving.capacity()), serving.Watched(fake.FakeMaps(serving.SIZES))
     external = frontend(kind=tables.FrontendKind.EXTERNAL_IP)
     heir = dsr(1)
-    heir = msgspec.structs.replace(heir, key=key(DB))
-    watched.apply(known.change({WEB: [port(hosts=(2,), frontends=(external,))]}, 0.0).writes, 0.0)
-    watched.apply(known.change({DB: [heir]}, 0.0).writes, 0.0)
+    first: serving.Plans = {DB: [port(DB, hosts=(2,), frontends=(external,))], WEB: [heir]}
+    watched.apply(known.change(first, 0.0).writes, 0.0)
+    assert {row.service for row in serving.view(watched.maps).values()} == {name_of(known, watched.maps, DB)}
     sets = int(CLUSTER | tables.BackendSet.HERE)
     here = msgspec.structs.replace(
         heir,
         backends=tuple(msgspec.structs.replace(one, sets=sets) for one in heir.backends),
         frontends=(external,) if stays else (),
     )
-    writes = known.change({WEB: [], DB: [here]}, 0.0).writes
+    writes = known.change({DB: [], WEB: [here]}, 0.0).writes
     watched.apply(writes, 0.0)
     assert len([write for write in writes if write.table is tables.Table.FRONTENDS]) == 1
-    serving.assert_same(watched.maps, serving.of_plans({DB: [here]}))
+    serving.assert_same(watched.maps, serving.of_plans({WEB: [here]}))
+
+
+def name_of(known: ledger.Ledger, maps: fake.FakeMaps, service: model.ServiceName) -> bytes | None:
+    return maps.row(tables.Table.SERVICES, tables.row_key(known.installed[key(service)].id))
 
 
 def test_ends_of_tunnels_that_go_make_room_for_others() -> None:
