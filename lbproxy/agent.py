@@ -6,20 +6,17 @@ pinned, and the next agent adopts them. `lbproxy cleanup` is what removes them.
 
 import asyncio
 import contextlib
-import ctypes
 import dataclasses
 import functools
-import gc
-import json
 import logging
 import os
 import pathlib
 import signal
-import sys
 import time
 import typing
 
 from lbproxy import (
+    beside,
     cgroup2,
     config,
     controller,
@@ -30,14 +27,16 @@ from lbproxy import (
     growing,
     handover,
     health_checks,
+    log_lines,
+    memory,
     metrics,
     netns_addresses,
+    new_flows,
     node_watch,
     noting,
     open_connections,
     orders,
     packet_path,
-    secrecy,
     stale_sockets,
     web,
 )
@@ -53,13 +52,6 @@ _log = logging.getLogger(__name__)
 
 _HOOK_CHECK_S: typing.Final = 30.0
 _CONFIG_CHECK_S: typing.Final = 1.0
-_RETURN_CHECK_S: typing.Final = 1.0
-_RETRY_S: typing.Final = 5.0
-_STAY: typing.Final = "new flows from outside stay with the other proxy"
-_GC_ALLOCATIONS: typing.Final = 100_000
-_M_MMAP_THRESHOLD: typing.Final = -3  # of malloc.h
-_M_ARENA_MAX: typing.Final = -8
-_MMAP_THRESHOLD: typing.Final = 128 * 1024  # what it is at first
 _OOM_SCORE: typing.Final = pathlib.Path("/proc/self/oom_score_adj")
 _STOP_SIGNALS: typing.Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -74,9 +66,7 @@ class _Stop(Exception):  # noqa: N818 - how a task group is told to end
 
 def run(settings: config.Config) -> int:
     """Serve this node until told to stop; returns the exit status."""
-    # Nothing that an event leaves behind is cyclic: seldom is often enough.
-    gc.set_threshold(_GC_ALLOCATIONS)
-    _spare_memory()
+    memory.spare()
     # First of all: a start that fails must leave nothing, not even a mount.
     trusted = _trust(settings.probe_ca_file)
     if settings.manifests is None:
@@ -109,7 +99,7 @@ def init_only(settings: config.Config) -> int:
 @contextlib.contextmanager
 def _alone(settings: config.Config) -> typing.Iterator[pathlib.Path]:
     """Check what is needed and keep other agents off; yields the cgroup to attach to."""
-    _log_to_stderr(settings)
+    log_lines.to_stderr(settings)
     for line in (*settings.warnings, *settings.ignored):
         _log.warning("%s", line)
     features.check_capabilities()
@@ -230,7 +220,7 @@ class _Agent:
             changed=spaces.wanted,
             prepare=lambda: spaces.look(heard=False),
         )
-        learns = self._begin_to_learn(hand_over, outcome)
+        left = new_flows.leave_if_needed(hand_over, self._settings, self._datapath, outcome)
         packets = packet_path.PacketPath(
             self._settings,
             self._datapath,
@@ -238,7 +228,7 @@ class _Agent:
             self._devices_report,
             outcome.identity.refused,
             self._writing,
-            lambda: _look_again(hand_over, loop),
+            lambda: new_flows.look_again(hand_over, loop),
         )
 
         def wrote(writes: typing.Sequence[tables.Write]) -> None:
@@ -281,6 +271,7 @@ class _Agent:
         for batch in self._backlog:
             control.emit(batch)
         self._backlog.clear()
+        begun = new_flows.NewFlows(hand_over, control, self._writing)
         cookie = node.netns_cookie()
         tasks.create_task(node.watch_addresses(lambda found: control.node_changed(found, cookie)))
         for running in (
@@ -294,8 +285,8 @@ class _Agent:
             spaces.run(control.ready),
             self._watch_hooks(),
             packets.run(),
-            self._take_over(hand_over, packets, control, learns=learns),
-            _watch_return(hand_over, control, self._writing),
+            begun.begin(packets.settled, left=left),
+            begun.watch_return(),
             self._orders.run(kernel, self._writing, control, hand_over),
         ):
             tasks.create_task(running)
@@ -353,45 +344,6 @@ class _Agent:
         tasks.create_task(_closing(connected))
         return reflectors
 
-    def _begin_to_learn(self, hand_over: handover.HandOver, outcome: datapath.Outcome) -> bool:
-        """Where flows of another proxy may be about to come our way, leave them to it; whether so."""
-        if hand_over.learning:
-            return True
-        created = outcome.how == "created"
-        attached = any(held.alive for held in self._datapath.device_links.held())
-        if not created and (attached or not self._settings.packet_path):
-            return False
-        hand_over.begin(sockets=created)
-        return True
-
-    async def _take_over(
-        self,
-        hand_over: handover.HandOver,
-        packets: packet_path.PacketPath,
-        control: controller.Controller,
-        *,
-        learns: bool,
-    ) -> None:
-        """Begin flows once those of another proxy are known, where they are to be learned."""
-        await packets.settled.wait()
-        await control.complete.wait()
-        while learns:
-            try:
-                async with self._writing.shared():
-                    await asyncio.to_thread(hand_over.finish)
-            except (OSError, errors.AgentError) as error:
-                problem = f"{_STAY}: {error}"
-                if problem != control.handover_problem:
-                    _log.error("%s; not ready until that is known, tried again every %g s", problem, _RETRY_S)
-                control.handover_problem = problem
-                await asyncio.sleep(_RETRY_S)
-            else:
-                control.handover_problem = ""
-                break
-        control.devices_served()
-        hand_over.started()
-        await hand_over.run()
-
     def _emit(self, batch: typing.Sequence[events.Event]) -> None:
         self._node_watch.take(batch)
         self._orders.take(batch)
@@ -420,7 +372,7 @@ class _Agent:
             self._reports.migration(report)
         if report.removed:
             # All of a large cluster's rules have been read for that.
-            _settle_memory()
+            memory.settle()
 
     def _health_check_failed(self, service: model.ServiceName, port: int, why: str) -> None:
         if self._reports is not None:
@@ -456,9 +408,9 @@ class _Agent:
             control.reconciler.ledger.claims.places,
             (time.monotonic() - started_s) * 1e3,
         )
-        await asyncio.to_thread(_tell_leftovers)
-        await asyncio.to_thread(_tell_another, self._settings.bpffs, self._cgroup.path)
-        _settle_memory()
+        await asyncio.to_thread(beside.tell_leftovers)
+        await asyncio.to_thread(beside.tell_another, self._settings.bpffs, self._cgroup.path)
+        memory.settle()
 
     async def _watch_hooks(self) -> None:
         """Put back hooks that something else has taken away (SYNC-5).
@@ -504,105 +456,12 @@ class _Agent:
         raise _Stop(status)
 
 
-async def _watch_return(
-    hand_over: handover.HandOver, control: controller.Controller, writing: gate.Gate
-) -> typing.NoReturn:
-    """Say while new connections are left to kube-proxy: somebody may have forgotten it. End it when asked."""
-    while True:
-        with contextlib.suppress(OSError):
-            said = handover.RETURNING if hand_over.returning else ""
-            if said and not control.return_notice:
-                _log.warning("%s", said)
-            elif control.return_notice and not said:
-                _log.info("new connections are lbproxy's again")
-            control.return_notice = said
-            if control.ready.is_set():
-                await _resume_if_asked(hand_over, control, writing)
-        await asyncio.sleep(_RETURN_CHECK_S)
-
-
-async def _resume_if_asked(
-    hand_over: handover.HandOver, control: controller.Controller, writing: gate.Gate
-) -> None:
-    """Do what `lbproxy migrate take-over` asks for, which is another process. Raises OSError."""
-    if not hand_over.unfinished:
-        control.handover_problem = ""
-        return
-    try:
-        async with writing.shared():
-            resumed = await asyncio.to_thread(hand_over.resume, asked=False)
-    except (OSError, errors.AgentError) as error:
-        problem = f"{_STAY}: {error}"
-        if problem != control.handover_problem:
-            _log.error("%s; tried again every %g s", problem, _RETURN_CHECK_S)
-        control.handover_problem = problem
-    else:
-        if resumed:
-            hand_over.started()
-
-
 def _find_cgroup(cgroup: cgroup2.Cgroup, path: datapath.Datapath) -> None:
     """See where the cgroup is mounted now, and note it down. Raises OSError, AgentError."""
     if said := cgroup.look():
         _log.warning("%s", said)
     if cgroup.visible:
         path.moved(cgroup.path)
-
-
-def _look_again(hand_over: handover.HandOver, loop: asyncio.AbstractEventLoop) -> None:
-    """Before another uplink is served: connections may have begun there."""
-    hand_over.look()
-    loop.call_soon_threadsafe(hand_over.started)
-
-
-def _tell_leftovers() -> None:
-    """Say what kube-proxy has left (CLI-6); that it is to go is for somebody else to decide."""
-    from lbproxy import leftovers  # noqa: PLC0415 - needed once
-
-    if found := leftovers.present():
-        goes = leftovers.removable(found)
-        how = "; once it no longer runs here, remove them with: lbproxy migrate take-over" if goes else ""
-        _log.warning("kube-proxy's rules are still in force beside ours: %s%s", ", ".join(found), how)
-        for said in leftovers.staying(found):
-            _log.warning("%s", said)
-
-
-def _tell_another(root: pathlib.Path, cgroup: pathlib.Path) -> None:
-    """Say that another lbproxy balances the same sockets."""
-    from lbproxy.core.preflight import owners  # noqa: PLC0415 - needed once
-    from lbproxy.kernel import attached  # noqa: PLC0415
-
-    with contextlib.suppress(OSError):
-        mount = cgroup2.mount_point() or cgroup
-        others = attached.at_cgroup(cgroup, mount, attached.own_programs(root))
-        theirs = [one for one in others if one.owner == owners.LBPROXY]
-        if theirs:
-            _log.error(
-                "another lbproxy's programs are at %s of %s: both balance the same sockets; stop that one "
-                "and remove it with: lbproxy cleanup --bpffs PATH (lbproxy preflight names it)",
-                ", ".join(sorted({one.hook for one in theirs})),
-                theirs[0].place,
-            )
-
-
-def _spare_memory() -> None:
-    """Have glibc keep little of what is freed: the bodies of lists are large, and soon gone.
-
-    By itself it keeps more the larger they were, and a heap for each thread.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_ARENA_MAX, 1)
-        libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
-
-
-def _settle_memory() -> None:
-    """Give back what only the first lists needed, and spare the collector what stays."""
-    gc.collect()
-    gc.freeze()
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 async def _closing(connected: "client.Client") -> None:
@@ -619,39 +478,3 @@ def _stamp(path: pathlib.Path) -> tuple[int, int, int] | None:
         status = path.stat()
         return status.st_ino, status.st_mtime_ns, status.st_size
     return None
-
-
-class _Lines(logging.Formatter):
-    """Lines for people; no secret is in them."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return secrecy.without(super().format(record))
-
-
-class _JsonLines(logging.Formatter):
-    """One JSON object a line; no secret is in it."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        said = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": secrecy.without(record.getMessage()),
-        }
-        if record.exc_info:
-            said["traceback"] = secrecy.without(self.formatException(record.exc_info))
-        return json.dumps(said)
-
-
-def _log_to_stderr(settings: config.Config) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    if settings.log_format is config.LogFormat.JSON:
-        handler.setFormatter(_JsonLines())
-    else:
-        handler.setFormatter(_Lines("%(asctime)s %(levelname).1s %(name)s: %(message)s", "%H:%M:%S"))
-    # At their own debug level these two say more than everything else together.
-    for library in ("pyroute2", "asyncio"):
-        logging.getLogger(library).setLevel(logging.WARNING)
-    logging.basicConfig(
-        level=logging.DEBUG if settings.log_level >= 2 else logging.INFO, handlers=[handler], force=True
-    )
