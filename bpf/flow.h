@@ -371,15 +371,21 @@ static __always_inline __u32 syn_age(__u32 syn)
 	return (age << LB_SYN_SHIFT) / 1000;
 }
 
+/* The row of this key, if it is the other one of a pair. */
+static __always_inline struct flow *flow_back(const struct flow_key *key,
+					      struct flow_key *other_key)
+{
+	struct flow *other = flow_row(other_key);
+
+	return other && flow_leads_back(other, key) ? other : NULL;
+}
+
 /* Finds the other row of a pair; NULL where it is another flow's by now. */
 static __always_inline struct flow *flow_other(const struct flow_key *key, const struct flow *row,
 					       struct flow_key *other_key)
 {
-	struct flow *other;
-
 	flow_partner(key, row, other_key);
-	other = flow_row(other_key);
-	return other && flow_leads_back(other, key) ? other : NULL;
+	return flow_back(key, other_key);
 }
 
 /* A client has repeated its SYN: nobody has answered the one before. That time runs from the last
@@ -410,10 +416,10 @@ static __always_inline void flow_asked(const struct flow_key *key, const struct 
 		__sync_fetch_and_add(&to->unanswered, 1);
 }
 
-/* What a backend's answer does: `was` is the state of its row before, `asked` the row of what the
- * client sends.
+/* What a backend's answer does: `syn` and `was` are time and state of its row before, `asked` is
+ * the row of what the client sends.
  */
-static __always_inline void flow_answered(const struct flow *row, __u32 was, __u8 tcp_flags,
+static __always_inline void flow_answered(__u32 syn, __u32 was, __u8 tcp_flags,
 					  const struct flow_key *asked_key,
 					  const struct flow *asked)
 {
@@ -421,7 +427,7 @@ static __always_inline void flow_answered(const struct flow *row, __u32 was, __u
 	bool first = !(was & LB_FLOW_REPLIED);
 	struct backend_health *to;
 
-	if (!flags || !row->backend || (was & (LB_FLOW_ORIGINAL | LB_FLOW_RESET)) ||
+	if (!flags || !syn || (was & (LB_FLOW_ORIGINAL | LB_FLOW_RESET)) ||
 	    !flow_is_counted(asked_key, asked))
 		return;
 	/* Whoever is reset after a goodbye, or before the client has answered, has seen to it. */
@@ -436,7 +442,7 @@ static __always_inline void flow_answered(const struct flow *row, __u32 was, __u
 	else if (flags & LB_TCP_RST)
 		__sync_fetch_and_add(&to->refused, 1);
 	else if (flags == (LB_TCP_SYN | LB_TCP_ACK))
-		health_established(to, syn_age(row->backend));
+		health_established(to, syn_age(syn));
 }
 
 /* A host says that nobody listens there, in answer to a client's SYN; `row` is the one of such
@@ -471,7 +477,7 @@ static __always_inline void flow_unreachable(const struct flow_key *key, struct 
 static __always_inline void flow_track(struct flow_key *key, struct flow *row, __u8 tcp_flags,
 				       __u32 now, int counts)
 {
-	__u32 state = row->state, was = state, mirrored;
+	__u32 state = row->state, was = state, mirrored, syn;
 	struct flow_key partner_key;
 	struct flow *partner;
 	bool assured = false, closes;
@@ -513,9 +519,12 @@ static __always_inline void flow_track(struct flow_key *key, struct flow *row, _
 	closes = flow_is_closed(state) && !flow_is_closed(was);
 	if (closes && flow_is_counted(key, row))
 		load_closed(row->backend, row->addr, row->dport);
+	/* Once a row has moved, somebody else may be given the memory where it was. */
+	syn = row->backend;
+	flow_partner(key, row, &partner_key);
 	if (state & LB_FLOW_ASSURED)
 		flow_settle(key, row, assured);
-	partner = flow_other(key, row, &partner_key);
+	partner = flow_back(key, &partner_key);
 	if (!partner)
 		return;
 	partner->seen = now;
@@ -529,10 +538,10 @@ static __always_inline void flow_track(struct flow_key *key, struct flow *row, _
 		mirrored;
 	if (closes && flow_is_counted(&partner_key, partner))
 		load_closed(partner->backend, partner->addr, partner->dport);
+	if (counts == LB_COUNT_ANSWERS && ((state & ~was) & (LB_FLOW_REPLIED | LB_FLOW_RESET)))
+		flow_answered(syn, was, tcp_flags, &partner_key, partner);
 	if (state & LB_FLOW_ASSURED)
 		flow_settle(&partner_key, partner, assured);
-	if (counts == LB_COUNT_ANSWERS && ((state & ~was) & (LB_FLOW_REPLIED | LB_FLOW_RESET)))
-		flow_answered(row, was, tcp_flags, &partner_key, partner);
 }
 
 #endif

@@ -394,9 +394,14 @@ static __always_inline bool flow_still_holds(const struct packet *p, const struc
 	struct backend *to;
 	__u32 id = row->backend;
 
-	/* A closed connection's addresses may be used again. */
+	/* A closed connection's addresses may be used again; and where the row of the answers is
+	 * gone, as flows_new forgets the oldest, or is another flow's, nobody would understand
+	 * them.
+	 */
 	if (p->tuple.proto == LB_IPPROTO_TCP)
-		return !may_begin_flow(p) || !flow_is_closed(row->state);
+		return !may_begin_flow(p) ||
+		       (!flow_is_closed(row->state) && ((row->state & LB_FLOW_TUNNEL) ||
+							flow_other(&p->tuple, row, &w->flow_key)));
 	if (p->tuple.proto != LB_IPPROTO_UDP || !id)
 		return true;
 	to = backends.lookup(&id);

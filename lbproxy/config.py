@@ -87,7 +87,7 @@ class MapRows:
     socket_spill: int = 8_192
     affinity: int = 32_768
     flows: int = 262_144  # two for each flow that the packet path translates, four if masqueraded
-    flows_new: int = 8_192
+    flows_new: int = 16_384
     fragments: int = 4_096
     devices: int = 4_096
     source_ranges: int = 65_536

@@ -626,11 +626,22 @@ class _Serving:
 
     def still_holds(self, packet: Packet, row: tables.Flow) -> bool:
         if packet.proto == parsing.TCP:
-            return not (packet.begins() and is_closed(row.state))
+            if not packet.begins():
+                return True
+            return not is_closed(row.state) and (
+                bool(row.state & State.TUNNEL) or self.is_answered(packet, row)
+            )
         if packet.proto != parsing.UDP or not row.backend or self.serving(row):
             return True
         frontend = self.frontend(packet)
         return frontend is None or not frontend.slot_count
+
+    def is_answered(self, packet: Packet, row: tables.Flow) -> bool:
+        """Whether the answers to what follows this row are understood."""
+        key = _key(packet, INGRESS)
+        other_key = partner(key, row)
+        other = self.stored(other_key)
+        return other is not None and partner(other_key, other) == key
 
     def must_not_leave(self, packet: Packet) -> bool:
         key = tables.FrontendKey(packet.dst, packet.dport, packet.proto, tables.SCOPE_ADDRESS)

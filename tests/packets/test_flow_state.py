@@ -104,6 +104,19 @@ def test_a_closed_connections_ports_may_be_used_again(tcp_flow: Connection) -> N
     assert tcp_flow.lb.made.unassured[0] == 2
 
 
+def test_a_syn_opens_anew_where_its_answers_would_not_be_understood(tcp_flow: Connection) -> None:
+    """In a flood the rows of answers go first, since they came first."""
+    assert tcp_flow.ask(SYN) == NEXT
+    rows = tcp_flow.lb.flows()
+    [answers] = [key for key in rows if key.stage]
+    libbpf.delete(tcp_flow.lb.made.fds["flows"], answers.pack())
+    tcp_flow.lb.look()
+    assert tcp_flow.ask(SYN) == NEXT
+    assert tcp_flow.lb.flows() == rows
+    assert tcp_flow.answer(SYN | ACK) == NEXT
+    assert tcp_flow.state == State.REPLIED
+
+
 @pytest.mark.parametrize(
     ("asked", "state", "lives"), [(1, State(0), 20), (2, State.REPLIED | State.ASSURED, 200)]
 )
