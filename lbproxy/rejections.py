@@ -1,11 +1,10 @@
 """Which objects can not be understood as they are now, and which are odd; the log has each once."""
 
-import itertools
 import logging
 import typing
 
 from lbproxy import metrics
-from lbproxy.core import events
+from lbproxy.core import events, wording
 
 _log = logging.getLogger(__name__)
 _LINES: typing.Final = 10  # health answers are read by people
@@ -30,11 +29,9 @@ class Rejections:
 
         Without the reason, which may quote the object: anybody who reaches /healthz may read these.
         """
-        some = itertools.islice(self.reasons, _LINES)
-        lines = [events.rejection(kind, name, "`lbproxy status` says why") for kind, name in some]
-        if more := len(self.reasons) - len(lines):
-            lines.append(f"and {more} more objects are rejected: see lbproxy_rejected_objects and the log")
-        return lines
+        lines = (events.rejection(kind, name, "`lbproxy status` says why") for kind, name in self.reasons)
+        rest = "objects are rejected: see lbproxy_rejected_objects and the log"
+        return list(wording.first(lines, len(self.reasons), _LINES, rest))
 
     def take(self, event: events.Event) -> None:
         """Say what is new about an object, and forget what is no longer so."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from lbproxy import errors, noting, render, status
-from lbproxy.core import inventory, listing, model, notes
+from lbproxy.core import inventory, listing, model, notes, wording
 from lbproxy.kernel import inspection
 
 # How many frontends or backends of a service the table names, where no service is asked for by name.
@@ -98,7 +98,7 @@ def _services_table(found: Sequence[listing.ServicePort], limit: int | None) -> 
     invalid = {f"{port.namespace}/{port.name}: {probe.invalid}" for port, probe in probes if probe.invalid}
     if invalid:
         yield ""
-    yield from _first(sorted(invalid), "Services whose annotations are not understood")
+    yield from _lines(sorted(invalid), "Services whose annotations are not understood")
 
 
 def _unnoted(noted: notes.Notes) -> Iterator[str]:
@@ -202,7 +202,7 @@ def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[rende
     ]
     if troubled:
         yield ""
-    yield from _first(troubled, "whose probes fail")
+    yield from _lines(troubled, "whose probes fail")
     # Why backends are not asked is the same of many.
     others = [(backend, backend.probe) for backend in found if backend.probe is not None]
     for state in (listing.NOT_ASKED, listing.OFF):
@@ -222,11 +222,8 @@ def _backends_table(found: Sequence[listing.BackendOfService]) -> Iterator[rende
 _LINES = 20  # below a table, of one kind
 
 
-def _first(lines: Sequence[str], of_what: str) -> Iterator[str]:
-    """The first of many lines, and how many more there are."""
-    yield from lines[:_LINES]
-    if len(lines) > _LINES:
-        yield f"and {len(lines) - _LINES} more {of_what}: -o json"
+def _lines(lines: Sequence[str], of_what: str) -> Iterator[str]:
+    return wording.first(lines, len(lines), _LINES, f"{of_what}: -o json")
 
 
 def _one_of(first: listing.BackendOfService, others: Sequence[listing.BackendOfService]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from lbproxy import abi, handover, noting, render
-from lbproxy.core import events, fill, inventory, listing, notes, tables
+from lbproxy.core import events, fill, inventory, listing, notes, tables, wording
 from lbproxy.kernel import inspection, maps
 
 # --- maps ---
@@ -172,10 +172,10 @@ def _given_back(opened: maps.BpfMaps) -> Iterator[str]:
 def _rejected(noted: notes.Notes, agent_runs: bool) -> Iterator[str]:
     # The notes outlive whoever wrote them; the objects may have been mended since.
     when = "" if agent_runs else "when the agent ended: "
-    for one in noted.rejected[:_FEW]:
-        yield when + events.rejection(one.kind, one.name, one.reason)
-    if len(noted.rejected) > _FEW:
-        yield f"{when}and {len(noted.rejected) - _FEW} more objects are rejected: see the agent's log"
+    lines = (events.rejection(one.kind, one.name, one.reason) for one in noted.rejected)
+    rest = "objects are rejected: see the agent's log"
+    for line in wording.first(lines, len(noted.rejected), _FEW, rest):
+        yield when + line
 
 
 def _warnings(
@@ -230,8 +230,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[str]:
         else:
             others.setdefault(device.role, []).append(device.name)
     for role, names in others.items():
-        more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
-        yield f"{', '.join(names[:_FEW])}{more}: {role}, tc"
+        yield f"{wording.few(names, _FEW)}: {role}, tc"
     if devices and all(device.name == str(device.ifindex) for device in devices):
         yield "(seen from another network namespace: device numbers)"
     if not devices:

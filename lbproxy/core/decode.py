@@ -21,7 +21,7 @@ from lbproxy.core import (
     unknown_annotations,
     wire,
 )
-from lbproxy.core.quoting import quote
+from lbproxy.core.wording import quote
 
 
 class DecodeError(ValueError):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from lbproxy.core import addresses, events, fields, model, service_annotations, wire
-from lbproxy.core.quoting import quote
+from lbproxy.core.wording import quote
 
 DEFAULT_AFFINITY_S = 10800
 LONGEST_AFFINITY_S = 86400

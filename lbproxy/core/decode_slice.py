@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from lbproxy.core import addresses, events, fields, model, wire
-from lbproxy.core.quoting import quote
+from lbproxy.core.wording import quote
 
 
 def endpoint_slice(value: wire.EndpointSlice, warnings: list[str]) -> events.Upsert:

@@ -4,7 +4,7 @@ import re
 import sys
 
 from lbproxy.core import identity, model
-from lbproxy.core.quoting import quote
+from lbproxy.core.wording import quote
 
 LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9](?:[-.a-z0-9]*[a-z0-9])?")

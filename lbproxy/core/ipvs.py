@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from lbproxy.core import addresses, migration, model, node_rows
+from lbproxy.core import addresses, migration, model, node_rows, wording
 
 _NAMED: typing.Final = 5  # of others' virtual servers
 FIRST = (
@@ -70,9 +70,7 @@ def described(found: Found) -> str:
 
 def others(named: Collection[str]) -> str:
     """Say which virtual servers are left alone."""
-    first = ", ".join(list(named)[:_NAMED])
-    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-    return f"not kube-proxy's, by their addresses and ports, and left alone: {first}{more}"
+    return f"not kube-proxy's, by their addresses and ports, and left alone: {wording.few(named, _NAMED)}"
 
 
 def obstacle(found: Found | None) -> str:

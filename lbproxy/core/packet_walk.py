@@ -2,7 +2,17 @@
 
 import collections
 
-from lbproxy.core import addresses, classification, inventory, known_flow, listing, model, tables, walk
+from lbproxy.core import (
+    addresses,
+    classification,
+    inventory,
+    known_flow,
+    listing,
+    model,
+    tables,
+    walk,
+    wording,
+)
 
 
 def through(way: walk.Walk, sender: walk.Sender, source_port: int = 0) -> str:
@@ -127,4 +137,4 @@ def _is_here(way: walk.Walk, backend: inventory.Backend) -> bool:
 
 
 def _few(places: list[str]) -> str:
-    return ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+    return wording.few(places, 3)

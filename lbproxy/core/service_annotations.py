@@ -19,7 +19,7 @@ from lbproxy.core import (
     weights,
     wire,
 )
-from lbproxy.core.quoting import quote
+from lbproxy.core.wording import quote
 
 ALGORITHM_ANNOTATION = "lbproxy.io/algorithm"
 MODE_ANNOTATION = "lbproxy.io/mode"

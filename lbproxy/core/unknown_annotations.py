@@ -9,7 +9,7 @@ import typing
 import msgspec
 
 from lbproxy.core import identity, wire
-from lbproxy.core.quoting import quote
+from lbproxy.core.wording import quote
 
 PREFIX: typing.Final = "lbproxy.io/"
 KNOWN: typing.Final = frozenset(

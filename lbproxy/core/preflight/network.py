@@ -3,7 +3,7 @@
 import typing
 from collections.abc import Iterator, Sequence
 
-from lbproxy.core import devices
+from lbproxy.core import devices, wording
 from lbproxy.core.preflight import facts, findings, owners
 
 _FEW = 6  # devices that are named
@@ -100,8 +100,7 @@ def _program(group: Sequence[facts.Program], wanted: facts.Wanted) -> findings.F
 
 def named(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
-    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
-    return f"{', '.join(names[:_FEW])}{more}" if names else "none"
+    return wording.few(names, _FEW) or "none"
 
 
 def _settings(known: facts.Facts) -> Iterator[findings.Finding]:
