@@ -5,30 +5,14 @@ import typing
 from lbproxy.core import addresses, health, ledger, model, node_rows, plan, port_probes
 from lbproxy.core import probe as probe_
 from lbproxy.kernel import maps
+from tests import serving
 
 NODE = "node-1"
 ZONE = "zone-a"
 
-SIZES: typing.Final = {
-    "frontends": 256,
-    "slots": 512,
-    "backends": 256,
-    "services": 64,
-    "localities": 16,
-    "node_addresses": 8,
-    "sockets": 256,
-    "socket_spill": 64,
-    "affinity": 64,
-    "flows": 64,
-    "flows_new": 64,
-    "fragments": 64,
-    "devices": 16,
-    "source_ranges": 64,
-    "netns_addresses": 16,
-    "earlier_slots": 64,
-    "tunnel_ends": 64,
-    "backend_health": 64,
-}
+SIZES: typing.Final = serving.sizes(
+    slots=512, backends=256, services=64, localities=16, node_addresses=8, sockets=256
+)
 
 
 def address(text: str) -> bytes:

@@ -12,7 +12,7 @@ import pytest
 from lbproxy import config, packet_path
 from lbproxy.core import addresses, tables
 from lbproxy.kernel import datapath, device_links, features, generation, inspection, libbpf, links, maps, node
-from tests import serving
+from tests import polling, serving
 from tests.kernel import small_programs
 from tests.kernel.test_device_links import Namespace, attached, namespace
 
@@ -67,14 +67,6 @@ OUTSIDE = "tc_from_outside tc_to_any"
 POD = "tc_from_inside tc_to_any"
 
 
-async def until(check: collections.abc.Callable[[], bool]) -> None:
-    for _ in range(500):
-        if check():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("not in time")
-
-
 class Running:
     """A packet path in a namespace, and what it said."""
 
@@ -113,7 +105,7 @@ class Running:
         self.ns(lambda: asyncio.run(main()))
 
     async def becomes(self, **wanted: str) -> None:
-        await until(lambda: shown(self.ns, self.found) == wanted)
+        await polling.eventually_async(lambda: shown(self.ns, self.found) == wanted)
 
     def row(self, name: str) -> tables.Device | None:
         row = self.kernel.row(tables.Table.DEVICES, tables.row_key(self.ns.ifindex(name)))
@@ -150,7 +142,9 @@ def test_devices_are_attached_as_they_come_and_go(
         ns.ip("link", "set", "far1", "up")
         ns.ip("link", "set", "pod0", "up")
         ns.ip("addr", "add", "198.51.100.1/24", "dev", "pod0")
-        await until(lambda: running.row("pod0") == tables.Device(packed("198.51.100.1"), bytes(16), 0))
+        await polling.eventually_async(
+            lambda: running.row("pod0") == tables.Device(packed("198.51.100.1"), bytes(16), 0)
+        )
         ns.ip("route", "add", "default", "via", "198.51.100.2")
         await running.becomes(up0=OUTSIDE, **(REST | {"pod0": OUTSIDE}))
         ns.ip("route", "del", "default")
@@ -188,7 +182,7 @@ def test_an_agent_that_starts_again_finds_its_links(ns: Namespace, found: datapa
     assert len(before) == 8
 
     async def off(_: Running) -> None:
-        await until(lambda: shown(ns, found) == {})
+        await polling.eventually_async(lambda: shown(ns, found) == {})
 
     Running(ns, found, settings(packet_path=False))(off)
 
@@ -204,7 +198,7 @@ def test_what_somebody_takes_away_is_put_back_and_told(
         with generation.opened(found.links_dir / pin) as link_fd:
             libbpf.link_detach(link_fd)
         await running.becomes(up0=OUTSIDE, **REST)
-        await until(lambda: bool(caplog.records))
+        await polling.eventually_async(lambda: caplog.records)
 
     with caplog.at_level(logging.ERROR):
         Running(ns, found, settings())(script)
@@ -239,7 +233,7 @@ def test_what_is_not_as_it_should_be_is_told_once(
         await asyncio.sleep(0.5)
         ns.ip("link", "add", "eth7", "type", "veth", "peer", "name", "far7")
         await running.becomes(up0=INSIDE, eth7=OUTSIDE, far7=INSIDE, **REST)
-        await until(lambda: running.reported[-1] == [])
+        await polling.eventually_async(lambda: running.reported[-1] == [])
 
     running = Running(ns, found, settings(devices=("eth7",)))
     with caplog.at_level(logging.WARNING):
@@ -256,7 +250,7 @@ def test_a_name_that_only_other_nodes_have_leaves_nothing_unserved(
     async def script(running: Running) -> None:
         running.path.node_known(())
         await running.becomes(up0=OUTSIDE, **REST)
-        await until(lambda: bool(running.reported))
+        await polling.eventually_async(lambda: running.reported)
 
     running = Running(ns, found, settings(devices=("eth7", "up0")))
     running(script)
@@ -271,7 +265,7 @@ def test_a_kernel_without_tcx_is_told_and_left_alone(
     monkeypatch.setattr(features, "has_tcx", lambda: False)
 
     async def script(running: Running) -> None:
-        await until(lambda: bool(running.reported))
+        await polling.eventually_async(lambda: running.reported)
 
     running = Running(ns, found, settings())
     running(script)

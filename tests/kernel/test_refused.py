@@ -18,11 +18,11 @@ from lbproxy import errors, packet_path, status
 from lbproxy.core import tables
 from lbproxy.kernel import bytecode, datapath, generation, identity, libbpf, loader, maps, programs
 from lbproxy.kernel.device_links import Attachment
-from tests import serving
+from tests import polling, serving
 from tests.kernel import small_programs, test_crash
 from tests.kernel.test_datapath import accept_all, mapped, never, serve
 from tests.kernel.test_device_links import Namespace, attached, namespace
-from tests.kernel.test_packet_path import settings, until
+from tests.kernel.test_packet_path import settings
 
 LARGER = {name: 2 * rows for name, rows in serving.SIZES.items()}
 WHY = "tc_open: R1 invalid mem access 'scalar' !"
@@ -205,7 +205,7 @@ def test_the_packet_path_says_why_it_is_off(
             )
             await path.run()
             path.node_known(())
-            await until(path.settled.is_set)
+            await polling.eventually_async(path.settled.is_set)
 
     asyncio.run(main())
     [[reason]] = reported

@@ -8,7 +8,7 @@ import pytest
 from lbproxy import abi, errors, handover
 from lbproxy.core import addresses, conntrack, tables
 from lbproxy.kernel import fake
-from tests import installing
+from tests import installing, polling
 
 LEARN, HELD_UDP, RETURN = (
     tables.row_key(abi.constant(f"HANDOVER_{name}")) for name in ("LEARN", "HELD_UDP", "RETURN")
@@ -20,14 +20,6 @@ SETTINGS = tables.NO_SETTINGS._replace(
     udp_new_ticks=30, udp_stream_ticks=120, sctp_new_ticks=30, sctp_established_ticks=200,
 )  # fmt: skip
 OURS = tables.Flow(bytes(16), b"\0\1", b"\0\2", 3, NOW, b"\1\0\0", int(tables.FlowState.ORIGINAL)).pack()
-
-
-async def until(check: collections.abc.Callable[[], bool]) -> None:
-    for _ in range(500):
-        if check():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("not in time")
 
 
 class Keeper:
@@ -293,10 +285,10 @@ def test_the_agent_looks_until_nothing_is_left(node: Node, monkeypatch: pytest.M
         node.made.finish()
         node.made.started()
         task = asyncio.create_task(node.made.run())
-        await until(lambda: len(node.keeper.there) >= 4)
+        await polling.eventually_async(lambda: len(node.keeper.there) >= 4)
         assert len(told) == 1
         node.entries.clear()
-        await until(lambda: not node.flows() and len(told) == 2)
+        await polling.eventually_async(lambda: not node.flows() and len(told) == 2)
         looked = len(node.keeper.there)
         await asyncio.sleep(0.02)
         assert len(node.keeper.there) <= looked + 1
