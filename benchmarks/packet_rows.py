@@ -6,13 +6,6 @@ import dataclasses
 from benchmarks import packets, results, stats, tables, targets
 
 _COLUMNS = tuple((family, protocol) for protocol in ("TCP", "UDP") for family in (4, 6))
-# What README.md shows: the others are in docs/benchmarks.md.
-_HEADLINES = (
-    ("tc_from_outside", packets.HERE),
-    ("tc_from_outside", packets.STRANGER),
-    ("tc_to_any", packets.LEAVES),
-    ("xdp_from_outside", packets.ELSEWHERE),
-)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,17 +43,6 @@ def lines(found: results.Results) -> list[Line]:
         if of
     ]
     return sorted(listed, key=lambda line: not _is_floor(line))
-
-
-def headlines(found: results.Results) -> list[Line]:
-    """Return the lines for README.md."""
-    return [
-        line
-        for line in lines(found)
-        if _is_floor(line)
-        or (line.program, line.what) in _HEADLINES
-        or (line.flows == 0 and line.program.startswith("tc"))
-    ]
 
 
 def table(listed: collections.abc.Iterable[Line]) -> tables.Table:

@@ -52,16 +52,12 @@ def summary_section(found: results.Results) -> str:
         parts += [f"**{group}.** {sections.headline_caption(group, found)}".rstrip()]
         parts.append(tables.markdown(rows.table(listed, called, spreads=False)))
     parts.append(sections.KEY)
-    if found.packets:
-        parts += [
-            sections.of_packets(found),
-            tables.markdown(packet_rows.table(packet_rows.headlines(found))),
-        ]
     parts.append(f"Not shown: {'; '.join(sections.not_shown(found))}.")
     parts.append(_bullets_of(each for each in said if not each.warning))
     parts.append(
-        "How, and every figure: [docs/benchmarks.md](docs/benchmarks.md), and as one page to read in a "
-        "browser [docs/benchmarks.html](docs/benchmarks.html)."
+        "How, and every figure, also of other numbers of services and of single packets: "
+        "[docs/benchmarks.md](docs/benchmarks.md), and as one page to read in a browser "
+        "[docs/benchmarks.html](docs/benchmarks.html)."
     )
     return "\n\n".join(part for part in parts if part)
 

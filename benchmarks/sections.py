@@ -131,12 +131,17 @@ def _failed(runs: collections.abc.Iterable[results.Run]) -> str:
 
 
 def headlines(found: results.Results) -> dict[Group, list[Figure]]:
-    """Return the figures for README.md by their group: what the product is chosen for."""
+    """Return the figures for README.md by their group: what the product is chosen for.
+
+    At the least and the greatest number of services, and at the one that most targets are of.
+    """
     chosen: dict[Group, list[Figure]] = {}
-    greatest = max((each.services for each in found.traffic), default=0)
+    measured = {each.services for each in found.traffic if each.services}
+    greatest = max(measured, default=0)
+    shown = {min(measured, default=0), _JUDGED_AT, greatest}
     for figure in figures.figures(found):
         group = figure.group
-        if group in (Group.OUTSIDE, Group.ALIKE):
+        if group in (Group.OUTSIDE, Group.ALIKE) or figure.services not in shown:
             continue
 
         if group in (Group.OTHERS, Group.PATHS) and figure.services != greatest:
@@ -152,6 +157,7 @@ def headlines(found: results.Results) -> dict[Group, list[Figure]]:
     return chosen
 
 
+_JUDGED_AT = 10_000
 _SHOWN = (figures.SERVING, figures.RESIDENT, figures.KERNEL_MEMORY)
 
 
