@@ -140,11 +140,16 @@
 #define LB_HANDOVER_LEARN 0    /* LB_LEARN_*: flows that begin now are held */
 #define LB_HANDOVER_HELD_UDP 1 /* not 0: flows of UDP are held, maybe some of sockets here */
 #define LB_HANDOVER_RETURN 2   /* not 0: no flow is begun any more; those there are go on */
+#define LB_HANDOVER_MOVING 3   /* LB_MOVING_*: asked by programs that move flows only */
 #define LB_HANDOVER_ROWS 4
 
 /* LB_HANDOVER_LEARN */
 #define LB_LEARN_PACKETS 0x1
 #define LB_LEARN_SOCKETS 0x2 /* what unconnected sockets send, too */
+
+/* LB_HANDOVER_MOVING: where flows begin. */
+#define LB_MOVING_BEFORE 1 /* in `flows_before`, which is all that earlier programs know */
+#define LB_MOVING_HERE 2   /* in `flows`: there are no earlier programs any more */
 
 /* socket_spill_key.kind */
 #define LB_SPILL_PEER 1	   /* connected socket; address and port are zero */
@@ -155,6 +160,12 @@
  * kernel: the loader puts it in its place.
  */
 #define LB_SK_ERR 32343
+
+/* Likewise, for numbers that come from the tables which a program is loaded on: the code is the
+ * same whatever their sizes, and what is never run the verifier does not follow.
+ */
+#define LB_MOVING 0x6c620001	     /* 1: `flows_before` is another table than `flows`; else 0 */
+#define LB_MOST_UNASSURED 0x6c620002 /* rows of `flows` that a SYN flood may occupy */
 
 /* counters: one row a reason, in the `counters` map. */
 #define LB_COUNTER_REFUSED 0	     /* connects refused for want of a usable backend */

@@ -25,8 +25,16 @@
  */
 #define LB_UNANSWERED_US 750000
 
-/* Rows that a SYN flood may occupy before new flows go to flows_new. */
-#define LB_MOST_UNASSURED (LB_ROWS_FLOWS / 2)
+/* A number that the loader puts in its place. */
+#define LB_LOADED(number)                                                                          \
+	({                                                                                         \
+		__u64 loaded;                                                                      \
+		asm volatile("%0 = %1" : "=r"(loaded) : "i"(number));                              \
+		loaded;                                                                            \
+	})
+
+/* Whether flows are being moved to a larger table (lbproxy/kernel/moving.py). */
+#define flows_are_moving() LB_LOADED(LB_MOVING)
 
 /* The time in ticks. The coarse clock moves when the jiffies do, and takes as long as a tenth of
  * all that a packet needs: so it is read once a jiffy, by whichever CPU comes first. Jiffy and
@@ -101,6 +109,12 @@ static __always_inline bool flows_new_is_used(void)
 	return count && *count;
 }
 
+/* Whether flows still begin in the table before, while they are being moved. */
+static __always_inline bool flows_begin_before(void)
+{
+	return flows_are_moving() && handover_get(LB_HANDOVER_MOVING) != LB_MOVING_HERE;
+}
+
 /* The row of a key, dead or alive. One that is in neither table may just have been moved by
  * another CPU, from where it was not looked for yet to where it was not any more: a packet of
  * its flow would be answered with a RST.
@@ -109,9 +123,11 @@ static __always_inline struct flow *flow_row(struct flow_key *key)
 {
 	struct flow *row = flows.lookup(key);
 
-	if (row || !flows_new_is_used())
+	if (row || (!flows_are_moving() && !flows_new_is_used()))
 		return row;
 	row = flows_new.lookup(key);
+	if (!row && flows_are_moving())
+		row = flows_before.lookup(key);
 	return row ? row : flows.lookup(key);
 }
 
@@ -205,7 +221,7 @@ static __always_inline bool flows_are_flooded(void)
 	__u32 first = 0;
 	__u64 *count = unassured.lookup(&first);
 
-	return count && (__s64)*count >= LB_MOST_UNASSURED;
+	return count && (__s64)*count >= (__s64)LB_LOADED(LB_MOST_UNASSURED);
 }
 
 /* Puts a row where there is none. Nearly always there is none and there is room, so it is tried
@@ -213,7 +229,7 @@ static __always_inline bool flows_are_flooded(void)
  */
 static __always_inline long flow_insert(struct flow_key *key, struct flow *row)
 {
-	long failed = flows.insert(key, row);
+	long failed = flows_begin_before() ? flows_before.insert(key, row) : flows.insert(key, row);
 
 	if (!failed)
 		unassured_add(1);
@@ -225,7 +241,7 @@ static __always_inline long flow_insert(struct flow_key *key, struct flow *row)
  */
 static __always_inline bool flow_keep(struct flow_key *key, struct flow *row, bool fresh)
 {
-	bool flooded = flows_are_flooded(), counted;
+	bool flooded = flows_are_flooded(), before = flows_begin_before(), counted;
 	long failed = flooded ? -1 : flow_insert(key, row);
 	struct flow *had;
 
@@ -233,10 +249,12 @@ static __always_inline bool flow_keep(struct flow_key *key, struct flow *row, bo
 		return false;
 	if (failed && !fresh) {
 		/* Where there is a row in flows already, one in flows_new would not be seen. */
-		had = flows.lookup(key);
+		had = flows_are_moving() ? flows_before.lookup(key) : NULL;
+		if (!had)
+			had = flows.lookup(key);
 		if (had) {
 			counted = !(had->state & LB_FLOW_ASSURED);
-			failed = flows.update(key, row);
+			failed = before ? flows_before.update(key, row) : flows.update(key, row);
 			if (!failed && !counted)
 				unassured_add(1);
 		}
@@ -260,8 +278,12 @@ static __always_inline bool flow_put(struct flow_key *key, struct flow *row)
 /* Removes a row, if there is one. */
 static __always_inline void flow_forget(struct flow_key *key)
 {
-	struct flow *row = flows.lookup(key);
+	struct flow *row;
 
+	/* First: whoever has moved it meanwhile looks there once more. */
+	if (flows_are_moving())
+		flows_before.delete(key);
+	row = flows.lookup(key);
 	if (row && !(row->state & LB_FLOW_ASSURED))
 		unassured_add(-1);
 	if (row)
@@ -323,7 +345,8 @@ static __always_inline bool flow_claim(struct flow_key *key, struct flow *row, _
 	struct flow *has;
 
 	pair_begins(key);
-	if (!flows_new_is_used() && !flows_are_flooded() && !flow_insert(key, row))
+	if (!flows_are_moving() && !flows_new_is_used() && !flows_are_flooded() &&
+	    !flow_insert(key, row))
 		return true;
 	has = flow_row(key);
 	return flow_may_take(key, has, row, now) && flow_keep(key, row, !has);
@@ -340,6 +363,9 @@ static __always_inline void flow_settle(struct flow_key *key, struct flow *row, 
 		unassured_add(-1);
 		return;
 	}
+	/* It is moved by the agent, or stays where it is for now. */
+	if (flows_are_moving() && (flows_begin_before() || flows_before.lookup(key)))
+		return;
 	/* It has been where it belongs, or is no more. */
 	if (!first && (!flows_new_is_used() || flows_new.lookup(key) != row))
 		return;

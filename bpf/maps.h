@@ -86,4 +86,7 @@ LB_MAP("array", __u32, struct scratch, scratch, LB_MOST_CPUS, LB_MMAPABLE);
 #define LB_TAIL_UNTUNNELLED 5
 LB_DECLARE("prog", __u32, __u32, tails, 6, 0);
 
+/* The smaller table that `flows` takes the place of, while flows are moved; else `flows` itself. */
+LB_DECLARE("hash", struct flow_key, struct flow, flows_before, 1, LB_NO_PREALLOC);
+
 #endif

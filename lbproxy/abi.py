@@ -26,6 +26,7 @@ _MAP = re.compile(r'LB_MAP\("(\w+)",\s*(?:struct )?(\w+),\s*(?:struct )?(\w+),\s
 
 
 TAILS: typing.Final = "tails"  # the array of tail calls: programs, not rows, and each generation's own
+FLOWS_BEFORE: typing.Final = "flows_before"  # another generation's `flows`, while flows are moved out of it
 
 
 def source_dir() -> pathlib.Path:

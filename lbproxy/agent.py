@@ -300,6 +300,7 @@ class _Agent:
             control,
             self._telemetry,
             self._writing,
+            lambda: flows.counts.rows,
             grew,
         )
         tasks.create_task(larger.run())

@@ -52,7 +52,7 @@ maps:
 
 ## Room for flows
 
-Maps grow by themselves, but for `flows` and those that forget by themselves. What the packet path
+Maps grow by themselves, but for those that forget by themselves. What the packet path
 translates has two rows in `flows`, four where it is masqueraded: the 262,144 that there are by default are
 enough for 65,536 connections from outside at once, idle ones included (`conntrack.tcpEstablishedTimeout`),
 and half of it for those whose clients have not answered yet. Connections that processes of the node and
@@ -62,11 +62,13 @@ pods begin need none: they are translated at the socket.
   again for what has ended and is not removed yet. `lbproxy_map_rows{map="flows"}` has what is used,
   `lbproxy_flows` of which kind; the alert `LbproxyMapNearlyFull` comes at four fifths. Room costs 16 bytes
   a row, rounded up to a power of two, and a row in use 128.
+- **It grows** at three quarters, to twice the rows, up to `mapGrowthLimit` times those that it was given:
+  4,194,304 by default, which are 64 MB empty and 576 MB full, of the pod's memory. No flow is lost, whenever
+  it begins ([how](architecture.md#restart-and-upgrade)). A flood of SYNs has half of it at most, and makes it
+  grow only where the flows of those who answer have a quarter.
 - **How to change it.** `maps: {flows: N}` or `--map-rows flows=N`, and a restart: that makes the larger
-  table beside the one in use, copies it, switches the programs and copies what has begun meanwhile, as an
-  upgrade does. Connections go on, new ones succeed. It needs the compiler, for the programs know this
-  number. The table is not made smaller while it is in use: `lbproxy cleanup` gives the room up, and
-  interrupts service.
+  table beside the one in use and moves the flows, as it grows. It needs no compiler. The table is not made
+  smaller while it is in use: `lbproxy cleanup` gives the room up, and interrupts service.
 - **When it is full** flows that nobody has answered yet go to `flows_new`, which forgets the oldest; those
   that are established stay ([runbook](runbook.md#lbproxyflowsforgotten)).
 """

@@ -1,8 +1,9 @@
 """Makes maps larger when they fill up, under the eyes of the programs: no connection notices.
 
 A map can not change its size. So the next generation of the datapath is made beside the one that
-serves, as in an upgrade, on the same maps but for those that grow. Only while these are copied and the
-programs switched does nobody write: changes wait that long. A restart adopts what has grown.
+serves, as in an upgrade, on the same maps but for those that grow. Only while these are copied, or flows
+moved (`kernel/moving.py`), and the programs switched does nobody write: changes wait that long. A restart
+adopts what has grown.
 """
 
 import asyncio
@@ -47,9 +48,13 @@ class Growing:
         control: controller.Controller,
         telemetry: metrics.Metrics,
         writing: gate.Gate,
+        flow_rows: typing.Callable[[], int],
         told: Told = lambda _what: None,
     ) -> None:
-        """`writing` keeps out whoever else writes to the maps; `told` is given a line about each growth."""
+        """`writing` keeps out whoever else writes to the maps; `told` is given a line about each growth.
+
+        `flow_rows` says how many rows of `flows` are in use, as whoever removes them has counted last.
+        """
         limit = settings.map_growth_limit
         self._most = {name: limit * rows for name, rows in dataclasses.asdict(settings.map_rows).items()}
         self._wanted = control.awaits_room = limit > 1
@@ -59,6 +64,7 @@ class Growing:
         self._control = control
         self._telemetry = telemetry
         self._writing = writing
+        self._flow_rows = flow_rows
         self._told = told
         self._counted: dict[str, int] = {}
         self._counted_s = -_COUNT_S
@@ -85,7 +91,8 @@ class Growing:
         refused = [full for full in reconciler.starved.values() if full.rows >= rows[full.table]]
         used = growth.expected(reconciler.ledger.used(), len(reconciler.ledger.installed), len(refused))
         starved = {full.table for full in refused}
-        decided = growth.growth(self._counted | used, rows, starved, self._most)
+        counted = {**self._counted, str(tables.Table.FLOWS): self._flow_rows()}
+        decided = growth.growth(counted | used, rows, starved, self._most)
         if decided.sizes:
             await self._grow(decided.sizes, rows)
         full = ", ".join(f"{name} ({rows[name]} rows)" for name in decided.stuck)

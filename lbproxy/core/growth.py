@@ -2,15 +2,15 @@
 
 A map grows before it is full, so that nobody has to wait for room, and below the
 fill that people are alerted of: an alert then tells that it can not grow.
-Those that forget by themselves stay as they are, and so does `flows`: flows that begin while a copy
-of it is made would have to be known by both. What does not fit there goes to `flows_new`.
+Those that forget by themselves stay as they are. A flood of SYNs has half of `flows` at most, whatever its
+size: so it grows for a flood only as far as the flows of those who answer have a quarter of it.
 """
 
 import typing
 
 from lbproxy.core import fill
 
-GROWABLE: typing.Final = (*(name for name in fill.MUST_NOT_FILL if name != "flows"), "earlier_slots")
+GROWABLE: typing.Final = (*fill.MUST_NOT_FILL, "earlier_slots")
 GROW_AT: typing.Final = 0.75
 _FACTOR: typing.Final = 2
 

@@ -35,6 +35,7 @@ _INSTRUCTION: typing.Final = struct.Struct("=BBhi")
 _LOAD_64: typing.Final = 0x18
 _LOAD_32: typing.Final = 0x61  # of 32 bits, from where a register points
 _MOVE_32: typing.Final = 0xB4  # a number into a register
+_MOVE_64: typing.Final = 0xB7
 _SK_ERR: typing.Final = abi.constant("SK_ERR")
 _MAP_FD: typing.Final = 1  # BPF_PSEUDO_MAP_FD, the source register of such a load
 _PIN: typing.Final = re.compile(r'^#define LB_PIN_(\w+) "(.*)"$', re.MULTILINE)
@@ -109,6 +110,16 @@ def with_sk_err(code: bytes, offset: int | None) -> bytes:
             _INSTRUCTION.pack_into(made, at, _MOVE_32, _target(registers), 0, 0)
         else:
             _INSTRUCTION.pack_into(made, at, op, registers, offset, 0)
+    return bytes(made)
+
+
+def with_numbers(code: bytes, numbers: typing.Mapping[int, int]) -> bytes:
+    """Bytecode with these numbers, of 31 bits, in the places of those that stand for them."""
+    made = bytearray(code)
+    for at in range(0, len(code), _INSTRUCTION.size):
+        op, registers, place, number = _INSTRUCTION.unpack_from(code, at)
+        if op == _MOVE_64 and number in numbers:
+            _INSTRUCTION.pack_into(made, at, op, registers, place, numbers[number])
     return bytes(made)
 
 

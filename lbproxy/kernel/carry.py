@@ -16,7 +16,7 @@ import sys
 import typing
 
 from lbproxy import abi
-from lbproxy.kernel import generation, identity, libbpf
+from lbproxy.kernel import generation, identity, libbpf, moving
 
 _SPILL_PEER: typing.Final = abi.constant("SPILL_PEER")
 _SPILL_FORWARD: typing.Final = abi.constant("SPILL_FORWARD")
@@ -155,6 +155,7 @@ class Transfer:
                 for name, number in old_ids.items()
                 if new_ids.get(name, number) != number and name not in _DERIVED
             }
+            self._moving = self._open_moving(old_ids, new, stack)
             self._sockets = self._open_sockets(new, stack)
             self._stack = stack.pop_all()
 
@@ -166,6 +167,8 @@ class Transfer:
 
     def begin(self) -> None:
         """Copy everything, and pin a note of which sockets' records that were."""
+        if self._moving is not None:
+            self._moving.begin()
         self._carry_tables()
         if self._sockets is not None:
             _pin_records(self._snapshot, self._sockets.copy())
@@ -174,6 +177,10 @@ class Transfer:
 
     def end(self) -> None:
         """Make up for what the old programs did between the copy and the switch."""
+        if self._moving is not None:
+            self._moving.end()
+        else:
+            libbpf.wait_for_programs()
         self._carry_tables()
         if self._sockets is not None:
             self._sockets.settle(_pinned_records(self._snapshot, self._after))
@@ -188,6 +195,15 @@ class Transfer:
         for name, done in self._flows.items():
             if name in self._maps:
                 carry(name, *self._maps[name], self._before, self._after, done)
+
+    def _open_moving(
+        self, old_ids: typing.Mapping[str, int], new: generation.Generation, stack: contextlib.ExitStack
+    ) -> moving.Moving | None:
+        """Whether the new programs know the old table of flows: then its rows need not be copied."""
+        if new.map_ids().get(abi.FLOWS_BEFORE, 0) != old_ids.get("flows"):
+            return None
+        handover_fd = stack.enter_context(generation.opened(new.maps_dir / "handover"))
+        return moving.Moving(*self._maps.pop("flows"), handover_fd)
 
     def _open_sockets(self, new: generation.Generation, stack: contextlib.ExitStack) -> "Sockets | None":
         if "sockets" not in self._maps or not Sockets.knows(self._after):

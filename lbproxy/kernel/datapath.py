@@ -60,6 +60,9 @@ class Outcome(typing.NamedTuple):
     larger: tuple[str, ...] = ()  # tables that have more rows than was asked for, and how many
 
 
+Steps = typing.Sequence[generation.Generation]  # each takes over from the one before
+
+
 class Datapath:
     """The pins under one folder."""
 
@@ -108,12 +111,11 @@ class Datapath:
             serving = before
         else:
             how = "created" if before is None else "replaced"
-            serving, known = self._make(target, before)
+            steps, known = self._make_steps(target, before)
             if known.refused and (lost := self.device_links.held()):
                 count = len({held.attachment.ifindex for held in lost})
                 notes += (f"what served {count} devices is detached: there is no successor",)
-            self._hand_over(before, serving, cgroup)
-            self._remove_others(serving)
+            serving = self._go_through(before, steps, cgroup)
         self._remove_strangers(serving)
         self._fed = _ids_of_this_version(serving)
         return Outcome(how, known, notes, larger)
@@ -123,17 +125,18 @@ class Datapath:
         """How many rows the current tables have. Raises AgentError where they are gone."""
         return dict(self._known_current()[1].sizes)
 
-    def prepare(self, larger: typing.Mapping[str, int]) -> generation.Generation:
+    def prepare(self, larger: typing.Mapping[str, int]) -> Steps:
         """Make a generation in which these tables have so many rows; nothing runs it yet.
 
-        Raises AgentError where it can not be made: what there is goes on, and it is removed.
+        Before it there may be others to go through. Raises AgentError where it can not be made: what
+        there is goes on, and it is removed.
         """
         current, known = self._known_current()
         self._remove_others(current)
         sizes = {**known.sizes, **larger}
         target = identity.of_this_version(source.fingerprint(programs.SOURCE, sizes), known.cgroup, sizes)
         try:
-            made, found = self._make(target, current)
+            made, found = self._make_steps(target, current)
             if found.refused and not known.refused:
                 raise errors.AgentError(found.refused)
         except (OSError, errors.AgentError) as error:
@@ -141,19 +144,18 @@ class Datapath:
             raise errors.AgentError(f"cannot make larger tables: {error}") from error
         return made
 
-    def take_over(self, made: generation.Generation, cgroup: pathlib.Path) -> identity.Identity:
+    def take_over(self, made: Steps, cgroup: pathlib.Path) -> identity.Identity:
         """Have what was prepared serve, with the contents of the tables; nobody may write to them meanwhile.
 
         Raises AgentError where that fails half way: the next start ends it.
         """
         current, _ = self._known_current()
         try:
-            self._hand_over(current, made, cgroup)
-            self._remove_others(made)
-            self._fed = _ids_of_this_version(made)
+            serving = self._go_through(current, made, cgroup)
+            self._fed = _ids_of_this_version(serving)
         except OSError as error:
             raise errors.AgentError(f"cannot put larger tables into use: {error}") from error
-        found = made.identity()
+        found = serving.identity()
         assert found is not None
         return found
 
@@ -234,8 +236,34 @@ class Datapath:
         current = generation.Generation(self.root / os.readlink(self._pointer))
         return current if current.identity() is not None else None
 
-    def _make(
+    def _make_steps(
         self, target: identity.Identity, before: generation.Generation | None
+    ) -> tuple[Steps, identity.Identity]:
+        """Make a generation that nothing runs yet; and one to go before it where flows are to be moved."""
+        steps = []
+        if before is not None and _must_move(before, target):
+            between = msgspec.structs.replace(target, fingerprint=f"{target.fingerprint}-moving")
+            made, found = self._make(between, before, moves=True)
+            if found.refused:
+                # Flows are copied then, as between layouts.
+                generation.remove(made.folder)
+            else:
+                steps.append(made)
+                before = made
+        made, found = self._make(target, before)
+        return [*steps, made], found
+
+    def _go_through(
+        self, before: generation.Generation | None, steps: Steps, cgroup: pathlib.Path
+    ) -> generation.Generation:
+        for step in steps:
+            self._hand_over(before, step, cgroup)
+            before = step
+        self._remove_others(steps[-1])
+        return steps[-1]
+
+    def _make(
+        self, target: identity.Identity, before: generation.Generation | None, *, moves: bool = False
     ) -> tuple[generation.Generation, identity.Identity]:
         """Make a generation that nothing runs yet; of the one before it keeps the maps that fit.
 
@@ -249,6 +277,10 @@ class Datapath:
                 generation.create(made.maps_dir, spec, abi.map_rows(spec, target.sizes))
         generation.create(made.maps_dir, generation.TAILS, len(programs.TAILS))
         pins = {name: str(made.maps_dir / name) for name in abi.MAPS}
+        if before is not None and moves:
+            pins[abi.FLOWS_BEFORE] = str(made.maps_dir / abi.FLOWS_BEFORE)
+            with generation.opened(before.maps_dir / "flows") as fd:
+                libbpf.obj_pin(fd, pins[abi.FLOWS_BEFORE])
         refused = loader.compile_and_pin(
             source.compose(programs.SOURCE, target.sizes, pins),
             {program.name: str(made.programs_dir / program.name) for program in programs.of_this_kernel()},
@@ -353,6 +385,18 @@ def _pin_again(
             return False
         libbpf.obj_pin(fd, str(new.maps_dir / spec.name))
         return True
+
+
+def _must_move(before: generation.Generation, target: identity.Identity) -> bool:
+    """Whether the table of flows gets another size and no other layout, under programs that use it."""
+    known, spec = before.identity(), abi.MAPS["flows"]
+    return (
+        known is not None
+        and not known.refused
+        and (before.maps_dir / spec.name).exists()
+        and known.sizes.get(spec.name) != target.sizes[spec.name]
+        and _same_layout(spec, known, target)
+    )
 
 
 def _fits(spec: abi.MapSpec, rows: int, info: libbpf.MapInfo) -> bool:

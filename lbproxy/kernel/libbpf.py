@@ -17,7 +17,8 @@ _LIB = ctypes.CDLL(SONAME, use_errno=True)
 _LIB.ring_buffer__new.restype = ctypes.c_void_p
 
 MAP_TYPES: typing.Final = {
-    "hash": 1, "array": 2, "prog": 3, "percpu_array": 6, "lru_hash": 9, "lpm_trie": 11, "ringbuf": 27
+    "hash": 1, "array": 2, "prog": 3, "percpu_array": 6, "lru_hash": 9, "lpm_trie": 11,
+    "array_of_maps": 12, "ringbuf": 27
 }  # fmt: skip
 PROG_TYPE_SCHED_CLS: typing.Final = 3
 PROG_TYPE_XDP: typing.Final = 6
@@ -173,9 +174,14 @@ def obj_pin(fd: int, path: str) -> None:
     _check(_LIB.bpf_obj_pin(fd, path.encode()), f"pin {path}")
 
 
-def map_create(kind: str, name: str, key_size: int, value_size: int, rows: int, flags: int) -> int:
-    """Create a map; `kind` is a name of MAP_TYPES. Returns its file descriptor."""
-    opts = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=flags)
+def map_create(
+    kind: str, name: str, key_size: int, value_size: int, rows: int, flags: int, inner_fd: int = 0
+) -> int:
+    """Create a map; `kind` is a name of MAP_TYPES, `inner_fd` a map like those that it is to hold.
+
+    Returns its file descriptor.
+    """
+    opts = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=flags, inner_map_fd=inner_fd)
     result = _LIB.bpf_map_create(
         MAP_TYPES[kind], name[:NAME_LENGTH].encode(), key_size, value_size, rows, ctypes.byref(opts)
     )
@@ -470,6 +476,42 @@ def update_batch(fd: int, keys: bytes, values: bytes, count: int) -> int:
     return done.value
 
 
+def insert_all(fd: int, keys: bytes, values: bytes, key_size: int) -> list[int]:
+    """Write those of these rows whose keys have none; returns which. No batch of the kernel's does that."""
+    count = len(keys) // key_size
+    if not count:
+        return []
+    value_size = len(values) // count
+    key_at, value_at = (ctypes.cast(ctypes.c_char_p(of), ctypes.c_void_p).value or 0 for of in (keys, values))
+    inserted = []
+    for row in range(count):
+        if _INSERT(fd, key_at + row * key_size, value_at + row * value_size, NOEXIST) == 0:
+            inserted.append(row)
+        elif ctypes.get_errno() != errno.EEXIST:
+            _check(-1, "insert into map")
+    return inserted
+
+
+# Unlike the others, it is given addresses.
+_INSERT: typing.Final = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, use_errno=True
+)(("bpf_map_update_elem", _LIB))
+
+
+def wait_for_programs() -> None:
+    """Return when every program that runs now, on any CPU, has ended: the kernel's RCU grace period.
+
+    A write to a map of maps returns only then, so that whoever changes such a map knows that nobody uses
+    the old one any more (maybe_wait_bpf_programs in kernel/bpf/syscall.c; since Linux 4.20).
+    """
+    with contextlib.ExitStack() as stack:
+        inner = map_create("array", "waiting", 4, 4, 1, 0)
+        stack.callback(os.close, inner)
+        outer = map_create("array_of_maps", "waiting", 4, 4, 1, 0, inner)
+        stack.callback(os.close, outer)
+        update(outer, bytes(4), inner.to_bytes(4, sys.byteorder))
+
+
 class BatchError(OSError):
     """A batch stopped part way; `rows_written` rows before the failing one are in the map."""
 
@@ -516,36 +558,46 @@ def _next_key(fd: int, key: bytes | None, key_size: int) -> bytes | None:
     return following.raw
 
 
-def batches(fd: int, info: MapInfo, rows: int = _BATCH_ROWS) -> typing.Iterator[tuple[bytes, bytes]]:
-    """The keys and values of a hash map, each joined in the same order, about so many rows at a time."""
-    key_size, value_size = info.key_size, info.value_size
+class Batch(typing.NamedTuple):
+    """Some rows of a hash map: keys and values, each joined in the same order, and where the next begin."""
+
+    keys: bytes
+    values: bytes
+    position: bytes | None  # None: there are no more
+
+
+def batch(fd: int, info: MapInfo, rows: int = _BATCH_ROWS, position: bytes | None = None) -> Batch:
+    """About so many rows of a hash map, from the beginning or from where others ended."""
     rows = min(rows, info.max_entries)
-    keys = ctypes.create_string_buffer(key_size * rows)
-    values = ctypes.create_string_buffer(value_size * rows)
-    # The position is a bucket number, whatever the key's size.
-    position = ctypes.create_string_buffer(max(key_size, 8))
-    started = False
     while True:
+        keys = ctypes.create_string_buffer(info.key_size * rows)
+        values = ctypes.create_string_buffer(info.value_size * rows)
+        # The position is a bucket number, whatever the key's size.
+        following = ctypes.create_string_buffer(max(info.key_size, 8))
         count = ctypes.c_uint32(rows)
-        result = _LIB.bpf_map_lookup_batch(
-            fd, position if started else None, position, keys, values, ctypes.byref(count), None
-        )
+        result = _LIB.bpf_map_lookup_batch(fd, position, following, keys, values, ctypes.byref(count), None)
         number = ctypes.get_errno() if result < 0 else 0
         if number == errno.ENOSPC and rows < info.max_entries:
-            # One bucket holds more rows than the buffers: make them larger and go on from there.
+            # One bucket holds more rows than the buffers: once more with larger ones.
             rows = min(rows * 4, info.max_entries)
-            keys = ctypes.create_string_buffer(key_size * rows)
-            values = ctypes.create_string_buffer(value_size * rows)
             continue
         if number not in (0, errno.ENOENT):
             raise OSError(number, f"dump map {info.name}: {os.strerror(number)}")
-        yield (
-            ctypes.string_at(keys, count.value * key_size),
-            ctypes.string_at(values, count.value * value_size),
+        return Batch(
+            ctypes.string_at(keys, count.value * info.key_size),
+            ctypes.string_at(values, count.value * info.value_size),
+            None if number == errno.ENOENT else following.raw,
         )
-        if number == errno.ENOENT:
+
+
+def batches(fd: int, info: MapInfo, rows: int = _BATCH_ROWS) -> typing.Iterator[tuple[bytes, bytes]]:
+    """The keys and values of a hash map, each joined in the same order, about so many rows at a time."""
+    position: bytes | None = None
+    while True:
+        keys, values, position = batch(fd, info, rows, position)
+        yield keys, values
+        if position is None:
             return
-        started = True
 
 
 def dump_array(fd: int, info: MapInfo) -> typing.Iterator[tuple[bytes, bytes]]:

@@ -32,6 +32,8 @@ _TIMEOUT_S = 120
 _NOT_NOW: typing.Final = (errno.EPERM, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
 _VERIFIED_AT_ONCE: typing.Final = 2
 _COMPLAINT_CHARS: typing.Final = 500
+_MOVING: typing.Final = abi.constant("MOVING")
+_MOST_UNASSURED: typing.Final = abi.constant("MOST_UNASSURED")
 _PR_SET_PDEATHSIG = 1
 _INTERESTING = re.compile(
     r"error:|warning:|unknown func|invalid|R\d+ .*!|too large|permission", re.IGNORECASE
@@ -153,11 +155,23 @@ def trial(code: bytecode.Programs, maps: typing.Mapping[str, int]) -> dict[progr
 
 
 def _linked(program: bytecode.Program, maps: typing.Mapping[str, int]) -> bytes:
+    if "flows" in maps:
+        maps = {abi.FLOWS_BEFORE: maps["flows"], **maps}
+        program = program._replace(code=bytecode.with_numbers(program.code, _numbers(maps)))
     code = bytecode.linked(program, maps)
     # Asked for only by the program that needs it: the answer takes a while.
     if bytecode.with_sk_err(code, 0) == code:
         return code
     return bytecode.with_sk_err(code, btf.offset("sock", "sk_err"))
+
+
+def _numbers(maps: typing.Mapping[str, int]) -> dict[int, int]:
+    """What the programs know of the tables that they are loaded on, by what stands for it in the code."""
+    flows = libbpf.map_info(maps["flows"])
+    return {
+        _MOVING: int(libbpf.map_info(maps[abi.FLOWS_BEFORE]).id != flows.id),
+        _MOST_UNASSURED: flows.max_entries // 2,
+    }
 
 
 def _as_described(source: str) -> str:
@@ -335,7 +349,7 @@ def _child() -> None:
     job: Job = json.load(sys.stdin)
     module = bcc.BPF(text=job["source"].encode(), cflags=_cflags(job["part"]))
     if job["emit"]:
-        names = (*abi.MAPS, abi.TAILS, *job["own_maps"])
+        names = (*abi.MAPS, abi.TAILS, abi.FLOWS_BEFORE, *job["own_maps"])
         maps = {module[name.encode()].map_fd: name for name in names}
         compiled = {
             function: bytecode.unlinked(module.dump_func(function.encode()), maps)

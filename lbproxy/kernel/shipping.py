@@ -1,8 +1,8 @@
 """Compiles the programs for an installed package: `python -m lbproxy.kernel.shipping`, as root.
 
 A node that is given such a package needs no compiler. One file for each set of features that
-kernels may have; of the sizes of maps only those that the programs themselves know must be the
-default ones, which are those of `flows` and `sockets`.
+kernels may have; of the sizes of maps only that which the programs themselves know must be the
+default one, which is that of `sockets`.
 """
 
 import dataclasses

@@ -63,11 +63,12 @@ def compose(
 ) -> str:
     """The whole text to compile: sizes and pin paths as #define, then the flattened source.
 
-    `pins` gives each map's absolute path on the bpffs; the array of tail calls is beside them. `used` are
-    features, where they are to be those of another kernel.
+    `pins` gives each map's absolute path on the bpffs; the array of tail calls is beside them. Where there is
+    no table that flows are to be moved out of, `flows` itself stands for it. `used` are features, where they
+    are to be those of another kernel.
     """
     beside = pathlib.Path(next(iter(pins.values()))).parent
-    pins = {**pins, abi.TAILS: str(beside / abi.TAILS)}
+    pins = {abi.FLOWS_BEFORE: pins["flows"], **pins, abi.TAILS: str(beside / abi.TAILS)}
     head = [f"#define LB_ROWS_{name.upper()} {rows}" for name, rows in sorted(sizes.items())]
     head += [f'#define LB_PIN_{name} "{path}"' for name, path in sorted(pins.items())]
     head += [f"#define LB_{name} {value}" for name, value in (used or features()).items()]

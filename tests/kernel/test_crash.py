@@ -43,7 +43,8 @@ KILLED = 9
 # Whatever changes something that outlives the process.
 STEPS: typing.Final[tuple[tuple[typing.Any, str], ...]] = (
     *((os, name) for name in ("mkdir", "rename", "symlink", "unlink", "rmdir")),
-    *((libbpf, name) for name in ("obj_pin", "update", "update_batch", "link_create", "link_update")),
+    *((libbpf, name) for name in ("obj_pin", "update", "update_batch", "insert_all")),
+    *((libbpf, name) for name in ("link_create", "link_update")),
     (loader, "compile_and_pin"),
 )
 
@@ -295,6 +296,36 @@ def test_a_first_start_that_was_killed_at_any_step_is_made_good(
         wanted = (OLD, NEW)[number % 2]
         datapath.Datapath(folder).ensure(cgroup, wanted)
         assert_serves(folder, cgroup, wanted)
+
+
+def test_flows_that_were_being_moved_arrive_whenever_that_was_killed(
+    folder: pathlib.Path, cgroup: pathlib.Path
+) -> None:
+    spec, larger = abi.MAPS["flows"], {**OLD, "flows": 2 * OLD["flows"]}
+    rows = {number.to_bytes(spec.key_size, "big"): bytes([number]) * spec.value_size for number in range(50)}
+
+    def prepare() -> None:
+        begin_anew(folder)
+        made = datapath.Datapath(folder)
+        made.ensure(cgroup, OLD)
+        with generation.opened(made.maps_dir / "flows") as fd:
+            for key, row in rows.items():
+                libbpf.update(fd, key, row)
+
+    def move() -> None:
+        assert datapath.Datapath(folder).ensure(cgroup, larger).how == "replaced"
+
+    sizes = set()
+    for number in each_step(prepare, move, least=100):
+        wanted = (larger, OLD, {**OLD, "flows": 4 * OLD["flows"]})[number % 3]
+        made = datapath.Datapath(folder)
+        found = made.ensure(cgroup, wanted).identity.sizes
+        assert_serves(folder, cgroup, wanted | {"flows": found["flows"]})
+        with generation.opened(made.maps_dir / "flows") as fd:
+            assert dict(libbpf.dump(fd, libbpf.map_info(fd))) == rows
+        sizes.add(found["flows"])
+    # Before a program of the new ones ran, it was as if nothing had been begun.
+    assert sizes == {OLD["flows"], larger["flows"], 4 * OLD["flows"]}
 
 
 def test_a_move_to_another_cgroup_that_was_killed_at_any_step_is_made_good(

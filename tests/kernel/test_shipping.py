@@ -49,7 +49,7 @@ def load(folder: pathlib.Path, **more: int) -> None:
 @pytest.mark.usefixtures("without_compiler")
 def test_a_start_needs_no_compiler_whatever_size_most_maps_have(tmp_path: pathlib.Path) -> None:
     load(tmp_path)
-    load(tmp_path, frontends=512, slots=1024, services=128, affinity=128)
+    load(tmp_path, frontends=512, slots=1024, services=128, affinity=128, flows=512)
 
 
 @pytest.mark.usefixtures("without_compiler")
@@ -63,7 +63,16 @@ def test_tracing_needs_no_compiler_either(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.usefixtures("without_compiler")
-@pytest.mark.parametrize("name", ["flows", "sockets"])
-def test_a_size_that_programs_know_makes_them_others(name: str, tmp_path: pathlib.Path) -> None:
+def test_flows_are_moved_to_a_larger_table_without_one(tmp_path: pathlib.Path) -> None:
+    with conftest.mounted(tmp_path / "bpf") as root, conftest.child_cgroup() as cgroup:
+        made = datapath.Datapath(root)
+        made.ensure(cgroup, serving.SIZES)
+        larger = {"flows": 2 * serving.SIZES["flows"]}
+        assert made.take_over(made.prepare(larger), cgroup).sizes["flows"] == larger["flows"]
+        assert made.verify(cgroup) == []
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_a_size_that_programs_know_makes_them_others(tmp_path: pathlib.Path) -> None:
     with pytest.raises(errors.AgentError, match="no compiler here"):
-        load(tmp_path, **{name: 2 * serving.SIZES[name]})
+        load(tmp_path, sockets=2 * serving.SIZES["sockets"])

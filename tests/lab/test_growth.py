@@ -19,6 +19,8 @@ ROWS = [word for name, rows in SMALL.items() for word in ("--map-rows", f"{name}
 @pytest.fixture(scope="module")
 def api(lab: cluster.Lab) -> collections.abc.Iterator[agents.Api]:
     node = manifests.node("n1", *lab["n1"].addresses)
+    for pod in PODS:
+        lab.serve(pod)
     with agents.Api(lab.netns("n1"), node, *web(lab)) as running:
         yield running
 
@@ -32,11 +34,11 @@ def web(lab: cluster.Lab) -> list[manifests.Object]:
 
 
 @contextlib.contextmanager
-def storms(lab: cluster.Lab) -> collections.abc.Iterator[None]:
+def storms(lab: cluster.Lab, pause_s: float = 0.002) -> collections.abc.Iterator[None]:
     """New connections by socket and, from outside, packet by packet; and some that last. None may fail."""
     node = lab["n1"].ipv4
     clients = [
-        lab.client("outside", "short", node, NODE_PORT, timeout_s=5, pause_s=0.002),
+        lab.client("outside", "short", node, NODE_PORT, timeout_s=5, pause_s=pause_s),
         lab.client("outside", "established", node, NODE_PORT, connections=50, interval_s=0.02, timeout_s=5),
         lab.client(
             "n1/p1",
@@ -64,8 +66,6 @@ def many(lab: cluster.Lab) -> list[manifests.Object]:
 
 
 def test_room_for_three_services_becomes_room_for_fifty(lab: cluster.Lab, api: agents.Api) -> None:
-    for pod in PODS:
-        lab.serve(pod)
     objects = many(lab)
     names = {"web", *(f"many-{number}" for number in MANY)}
     with agents.Agent(lab, api.source, *ROWS) as agent:
@@ -104,6 +104,34 @@ def test_room_for_three_services_becomes_room_for_fifty(lab: cluster.Lab, api: a
         assert "datapath adopted" in agent.log
         assert agent.identity() == grown
         api.delete(*objects)
+
+
+def test_flows_grow_while_they_begin_go_on_and_end(lab: cluster.Lab, api: agents.Api) -> None:
+    """Those that last take 200 rows or so, the others as many a second, each for ten seconds or more."""
+    with agents.Agent(lab, api.source, "--map-rows", "flows=512") as agent:
+        agent.has_backends("web", set(PODS))
+        with storms(lab, pause_s=0.02):
+            polling.eventually(lambda: agent.identity().sizes["flows"] >= 2048, 90, "room for flows")
+            agent.says(" to 2048 rows ")
+        status, metrics = test_life.get(lab, "n1", "http://127.0.0.1:10249/metrics")
+        assert status == 200
+        assert 'lbproxy_map_growths_total{map="flows"}' in metrics
+        agent.stop()
+        grown = agent.identity()
+        agent.start()
+        assert "datapath adopted" in agent.log
+        assert agent.identity() == grown
+
+
+def test_flows_are_given_room_by_a_start_without_losing_any(lab: cluster.Lab, api: agents.Api) -> None:
+    with agents.Agent(lab, api.source, "--map-rows", "flows=512") as agent:
+        agent.has_backends("web", set(PODS))
+        with storms(lab):
+            agent.stop()
+            agent.flags[-1] = "flows=4096"
+            agent.start()
+            assert "datapath replaced" in agent.log
+            assert agent.identity().sizes["flows"] == 4096
 
 
 def test_what_may_not_grow_is_told_and_serves_what_it_can(lab: cluster.Lab, api: agents.Api) -> None:

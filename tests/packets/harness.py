@@ -96,6 +96,7 @@ class Harness:
     def __init__(self, folder: pathlib.Path, space: str, sizes: typing.Mapping[str, int]) -> None:
         self.sizes = sizes
         self.space = space
+        self.folder = folder
         self._thread = concurrent.futures.ThreadPoolExecutor(1, initializer=_enter, initargs=(space,))
         (folder / "maps").mkdir()
         for spec in abi.MAPS.values():
@@ -168,6 +169,27 @@ class Harness:
         """Attach the XDP program: a veth device has no queues for one, that tests could name, before that."""
         program = self.programs["xdp_from_outside"]
         return libbpf.link_create(program, self.ifindex["up0"], libbpf.XDP, _XDP_DRV_MODE)
+
+    @contextlib.contextmanager
+    def successor(self, name: str, **others: int) -> collections.abc.Iterator[dict[str, int]]:
+        """The same programs by name, for `programs`, on these maps but for `others`, given by descriptors."""
+        folder = self.folder / name
+        (folder / "maps").mkdir(parents=True)
+        for one, fd in (self.fds | others).items():
+            libbpf.obj_pin(fd, str(folder / "maps" / one))
+        generation.create(folder / "maps", generation.TAILS, len(programs.TAILS))
+        pins = {one: str(folder / "maps" / one) for one in self.fds | others}
+        loader.compile_and_pin(
+            source.compose(programs.SOURCE, self.sizes, pins),
+            {one.name: str(folder / one.name) for one in (*programs.TAILS, *programs.PACKET)},
+        )
+        found = {one.name: libbpf.obj_get(str(folder / one.name)) for one in programs.PACKET}
+        try:
+            yield found
+        finally:
+            for fd in found.values():
+                os.close(fd)
+            generation.remove(folder)
 
     # --- rows ---
 

@@ -47,7 +47,7 @@ class Steps:
         found = types.SimpleNamespace(prepare=self.step("prepare"), take_over=self.step("take_over"))
         place = types.SimpleNamespace(look=lambda: "", visible=self.failing != "cgroup", path=pathlib.Path())
         settings = types.SimpleNamespace(map_growth_limit=2, map_rows=MapRows())
-        parts: list[typing.Any] = [settings, place, found, kernel, control, None, gate.Gate()]
+        parts: list[typing.Any] = [settings, place, found, kernel, control, None, gate.Gate(), int]
         made = growing.Growing(*parts)
         monkeypatch.setattr(growing, "_CHECK_S", 0)
         monkeypatch.setattr(made, "_look", lambda: made._grow(SIZES, ROWS))

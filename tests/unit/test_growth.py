@@ -64,7 +64,7 @@ def test_those_refused_are_expected_to_need_what_others_do(served: int, refused:
 
 
 def test_what_forgets_by_itself_does_not_grow() -> None:
-    assert set(growth.GROWABLE) & {"flows", "flows_new", "affinity", "socket_spill", "fragments"} == set()
+    assert set(growth.GROWABLE) & {"flows_new", "affinity", "socket_spill", "fragments"} == set()
     assert set(growth.GROWABLE) <= serving.SIZES.keys()
 
 
