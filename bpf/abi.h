@@ -15,7 +15,9 @@
 #ifndef LB_ABI_H
 #define LB_ABI_H
 
-/* Bumped when the meaning of a row changes in a way its layout does not show. */
+/* Bumped when the meaning of a row changes in a way its layout does not show, such as which bit is
+ * of which addresses (absence.h): the rows of the version before would be taken over as they are.
+ */
 #define LB_ABI_VERSION 4
 
 /* frontend_key.scope: where a frontend listens, and whom its row is for. */

@@ -1,16 +1,19 @@
 """Says between which addresses no flow has a row, so that the programs look none up.
 
 `no_flows` has two words of bits a row: what the agent has found, and what programs have begun
-since. When much has, all is found out anew. A program sets its bit before it writes its row:
-so the agent takes back what it has said, clears what has begun, waits until no program runs
-that has set its bit before that, and then looks at all rows there are. Until it has, nothing
-is said, and rows are looked up.
+since. When much has, all is found out anew. A program sets its bit before it writes its row, and
+takes a pair for one without a flow by both words: so the agent takes back what it has said, waits
+until no program runs that has read it, clears what has begun, waits until none runs that has set
+its bit before that, and then looks at all rows there are. Until it has, nothing is said, and rows
+are looked up.
 
-Rows that the agent writes itself are not begun. They are of held flows, whose packets pass as
-they are, as those that have no row do.
+Rows that the agent writes itself no program begins. They are of held flows: whoever denied them
+would pass their packets as they are all the same, and never see such a flow closed.
 """
 
 import array
+import contextlib
+import threading
 import time
 import typing
 
@@ -25,40 +28,70 @@ _NOTHING: typing.Final = bytes(8 * absence.PAIR_ROWS)
 
 
 class AbsentFlows:
-    """What was said, and what is to be said next."""
+    """What was said, and what is to be said next. Threads may ask it at once."""
 
     def __init__(self, kernel: maps.Maps, clock: typing.Callable[[], float] = time.monotonic) -> None:
         self._kernel = kernel
         self._clock = clock
-        self._taken_back_s: float | None = None
+        self._alone = threading.Lock()
+        self._found: absence.Pairs | None = None  # by the look that is under way
+        self._silent_s: float | None = None  # since when nothing is said, or what has begun is cleared
+        self._cleared = False
         self._said_s: float | None = None
 
     @property
     def due_s(self) -> float | None:
-        """From when on a look at all rows will do; None where none is wanted."""
-        return None if self._taken_back_s is None else self._taken_back_s + ledger.RECYCLE_AFTER_S
+        """When the next step may be done, in the end a look at all rows; None where none is wanted."""
+        return None if self._silent_s is None else self._silent_s + ledger.RECYCLE_AFTER_S
 
     def look(self) -> absence.Pairs | None:
         """Begin a look at all rows, whose keys are to be added; None where none is wanted."""
-        return absence.Pairs() if self.due_s is not None and self._clock() >= self.due_s else None
+        with self._alone:
+            self._found = absence.Pairs() if self._cleared and self._is_due() else None
+            return self._found
 
     def looked(self, found: absence.Pairs | None) -> None:
-        """End a look: say what it has found. Without one, take back what was said if it is time for that.
+        """End a look: say what it has found. Without one, do what comes before it if it is time for that.
 
         Raises OSError.
         """
-        if found is not None:
-            self._kernel.set_column(tables.Table.NO_FLOWS, "none", found.none())
-            self._taken_back_s, self._said_s = None, self._clock()
-        elif self._taken_back_s is None and self._is_stale():
-            self._kernel.set_column(tables.Table.NO_FLOWS, "none", _NOTHING)
-            self._kernel.set_column(tables.Table.NO_FLOWS, "begun", _NOTHING)
-            self._taken_back_s = self._clock()
+        with self._alone:
+            self._found = None
+            if found is not None:
+                self._set("none", found.none())
+                self._silent_s, self._cleared, self._said_s = None, False, self._clock()
+            elif self._silent_s is None and self._says_something():
+                if self._is_stale():
+                    self._set("none", _NOTHING)
+                    self._silent_s = self._clock()
+            elif self._silent_s is None or (self._is_due() and not self._cleared):
+                self._set("begun", _NOTHING)
+                self._silent_s, self._cleared = self._clock(), True
+
+    @contextlib.contextmanager
+    def written(self, keys: bytes) -> typing.Iterator[None]:
+        """While the agent itself writes rows with these keys, packed in order. Raises OSError."""
+        with self._alone:
+            if self._found is not None:
+                # It may be past the places where they come.
+                self._found.add(keys)
+            if self._says_something():
+                some = absence.Pairs(self._kernel.column(tables.Table.NO_FLOWS, "none"))
+                some.add(keys)
+                self._set("none", some.none())
+            yield
+
+    def _is_due(self) -> bool:
+        return self.due_s is not None and self._clock() >= self.due_s
+
+    def _says_something(self) -> bool:
+        return any(self._kernel.column(tables.Table.NO_FLOWS, "none"))
 
     def _is_stale(self) -> bool:
-        if not any(self._kernel.column(tables.Table.NO_FLOWS, "none")):
-            return True
         if self._said_s is not None and self._clock() < self._said_s + REST_S:
             return False
         begun = array.array("Q", self._kernel.column(tables.Table.NO_FLOWS, "begun"))
         return sum(word.bit_count() for word in begun) > MANY
+
+    def _set(self, field: str, bits: bytes) -> None:
+        self._kernel.set_column(tables.Table.NO_FLOWS, field, bits)

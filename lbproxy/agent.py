@@ -16,6 +16,7 @@ import time
 import typing
 
 from lbproxy import (
+    absent_flows,
     beside,
     cgroup2,
     config,
@@ -214,11 +215,13 @@ class _Agent:
         kernel = maps.BpfMaps(str(self._datapath.maps_dir))
         sockets = stale_sockets.StaleSockets(kernel, self._telemetry)
         spaces = netns_addresses.NetnsAddresses(kernel, writing=self._writing)
+        absent = absent_flows.AbsentFlows(kernel)
         hand_over = handover.HandOver(
             kernel,
             writing=self._writing,
             changed=spaces.wanted,
             prepare=lambda: spaces.look(heard=False),
+            absent=absent,
         )
         left = new_flows.leave_if_needed(hand_over, self._settings, self._datapath, outcome)
         packets = packet_path.PacketPath(
@@ -250,7 +253,7 @@ class _Agent:
         except OSError as error:
             raise errors.AgentError(f"cannot read the datapath's tables: {error}") from error
         flows = flow_table.FlowTable(
-            kernel, counted=open_connections.OfLedger(control), writing=self._writing
+            kernel, counted=open_connections.OfLedger(control), writing=self._writing, absent=absent
         )
         self._telemetry.attach(
             controller=control,

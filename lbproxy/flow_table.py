@@ -58,13 +58,17 @@ class FlowTable:
         clock: typing.Callable[[], int] = tick,
         counted: open_connections.Counted = open_connections.nobody,
         writing: gate.Gate | None = None,
+        absent: absent_flows.AbsentFlows | None = None,
     ) -> None:
-        """`counted` are the backends whose open connections matter; `writing` is passed for each look."""
+        """`counted` are the backends whose open connections matter; `writing` is passed for each look.
+
+        `absent` is told what each look finds.
+        """
         self._writing = writing or gate.Gate()
         self._kernel = kernel
         self._counted = counted
         self._counted_anew = 0
-        self._absent = absent_flows.AbsentFlows(kernel)
+        self._absent = absent or absent_flows.AbsentFlows(kernel)
         self._clock = clock
         self.counts = flows.Counts()  # as the last look found them
         self._sent_aside = 0  # rows that went to `flows_new`, as the last look began

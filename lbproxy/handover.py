@@ -28,7 +28,7 @@ import threading
 import time
 import typing
 
-from lbproxy import abi, errors, flow_table, gate
+from lbproxy import abi, absent_flows, errors, flow_table, gate
 from lbproxy.core import conntrack, flows, inventory, model, tables
 from lbproxy.kernel import anchor, maps
 from lbproxy.kernel import conntrack as tracker
@@ -75,10 +75,12 @@ class HandOver:
         clock: typing.Callable[[], int] = flow_table.tick,
         changed: typing.Callable[[], None] = lambda: None,
         prepare: typing.Callable[[], object] = lambda: None,
+        absent: absent_flows.AbsentFlows | None = None,
     ) -> None:
         """`changed` is told, on the event loop, when flows of UDP are held or no longer are.
 
-        `prepare` is called where such are held, before new flows are ours.
+        `prepare` is called where such are held, before new flows are ours. `absent` is told which rows
+        are written.
         """
         self._kernel = kernel
         self._writing = writing or gate.Gate()
@@ -87,6 +89,7 @@ class HandOver:
         self._clock = clock
         self._changed = changed
         self._prepare = prepare
+        self._absent = absent or absent_flows.AbsentFlows(kernel)
         self._alone = threading.RLock()  # one look at a time, in whichever thread
         self._due = asyncio.Event()
         self._missing: set[bytes] = set()
@@ -263,7 +266,9 @@ class HandOver:
         self._put(tables.Handover.HELD_UDP, int(bool(counts[model.Protocol.UDP])))
         # A dead row's key may be a flow's of ours by now.
         self._kernel.exchange(tables.Table.FLOWS, stale)
-        self._kernel.put_absent(tables.Table.FLOWS, absent)
+        if absent:
+            with self._absent.written(b"".join(absent)):
+                self._kernel.put_absent(tables.Table.FLOWS, absent)
         missing = held.keys() - found
         self._kernel.take(tables.Table.FLOWS, missing & self._missing, _is_ours)
         left = len(held) + len(absent) - len(missing & self._missing)

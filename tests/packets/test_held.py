@@ -2,7 +2,7 @@
 
 import pytest
 
-from lbproxy import abi
+from lbproxy import abi, absent_flows
 from lbproxy.core import conntrack, model, node_rows, tables
 from tests import installing
 from tests.packets import harness
@@ -27,8 +27,10 @@ def entry(side: Side, proto: int = 6, status: int = 0x26, tcp_state: int = 3) ->
 
 def hold(lb: Bench, found: conntrack.Entry) -> None:
     settings = tables.settings(lb.made.maps.row("settings", tables.row_key(0)) or b"")
-    for key, row in conntrack.rows(found, harness.tick(), settings).items():
-        lb.made.put_flow(tables.flow_key(key), tables.flow(row))
+    rows = conntrack.rows(found, harness.tick(), settings)
+    # As handover.py does it: no program has begun these.
+    with absent_flows.AbsentFlows(lb.made.maps).written(b"".join(rows)):
+        lb.made.maps.put_absent(tables.Table.FLOWS, rows)
     lb.look()
 
 

@@ -170,9 +170,12 @@ def test_what_was_said_is_taken_back_once_much_has_begun_and_not_too_often() -> 
     def look() -> None:
         known.looked(known.look())
 
+    def next_look() -> None:
+        clock.now_s += ledger.RECYCLE_AFTER_S
+        look()
+
     look()
-    clock.now_s += 2.0
-    look()
+    next_look()
     assert said()
     begin(kernel, range(absent_flows.MANY))
     clock.now_s += 100.0
@@ -181,8 +184,8 @@ def test_what_was_said_is_taken_back_once_much_has_begun_and_not_too_often() -> 
     begin(kernel, range(absent_flows.MANY + 1))
     look()
     assert not said()
-    assert not any(column(kernel, "begun"))
-    clock.now_s += 2.0
+    next_look()
+    next_look()
     begin(kernel, range(absent_flows.MANY + 1))
     look()
     assert said()
@@ -191,6 +194,56 @@ def test_what_was_said_is_taken_back_once_much_has_begun_and_not_too_often() -> 
     clock.now_s += absent_flows.REST_S + 1.0
     look()
     assert not said()
+
+
+def test_what_has_begun_is_cleared_once_no_program_still_takes_back_for_said() -> None:
+    """One that has read the first word, then is held up, and then reads the second."""
+    kernel, clock = fake.FakeMaps(serving.SIZES), Clock()
+    kernel.set_column("no_flows", "none", absence.Pairs().none())
+    begin(kernel, range(absent_flows.MANY + 1))
+    known = absent_flows.AbsentFlows(kernel, clock)
+    known.looked(known.look())
+    assert not any(column(kernel, "none"))
+    clock.now_s += 0.9 * ledger.RECYCLE_AFTER_S
+    known.looked(known.look())
+    assert any(column(kernel, "begun"))
+    clock.now_s += 0.2 * ledger.RECYCLE_AFTER_S
+    assert known.look() is None
+    known.looked(None)
+    assert not any(column(kernel, "begun"))
+    assert known.look() is None
+    clock.now_s += ledger.RECYCLE_AFTER_S
+    assert known.look() is not None
+
+
+@pytest.mark.parametrize("at", ["before the look", "meanwhile", "after it"])
+def test_rows_that_the_agent_writes_are_never_denied(at: str) -> None:
+    kernel, clock = fake.FakeMaps(serving.SIZES), Clock()
+    known = absent_flows.AbsentFlows(kernel, clock)
+    key = flow(ADDRESSES[0], ADDRESSES[1])
+    table = tables.Table.FLOWS
+
+    def write() -> None:
+        with known.written(key):
+            kernel.put_absent(table, {key: bytes(abi.LAYOUTS["flow"].size)})
+
+    known.looked(known.look())
+    clock.now_s += ledger.RECYCLE_AFTER_S
+    if at == "before the look":
+        write()
+    found = known.look()
+    assert found is not None
+    for keys, _ in kernel.batches(table, 16):
+        found.add(keys)
+    if at == "meanwhile":
+        write()
+    known.looked(found)
+    if at == "after it":
+        write()
+    words = array.array("Q", column(kernel, "none"))
+    [place] = absence.pair_places(key)
+    assert WORD & ~words[place >> 6] == 1 << (place & 63)
+    assert sum(word.bit_count() for word in words) == 64 * absence.PAIR_ROWS - 1
 
 
 def test_a_look_that_failed_says_nothing() -> None:

@@ -6,7 +6,7 @@ import collections.abc
 import pytest
 
 from lbproxy import abi, errors, handover
-from lbproxy.core import addresses, conntrack, tables
+from lbproxy.core import absence, addresses, conntrack, tables
 from lbproxy.kernel import fake
 from tests import installing, polling
 
@@ -112,6 +112,15 @@ def test_what_the_tracker_translates_for_our_frontends_is_held(node: Node) -> No
     assert all(conntrack.is_held(row.state) and row.service == b"\7\0\0" for row in rows.values())
     assert node.keeper.there == [True, True]
     assert node.row(HELD_UDP) == 0
+
+
+def test_nobody_denies_that_there_are_the_rows_of_what_is_held(node: Node) -> None:
+    node.maps.set_column("no_flows", "none", absence.Pairs().none())
+    node.entries = [entry()]
+    node.made.finish()
+    seen = absence.Pairs()
+    seen.add(b"".join(key for key, _ in node.maps.rows("flows")))
+    assert node.maps.column("no_flows", "none") == seen.none() != absence.Pairs().none()
 
 
 def test_udp_is_prepared_for_before_it_is_anybodys(node: Node) -> None:
