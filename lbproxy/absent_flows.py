@@ -17,7 +17,7 @@ import threading
 import time
 import typing
 
-from lbproxy.core import absence, ledger, tables
+from lbproxy.core import absence, tables
 from lbproxy.kernel import maps
 
 # A sixteenth of the bits: with so many, so many packets in vain.
@@ -35,38 +35,26 @@ class AbsentFlows:
         self._clock = clock
         self._alone = threading.Lock()
         self._found: absence.Pairs | None = None  # by the look that is under way
-        self._silent_s: float | None = None  # since when nothing is said, or what has begun is cleared
-        self._cleared = False
         self._said_s: float | None = None
 
-    @property
-    def due_s(self) -> float | None:
-        """When the next step may be done, in the end a look at all rows; None where none is wanted."""
-        return None if self._silent_s is None else self._silent_s + ledger.RECYCLE_AFTER_S
-
     def look(self) -> absence.Pairs | None:
-        """Begin a look at all rows, whose keys are to be added; None where none is wanted."""
-        with self._alone:
-            self._found = absence.Pairs() if self._cleared and self._is_due() else None
-            return self._found
-
-    def looked(self, found: absence.Pairs | None) -> None:
-        """End a look: say what it has found. Without one, do what comes before it if it is time for that.
-
-        Raises OSError.
-        """
+        """Begin a look at all rows, whose keys are to be added; None where none is wanted. Raises OSError."""
         with self._alone:
             self._found = None
-            if found is not None:
-                self._set("none", found.none())
-                self._silent_s, self._cleared, self._said_s = None, False, self._clock()
-            elif self._silent_s is None and self._says_something():
-                if self._is_stale():
-                    self._set("none", _NOTHING)
-                    self._silent_s = self._clock()
-            elif self._silent_s is None or (self._is_due() and not self._cleared):
+            if self._is_stale():
+                self._set("none", _NOTHING)
+                self._kernel.wait_for_programs()
                 self._set("begun", _NOTHING)
-                self._silent_s, self._cleared = self._clock(), True
+                self._kernel.wait_for_programs()
+                self._found = absence.Pairs()
+            return self._found
+
+    def looked(self, found: absence.Pairs) -> None:
+        """End a look: say what it has found. Raises OSError."""
+        with self._alone:
+            self._found = None
+            self._set("none", found.none())
+            self._said_s = self._clock()
 
     @contextlib.contextmanager
     def written(self, keys: bytes) -> typing.Iterator[None]:
@@ -81,13 +69,12 @@ class AbsentFlows:
                 self._set("none", some.none())
             yield
 
-    def _is_due(self) -> bool:
-        return self.due_s is not None and self._clock() >= self.due_s
-
     def _says_something(self) -> bool:
         return any(self._kernel.column(tables.Table.NO_FLOWS, "none"))
 
     def _is_stale(self) -> bool:
+        if not self._says_something():
+            return True
         if self._said_s is not None and self._clock() < self._said_s + REST_S:
             return False
         begun = array.array("Q", self._kernel.column(tables.Table.NO_FLOWS, "begun"))

@@ -120,7 +120,8 @@ class FlowTable:
                 if found is not None:
                     found.add(keys)
                 open_now.flows(keys, rows)
-        self._absent.looked(found)
+        if found is not None:
+            self._absent.looked(found)
         open_now.put_right()
         # What programs counted meanwhile is lost: the number only has to say whether the table
         # is crowded, and the next look puts it right.
@@ -138,8 +139,6 @@ class FlowTable:
         while (left_s := due_s - time.monotonic()) > 0:
             await asyncio.sleep(min(left_s, _POLL_S))
             if self._counted.anew != self._counted_anew:
-                return
-            if self._absent.due_s is not None and time.monotonic() >= self._absent.due_s:
                 return
             if time.monotonic() >= crowded_s and self._crowded():
                 return

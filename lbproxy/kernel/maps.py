@@ -80,6 +80,10 @@ class Maps(typing.Protocol):
         """Write that field, of 8 bytes, of each row; what programs write beside it stays. Raises OSError."""
         ...
 
+    def wait_for_programs(self) -> None:
+        """Return when every program that runs now, on any CPU, has ended. Raises OSError."""
+        ...
+
 
 def dump(kernel: Maps) -> ledger.Dump:
     """What a ledger can be restored from; slots are read when it asks for them."""
@@ -248,6 +252,10 @@ class BpfMaps:
         """Write that field of each row."""
         with self._words(table, field) as words:
             words[:] = memoryview(values).cast("Q")
+
+    def wait_for_programs(self) -> None:
+        """Return when those that run now have ended."""
+        libbpf.wait_for_programs()
 
     @contextlib.contextmanager
     def _words(self, table: str, field: str) -> typing.Iterator[memoryview]:

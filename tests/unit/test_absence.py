@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbproxy import abi, absent_flows
-from lbproxy.core import absence, ledger, tables
+from lbproxy.core import absence, tables
 from lbproxy.kernel import fake
 from tests import serving
 
@@ -141,85 +141,67 @@ def begin(kernel: fake.FakeMaps, places: typing.Iterable[int]) -> None:
     kernel.set_column("no_flows", "begun", words.tobytes())
 
 
-def test_nothing_is_said_until_all_rows_were_looked_at_and_no_program_of_before_runs() -> None:
-    kernel, clock = fake.FakeMaps(serving.SIZES), Clock()
-    known = absent_flows.AbsentFlows(kernel, clock)
-    assert known.look() is None
-    known.looked(None)
-    assert known.due_s == clock.now_s + ledger.RECYCLE_AFTER_S
-    clock.now_s += 0.9
-    assert known.look() is None
-    known.looked(None)
-    assert not any(column(kernel, "none"))
-    clock.now_s += 0.2
+class Waiting(fake.FakeMaps):
+    """Notes what the table says at each wait for programs."""
+
+    def __init__(self) -> None:
+        super().__init__(serving.SIZES)
+        self.waits: list[tuple[bool, bool]] = []  # whether any bit of `none`, and of `begun`, is set
+
+    def wait_for_programs(self) -> None:
+        self.waits.append((any(column(self, "none")), any(column(self, "begun"))))
+
+
+def test_nothing_is_said_until_all_rows_were_looked_at() -> None:
+    kernel = fake.FakeMaps(serving.SIZES)
+    known = absent_flows.AbsentFlows(kernel)
     found = known.look()
     assert found is not None
+    assert not any(column(kernel, "none"))
     found.add(flow(ADDRESSES[0], ADDRESSES[1]))
     known.looked(found)
     assert column(kernel, "none") == found.none() != bytes(len(found.none()))
-    assert known.due_s is None
+    assert known.look() is None
+
+
+def test_what_has_begun_is_cleared_when_no_program_takes_back_for_said() -> None:
+    """Such a program has read the first word, is held up, and then reads the second."""
+    kernel = Waiting()
+    kernel.set_column("no_flows", "none", absence.Pairs().none())
+    begin(kernel, range(absent_flows.MANY + 1))
+    assert absent_flows.AbsentFlows(kernel).look() is not None
+    assert kernel.waits == [(False, True), (False, False)]
 
 
 def test_what_was_said_is_taken_back_once_much_has_begun_and_not_too_often() -> None:
     kernel, clock = fake.FakeMaps(serving.SIZES), Clock()
     known = absent_flows.AbsentFlows(kernel, clock)
 
-    def said() -> bool:
-        return any(column(kernel, "none"))
+    def look() -> bool:
+        found = known.look()
+        if found is None:
+            return False
+        known.looked(found)
+        assert any(column(kernel, "none"))
+        return True
 
-    def look() -> None:
-        known.looked(known.look())
-
-    def next_look() -> None:
-        clock.now_s += ledger.RECYCLE_AFTER_S
-        look()
-
-    look()
-    next_look()
-    assert said()
+    assert look()
     begin(kernel, range(absent_flows.MANY))
-    clock.now_s += 100.0
-    look()
-    assert said()
-    begin(kernel, range(absent_flows.MANY + 1))
-    look()
-    assert not said()
-    next_look()
-    next_look()
-    begin(kernel, range(absent_flows.MANY + 1))
-    look()
-    assert said()
-    look()
-    assert said()
     clock.now_s += absent_flows.REST_S + 1.0
-    look()
-    assert not said()
-
-
-def test_what_has_begun_is_cleared_once_no_program_still_takes_back_for_said() -> None:
-    """One that has read the first word, then is held up, and then reads the second."""
-    kernel, clock = fake.FakeMaps(serving.SIZES), Clock()
-    kernel.set_column("no_flows", "none", absence.Pairs().none())
+    assert not look()
     begin(kernel, range(absent_flows.MANY + 1))
-    known = absent_flows.AbsentFlows(kernel, clock)
-    known.looked(known.look())
-    assert not any(column(kernel, "none"))
-    clock.now_s += 0.9 * ledger.RECYCLE_AFTER_S
-    known.looked(known.look())
-    assert any(column(kernel, "begun"))
-    clock.now_s += 0.2 * ledger.RECYCLE_AFTER_S
-    assert known.look() is None
-    known.looked(None)
+    assert look()
     assert not any(column(kernel, "begun"))
-    assert known.look() is None
-    clock.now_s += ledger.RECYCLE_AFTER_S
-    assert known.look() is not None
+    begin(kernel, range(absent_flows.MANY + 1))
+    assert not look()
+    clock.now_s += absent_flows.REST_S + 1.0
+    assert look()
 
 
 @pytest.mark.parametrize("at", ["before the look", "meanwhile", "after it"])
 def test_rows_that_the_agent_writes_are_never_denied(at: str) -> None:
-    kernel, clock = fake.FakeMaps(serving.SIZES), Clock()
-    known = absent_flows.AbsentFlows(kernel, clock)
+    kernel = fake.FakeMaps(serving.SIZES)
+    known = absent_flows.AbsentFlows(kernel)
     key = flow(ADDRESSES[0], ADDRESSES[1])
     table = tables.Table.FLOWS
 
@@ -227,8 +209,6 @@ def test_rows_that_the_agent_writes_are_never_denied(at: str) -> None:
         with known.written(key):
             kernel.put_absent(table, {key: bytes(abi.LAYOUTS["flow"].size)})
 
-    known.looked(known.look())
-    clock.now_s += ledger.RECYCLE_AFTER_S
     if at == "before the look":
         write()
     found = known.look()
@@ -247,20 +227,16 @@ def test_rows_that_the_agent_writes_are_never_denied(at: str) -> None:
 
 
 def test_a_look_that_failed_says_nothing() -> None:
-    kernel, clock = fake.FakeMaps(serving.SIZES), Clock()
-    known = absent_flows.AbsentFlows(kernel, clock)
-    known.looked(None)
-    clock.now_s += 2.0
+    kernel = fake.FakeMaps(serving.SIZES)
+    known = absent_flows.AbsentFlows(kernel)
     assert known.look() is not None  # and never comes to its end
     assert not any(column(kernel, "none"))
     assert known.look() is not None
 
 
 def test_an_agent_goes_on_with_what_the_one_before_it_has_said() -> None:
-    kernel, clock = fake.FakeMaps(serving.SIZES), Clock()
+    kernel = fake.FakeMaps(serving.SIZES)
     said = absence.Pairs().none()
     kernel.set_column("no_flows", "none", said)
-    known = absent_flows.AbsentFlows(kernel, clock)
-    known.looked(known.look())
+    assert absent_flows.AbsentFlows(kernel).look() is None
     assert column(kernel, "none") == said
-    assert known.due_s is None
