@@ -312,7 +312,7 @@ def _service(made: harness.Harness, lot: random.Random, number: int, protocol: m
 def disturb(checker: checking.Checker, lot: random.Random) -> None:
     """Something happens that is no packet."""
     known, made = checker.reference, checker.harness
-    what = lot.randrange(7)
+    what = lot.randrange(8)
     if what == 0 and known.backends:  # a backend goes, or comes back
         number = lot.choice(list(known.backends))
         backend = known.backends[number]._replace(state=lot.choice(list(tables.BackendState)[1:]))
@@ -338,6 +338,8 @@ def disturb(checker: checking.Checker, lot: random.Random) -> None:
     elif what == 5:  # a flood comes or goes, says the agent's count
         known.unassured = lot.choice((0, known.most_flows // 2))
         made.unassured[0] = known.unassured
+    elif what == 6:  # the agent finds out anew between which addresses there is no row
+        made.find_absent()
     elif lot.random() < 0.2:  # time passes
         time.sleep(0.3)
     if max(len(known.flows_new), len(known.fragments), len(known.affinity)) > _MOST_NEW:

@@ -20,7 +20,7 @@ import tempfile
 import time
 import typing
 
-from lbproxy import abi
+from lbproxy import abi, absent_flows
 from lbproxy.core import absence, node_rows, tables
 from lbproxy.kernel import bpffs, generation, libbpf, loader, maps, namespaces, programs, source
 from lbproxy.lab import netns, prog_test_run
@@ -215,6 +215,17 @@ class Harness:
 
     def say_no_flows(self, byte: bytes) -> None:
         self.maps.set_column("no_flows", "none", byte * 8 * absence.PAIR_ROWS)
+
+    def find_absent(self) -> None:
+        """Say anew between which addresses no flow has a row, as the agent does now and then."""
+        self.say_no_flows(b"\0")
+        known = absent_flows.AbsentFlows(self.maps)
+        found = known.look()
+        assert found is not None
+        for table in (tables.Table.FLOWS, tables.Table.FLOWS_NEW):
+            for keys, _ in self.maps.batches(table, 4096):
+                found.add(keys)
+        known.looked(found)
 
     def empty(self, table: str) -> None:
         for key, _ in list(self.maps.rows(table)):
