@@ -69,8 +69,8 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="return even where no kube-proxy is to be seen from here; take over even where connections of "
-        "IPVS break",
+        help="return even where no kube-proxy is to be seen from here; take over even where lbproxy does not "
+        "serve all that kube-proxy's rules do, or connections of IPVS break",
     )
     _add_cluster(parser, shown=False)
     parser.set_defaults(parser_of_migrate=parser)
