@@ -11,7 +11,7 @@ from benchmarks.figure import Figure, Group
 HEADING = "Targets"
 SAID = (
     "Every figure that a target is set for, also those that only docs/benchmarks.md shows. *Within the "
-    "noise* are those that are missed by less than the margin of their median."
+    "noise* are those that are missed by no more than the margin of their median."
 )
 
 

@@ -97,7 +97,8 @@ def _signals() -> Iterator[None]:
         yield
     finally:
         for one, handler in before.items():
-            signal.signal(one, handler)
+            # None: it was set by no Python, and can not be given back.
+            signal.signal(one, signal.SIG_DFL if handler is None else handler)
 
 
 class Migration:

@@ -9,6 +9,7 @@ from lbproxy.core import (
     known_flow,
     listing,
     model,
+    outcomes,
     tables,
     walk,
     wording,
@@ -71,7 +72,8 @@ def _known(way: walk.Walk, source: bytes, source_port: int) -> bool:
     if known_flow.is_held(row):
         reason = "it stays with the proxy that has begun it: see `lbproxy migrate status`"
         raise walk.End(walk.Verdict.UNTOUCHED, reason)
-    backend = inventory.backend(way.rows, row.backend)
+    # Where a flow by DSR ends, its row says that its client is elsewhere.
+    backend = inventory.backend(way.rows, row.backend & ~outcomes.ELSEWHERE)
     to = (row.addr, int.from_bytes(row.dport, "big"))
     if backend is not None and (backend.address, backend.port) == to:
         way.chosen = [(backend, 100.0)]

@@ -14,7 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbproxy import abi, config_types, errors, explain
-from lbproxy.core import explanation, health, inventory, model, node_rows, notes, tables, topology, walk
+from lbproxy.core import (
+    explanation,
+    health,
+    inventory,
+    model,
+    node_rows,
+    notes,
+    outcomes,
+    tables,
+    topology,
+    walk,
+)
 from lbproxy.kernel import fake, inspection, maps
 from tests import installing
 from tests.installing import endpoint
@@ -743,7 +754,7 @@ OUTSIDE, FLOW_PORT = "203.0.113.7", 40000
 TO = "198.51.100.7:80"
 
 
-def with_flow(state: tables.FlowState, *, idle_s: int = 0) -> fake.FakeMaps:
+def with_flow(state: tables.FlowState, *, idle_s: int = 0, mark: int = 0) -> fake.FakeMaps:
     """A flow of a client outside to an external IP, as bpf/open.h would have written its first row."""
     cluster = a_cluster()
     backend = next(
@@ -758,7 +769,7 @@ def with_flow(state: tables.FlowState, *, idle_s: int = 0) -> fake.FakeMaps:
     seen = (NOW_S - idle_s) * 10**9 >> 30
     to = (8080).to_bytes(2, "big")
     bits = int(state | tables.FlowState.ORIGINAL)
-    row = tables.Flow(backend.address, port, to, backend.id, seen, bytes(3), bits)
+    row = tables.Flow(backend.address, port, to, backend.id | mark, seen, bytes(3), bits)
     timeouts = tables.NO_SETTINGS._replace(tcp_established_ticks=100, tcp_new_ticks=10)
     cluster.apply(
         [
@@ -779,6 +790,12 @@ def test_a_flow_that_is_known_stays_with_its_backend() -> None:
     # Another port is another flow.
     other = ask(OUTSIDE, TO, cluster=with_flow(state), port=FLOW_PORT + 1)
     assert len(other.backends) == 3
+
+
+def test_a_flow_by_dsr_stays_with_its_backend_where_it_ends() -> None:
+    cluster = with_flow(tables.FlowState.REPLIED, mark=outcomes.ELSEWHERE)
+    found = ask(OUTSIDE, TO, cluster=cluster, port=FLOW_PORT)
+    assert [(one.ip, one.percent) for one in found.backends] == [("10.244.0.1", 100.0)]
 
 
 def test_a_flow_that_was_idle_for_too_long_is_a_new_one() -> None:
