@@ -343,8 +343,11 @@ def main(arguments: collections.abc.Sequence[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     try:
         compared = compare(results.read(flags.before), results.read(flags.after))
-    except (ValueError, OSError) as error:
-        print(f"compare: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"lbproxy: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"lbproxy: error: {error}", file=sys.stderr)
         return 2
     try:
         render.show(compared, flags.output, lambda: shown(compared, flags.all))
@@ -353,7 +356,7 @@ def main(arguments: collections.abc.Sequence[str] | None = None) -> int:
         # Whoever reads has had enough; what was found stays what it is.
         output.discard()
     except errors.LbproxyError as error:
-        print(f"compare: {error}", file=sys.stderr)
+        print(f"lbproxy: error: {error}", file=sys.stderr)
         return 2
     return 0 if compared.passes else 1
 

@@ -159,6 +159,8 @@ def _present_taken_over(said: TakenOver, before: Mapping[str, int]) -> Iterator[
         yield "would begin new flows again" if said.dry_run else "new flows are lbproxy's again"
     for what in said.removed:
         yield f"{'would remove' if said.dry_run else 'removed'}: {what}"
+    if not said.removed and not said.problems:
+        yield "nothing of kube-proxy's is there to be removed"
     for what in said.kept:
         yield f"{'would leave alone' if said.dry_run else 'left alone'}: {what}"
     if said.dry_run:

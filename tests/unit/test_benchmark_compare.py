@@ -364,7 +364,9 @@ def test_files_that_are_no_runs_have_a_status_of_their_own(
     if content is not None:
         bad.write_text(content)
     assert compare.main([files[0], str(bad)]) == 2
-    assert "bad.json" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("lbproxy: error: ")
+    assert "bad.json" in said
 
 
 def test_a_run_of_another_schema_cannot_be_compared(
