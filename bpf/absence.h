@@ -10,7 +10,9 @@
 
 #include "maps.h"
 
-/* A number of 17 bits for an address, the same in lbproxy/core/absence.py. */
+/* Of what these make of addresses the upper 17 bits number a bit. lbproxy/core/absence.py does the
+ * same, and tests/packets/test_absence.py holds one against the other.
+ */
 static __always_inline __u64 absence_mix(const __be32 addr[4], __u64 high, __u64 low)
 {
 	return ((__u64)addr[0] << 32 | addr[1]) * high ^ ((__u64)addr[2] << 32 | addr[3]) * low;
