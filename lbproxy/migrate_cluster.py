@@ -6,16 +6,13 @@ the two DaemonSets' controllers start and end pods, tells the agents what to do 
 """
 
 import argparse
-import contextlib
 import signal
-import threading
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from lbproxy import errors, migrate_nodes, migrate_sets, render
+from lbproxy import errors, interrupts, migrate_nodes, migrate_sets, render
 from lbproxy.core import migration, migration_plan
 from lbproxy.kube import cluster, cluster_objects
 from lbproxy.migrate_sets import tell
@@ -56,49 +53,23 @@ class Foresight(msgspec.Struct, frozen=True):
     nodes: list[Foreseen]
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal that ends the command, as Ctrl-C does."""
-
-    def __init__(self, number: int = signal.SIGINT) -> None:
-        super().__init__()
-        self.number = number
-
-
 def main(args: argparse.Namespace) -> int:
     """Show the cluster, or take its nodes there or back; returns the exit status. Raises LbproxyError."""
-    run = Migration(args, cluster.connect(args.kubeconfig, args.context))
-    try:
-        with _signals():
+    signals = interrupts.Interrupts()
+    run = Migration(args, cluster.connect(args.kubeconfig, args.context), signals=signals)
+    with signals.caught():
+        try:
             return run.run()
-    except KeyboardInterrupt as interrupt:
-        number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
-        tell(f"lbproxy: interrupted by {signal.Signals(number).name}: {run.standing()}")
-        return 128 + number
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGHUP end it in order; more of them while that lasts change nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, _: types.FrameType | None) -> None:
-        for one in before:
-            signal.signal(one, signal.SIG_IGN)
-        raise Interrupted(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # What is ignored stays so: nohup wants that.
-    before = {one: signal.getsignal(one) for one in numbers if signal.getsignal(one) is not signal.SIG_IGN}
-    for one in before:
-        signal.signal(one, end)
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            # None: it was set by no Python, and can not be given back.
-            signal.signal(one, signal.SIG_DFL if handler is None else handler)
+        except KeyboardInterrupt:
+            pass
+        except errors.LbproxyError as error:
+            if not signals.number:
+                raise
+            tell(f"lbproxy: error: {error}")
+        with signals.held():
+            number = signals.number or signal.SIGINT
+            tell(f"lbproxy: interrupted by {signal.Signals(number).name}: {run.standing()}")
+            return 128 + number
 
 
 class Migration:
@@ -110,12 +81,14 @@ class Migration:
         api: cluster.Cluster,
         *,
         waiting: migrate_sets.Waiting | None = None,
+        signals: interrupts.Interrupts | None = None,
         ask: Callable[[str], str] = migrate_sets.ask,
     ) -> None:
         self._args = args
         self._api = api
         self._to = migration_plan.Target(args.to) if args.to else None
-        self._waiting, self._ask = waiting or migrate_sets.Waiting(), ask
+        self._signals = signals or interrupts.Interrupts()
+        self._waiting, self._ask = waiting or migrate_sets.Waiting(sleep=self._signals.sleep), ask
         self._sets = migrate_sets.Sets(args, api)
         self._walk: migrate_nodes.Walk | None = None
 
@@ -138,7 +111,8 @@ class Migration:
             return 0
         if patch:
             self._sets.apply(patch, self._waiting, self._ask)
-        walk = self._walk = migrate_nodes.Walk(self._args, self._api, self._sets, self._waiting)
+        walk = migrate_nodes.Walk(self._args, self._api, self._sets, self._waiting, self._signals)
+        self._walk = walk
         try:
             walk.go(chosen)
         except (errors.LbproxyError, OSError):

@@ -7,7 +7,7 @@ import secrets
 import typing
 from collections.abc import Iterator, Sequence
 
-from lbproxy import errors
+from lbproxy import errors, interrupts
 from lbproxy.core import migration, migration_plan
 from lbproxy.kube import cluster, cluster_objects
 from lbproxy.migrate_sets import FIRST_PAUSE_S, LONGEST_PAUSE_S, Sets, Waiting, tell
@@ -30,12 +30,20 @@ class Result(typing.NamedTuple):
 class Walk:
     """From node to node; `results` are of those that are done with."""
 
-    def __init__(self, args: argparse.Namespace, api: cluster.Cluster, sets: Sets, waiting: Waiting) -> None:
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        api: cluster.Cluster,
+        sets: Sets,
+        waiting: Waiting,
+        signals: interrupts.Interrupts,
+    ) -> None:
         self._args = args
         self._api = api
         self._sets = sets
         self._to = migration_plan.Target(args.to)
         self._waiting = waiting
+        self._signals = signals
         self._run_id = secrets.token_hex(3)
         self._numbers = itertools.count(1)
         self._touched: list[_Way] = []
@@ -61,13 +69,9 @@ class Walk:
                     self._waiting.sleep(pause_s)
         finally:
             # Nobody is left to look at what comes of it.
-            for way in under_way:
-                try:
-                    self._withdraw(way)
-                except cluster.ApiError as error:
-                    way.say(
-                        f"{error}; its order stands: kubectl annotate node {way.name} {migration.ANNOTATION}-"
-                    )
+            with self._signals.held():
+                for way in under_way:
+                    self._withdraw_or_say(way)
 
     @property
     def orders_stand(self) -> bool:
@@ -162,6 +166,12 @@ class Walk:
         if way.order:
             self._api.tell(way.name, "")
             way.order = ""
+
+    def _withdraw_or_say(self, way: "_Way") -> None:
+        try:
+            self._withdraw(way)
+        except cluster.ApiError as error:
+            way.say(f"{error}; its order stands: kubectl annotate node {way.name} {migration.ANNOTATION}-")
 
     def _end(self, way: "_Way", outcome: migration_plan.Outcome, note: str) -> None:
         way.say(note)

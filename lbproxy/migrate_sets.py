@@ -26,7 +26,9 @@ class Waiting(typing.NamedTuple):
 
 def tell(line: str) -> None:
     """Print it at once, beside what is the command's result."""
-    print(line, file=sys.stderr, flush=True)
+    # In one piece: a signal between a line and its end would put the last word behind it.
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def ask(question: str) -> str:

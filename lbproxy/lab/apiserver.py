@@ -50,6 +50,7 @@ class Faults:
     """What is to go wrong; counts run down as they are used up."""
 
     fail: int = 0  # requests to answer with `fail_status`
+    fail_method: str = ""  # of those that are answered so; empty: whichever
     fail_status: int = 500
     fail_message: str = "injected failure"
     delay_s: float = 0.0  # before every reply
@@ -207,7 +208,7 @@ class ApiServer:
         )
         if self.faults.delay_s:
             await asyncio.sleep(self.faults.delay_s)
-        if self.faults.fail:
+        if self.faults.fail and self.faults.fail_method in ("", request.method):
             self.faults.fail -= 1
             return _failure(self.faults.fail_status, self.faults.fail_message)
         if not self._knows(request):

@@ -493,7 +493,8 @@ async def test_whatever_interrupts_it_its_orders_are_taken_back(
     order, server.faults.delay_s = nodes.node("n1")[1], 0.3
     before = len(changes(server))
     if refused:
-        server.faults.fail, server.faults.fail_status = 1000, 403
+        # Only what takes them back: a look that fails would end it before the signal does.
+        server.faults.fail, server.faults.fail_status, server.faults.fail_method = 1000, 403, "PATCH"
     process.send_signal(number)
     # Whoever does not want to wait for that.
     await eventually(lambda: len(changes(server)) > before)

@@ -1,0 +1,68 @@
+"""Signals that end a command in order, also where the exception that they raise is lost.
+
+Python runs a signal's handler between any two instructions of its main thread, and ignores what it raises
+in a finalizer or a callback of a weak reference: an HTTP client has some for each request. So what came is
+noted, too, and asked for wherever the command waits.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+import types
+import typing
+from collections.abc import Iterator
+
+_NUMBERS: typing.Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that ends the command, as Ctrl-C does."""
+
+
+class Interrupts:
+    """The first of SIGINT, SIGTERM and SIGHUP raises Interrupted, once; more of them change nothing."""
+
+    def __init__(self) -> None:
+        self.number = 0  # of the signal that came
+        self._holding = False
+
+    def sleep(self, pause_s: float) -> None:
+        """Sleep, and raise Interrupted if a signal has come meanwhile or before."""
+        time.sleep(0 if self.number else pause_s)
+        if self.number:
+            raise Interrupted
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """For the block, a signal is noted only: what has to be done before the end is done whole."""
+        before, self._holding = self._holding, True
+        try:
+            yield
+        finally:
+            self._holding = before
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        """Have the signals come here during the block; in another thread than the main one, nothing does."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        # What is ignored stays so: nohup wants that.
+        before = {
+            one: handler for one in _NUMBERS if (handler := signal.getsignal(one)) is not signal.SIG_IGN
+        }
+        for one in before:
+            signal.signal(one, self._note)
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                # None: it was set by no Python, and can not be given back.
+                signal.signal(one, signal.SIG_DFL if handler is None else handler)
+
+    def _note(self, number: int, _: types.FrameType | None) -> None:
+        if not self.number:
+            self.number = number
+            if not self._holding:
+                raise Interrupted
