@@ -242,7 +242,7 @@ class Controller:
         self._telemetry.synced(took_s, now_s, ages)
         # Also where a table is full: a restart would not make it larger, and the others are served.
         self.health.synced(self._clock())
-        self._shortfalls.look(self.reconciler)
+        self._shortfalls.look(self.reconciler, self._clock())
         level = logging.INFO if not self.ready.is_set() else logging.DEBUG
         if services or written:
             _log.log(level, "reconciled services=%d writes=%d took=%.1fms", services, written, took_s * 1e3)

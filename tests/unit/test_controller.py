@@ -67,6 +67,10 @@ class Kernel(fake.FakeMaps):
         super()._one(write)
         self._watched.apply([write], self._clock())
 
+    def grow(self, **rows: int) -> None:
+        super().grow(**rows)
+        self._watched.maps.grow(**rows)
+
     def rows(self, table: str) -> typing.Iterator[tuple[bytes, bytes]]:
         self.reads[table] += 1
         if table in self.unreadable:
