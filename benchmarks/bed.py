@@ -24,7 +24,8 @@ import typing
 import msgspec
 
 from benchmarks import arena, cluster, frames, test_runs
-from lbproxy import abi, cgroup2, config
+from lbproxy import abi, cgroup2
+from lbproxy.config import config
 from lbproxy.core import absence, addresses, decode, ledger, model, node_rows, plan, state, tables
 from lbproxy.kernel import bpffs, datapath, device_links, libbpf, maps, namespaces, programs
 from lbproxy.lab import cluster as lab_cluster

@@ -10,19 +10,10 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from lbproxy import (
-    bundle_flags,
-    config,
-    config_flags,
-    config_load,
-    config_options,
-    config_types,
-    errors,
-    migrate_flags,
-    output,
-    secrecy,
-    trace_flags,
-)
+from lbproxy import bundle_flags, errors, migrate_flags, output, secrecy, trace_flags
+from lbproxy.config import config, kinds, loading
+from lbproxy.config import flags as config_flags
+from lbproxy.config import options as config_options
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -99,7 +90,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
     if command == "run":
         return _run(parsed, problems)
     if command == "preflight":
-        loaded = config_load.load(config_flags.texts(parsed), config_load.this_host(), problems)
+        loaded = loading.load(config_flags.texts(parsed), loading.this_host(), problems)
         return _read_side(command, argparse.Namespace(config=loaded.config, output=parsed.output))
     if problems:
         raise errors.ConfigError(problems)
@@ -112,12 +103,12 @@ _MODULES = {"support-bundle": "bundle"}
 
 
 def _run(parsed: argparse.Namespace, problems: Sequence[str]) -> int:
-    loaded = config_load.load(config_flags.texts(parsed), config_load.this_host(), problems)
+    loaded = loading.load(config_flags.texts(parsed), loading.this_host(), problems)
     if target := loaded.settings["--write-config-to"].value:
-        from lbproxy import config_write  # noqa: PLC0415 - with YAML, which an agent may do without
+        from lbproxy.config import writing  # noqa: PLC0415 - with YAML, which an agent may do without
 
         try:
-            target.write_text(config_write.render(loaded))
+            target.write_text(writing.render(loaded))
         except OSError as error:
             raise errors.AgentError(f"--write-config-to: {target}: {error.strerror}") from error
         return 0
@@ -257,17 +248,17 @@ def _source(text: str) -> str:
     if text in ("pod", "node", "outside"):
         return text
     with contextlib.suppress(ValueError):
-        found = config_types.parse_destination(text)
+        found = kinds.parse_destination(text)
         return str(config.ListenAddress(str(found.address), found.port))
     try:
-        return str(config_types.parse_ip(text))
+        return str(kinds.parse_ip(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not an IP address, pod, node or outside") from None
 
 
-def _destination(text: str) -> config_types.Destination:
+def _destination(text: str) -> kinds.Destination:
     try:
-        return config_types.parse_destination(text)
+        return kinds.parse_destination(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

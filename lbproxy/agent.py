@@ -19,7 +19,6 @@ from lbproxy import (
     absent_flows,
     beside,
     cgroup2,
-    config,
     controller,
     ejecting,
     errors,
@@ -41,6 +40,7 @@ from lbproxy import (
     stale_sockets,
     web,
 )
+from lbproxy.config import config
 from lbproxy.core import events, migration, model, outliers, probing, restoring, tables
 from lbproxy.kernel import bpffs, datapath, features, maps, node
 from lbproxy.probes import asking, prober, trust

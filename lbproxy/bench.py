@@ -5,7 +5,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from lbproxy import config_flags, errors
+from lbproxy import errors
+from lbproxy.config import flags as config_flags
 
 DESCRIPTION = """\
 Measure lbproxy beside kube-proxy's rules and no proxy at all, and read what was measured.

@@ -24,21 +24,9 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 import lbproxy
-from lbproxy import (
-    abi,
-    cgroup2,
-    config,
-    config_flags,
-    config_load,
-    errors,
-    flow_table,
-    kernel_clock,
-    migrate,
-    noting,
-    preflight,
-    status,
-    zpages,
-)
+from lbproxy import abi, cgroup2, errors, flow_table, kernel_clock, migrate, noting, preflight, status, zpages
+from lbproxy.config import config, loading
+from lbproxy.config import flags as config_flags
 from lbproxy.core import addresses, inventory, listing, notes
 from lbproxy.core.preflight import verdict
 from lbproxy.kernel import attached, device_links, generation, identity, inspection, libbpf, links, maps
@@ -114,7 +102,7 @@ def _settings(arguments: tuple[str, ...], root: pathlib.Path) -> config.Config:
             parser = config_flags.Parser(prog="lbproxy")
             config_flags.add_to(parser)
             parsed, _ = parser.parse_known_args(config_flags.normalise([*given, "--bpffs", str(root)]))
-            return config_load.load(config_flags.texts(parsed), config_load.this_host()).config
+            return loading.load(config_flags.texts(parsed), loading.this_host()).config
     return config.Config(node_name=platform.node().lower() or "unknown", bpffs=root)
 
 

@@ -12,7 +12,8 @@ import logging
 import time
 import typing
 
-from lbproxy import config, gate, local_node, metrics, node_watch, rejections, shortfalls
+from lbproxy import gate, local_node, metrics, node_watch, rejections, shortfalls
+from lbproxy.config import config
 from lbproxy.core import (
     events,
     health,

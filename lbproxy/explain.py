@@ -5,7 +5,8 @@ import contextlib
 import pathlib
 from collections.abc import Iterable, Iterator
 
-from lbproxy import config_types, errors, kernel_clock, noting, render
+from lbproxy import errors, kernel_clock, noting, render
+from lbproxy.config import kinds
 from lbproxy.core import addresses, explanation, inventory, listing, walk
 from lbproxy.core import devices as roles
 from lbproxy.kernel import identity, inspection, netns_addresses
@@ -40,7 +41,7 @@ def hooks(root: pathlib.Path, known: identity.Identity, devices: Iterable[inspec
 def _split(source: str) -> tuple[str, int]:
     """An address, or who it is, and the port; 0 where none is given."""
     try:
-        address, port, _ = config_types.parse_destination(source)
+        address, port, _ = kinds.parse_destination(source)
     except ValueError:
         return source, 0
     return str(address), port

@@ -12,7 +12,8 @@ import logging
 import time
 import typing
 
-from lbproxy import cgroup2, config, controller, errors, gate, metrics
+from lbproxy import cgroup2, controller, errors, gate, metrics
+from lbproxy.config import config
 from lbproxy.core import fill, growth, tables
 from lbproxy.kernel import datapath, maps
 

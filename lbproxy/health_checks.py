@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable
 
 from aiohttp import web
 
-from lbproxy import config, guarded
+from lbproxy import guarded
+from lbproxy.config import config
 from lbproxy.core import addresses, health_checks, healthz, model, node_rows, state
 
 RETRY_S: typing.Final = 30.0

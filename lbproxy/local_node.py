@@ -7,7 +7,7 @@ import logging
 import pathlib
 import typing
 
-from lbproxy import config
+from lbproxy.config import config
 from lbproxy.core import addresses, model, node_rows, pools, tables
 from lbproxy.kernel import maps
 

@@ -4,7 +4,8 @@ import json
 import logging
 import sys
 
-from lbproxy import config, secrecy
+from lbproxy import secrecy
+from lbproxy.config import config
 
 
 class _Lines(logging.Formatter):

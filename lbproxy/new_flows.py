@@ -10,7 +10,8 @@ import logging
 import typing
 from collections.abc import Callable
 
-from lbproxy import config, controller, errors, gate, handover
+from lbproxy import controller, errors, gate, handover
+from lbproxy.config import config
 from lbproxy.kernel import datapath
 
 _log = logging.getLogger(__name__)

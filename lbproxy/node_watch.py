@@ -11,7 +11,8 @@ import pathlib
 import typing
 from collections.abc import Iterable
 
-from lbproxy import config, errors, local_node
+from lbproxy import errors, local_node
+from lbproxy.config import config
 from lbproxy.core import addresses, events, model
 
 POD_CIDRS_WAIT_S: typing.Final = 300.0

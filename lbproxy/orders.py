@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from lbproxy import config, errors, gate
+from lbproxy import errors, gate
+from lbproxy.config import config
 from lbproxy.core import events, inventory, migration, migration_plan, model, tables
 from lbproxy.kernel import maps
 

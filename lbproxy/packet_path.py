@@ -12,7 +12,8 @@ import logging
 import os
 import typing
 
-from lbproxy import config, gate
+from lbproxy import gate
+from lbproxy.config import config
 from lbproxy.core import devices, tables
 from lbproxy.kernel import datapath, device_links, features, links, maps, programs
 

@@ -8,7 +8,8 @@ import time
 import typing
 from collections.abc import Callable
 
-from lbproxy import config, errors, flow_table, handover, leftovers
+from lbproxy import errors, flow_table, handover, leftovers
+from lbproxy.config import config
 from lbproxy.core import conntrack, inventory, ipvs, model, tables
 from lbproxy.kernel import anchor, maps, surroundings
 from lbproxy.kernel import conntrack as tracker

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from lbproxy import config_types, errors, explain, kernel_clock, output, trace_flags
+from lbproxy import errors, explain, kernel_clock, output, trace_flags
+from lbproxy.config import kinds
 from lbproxy.core import (
     addresses,
     explanation,
@@ -188,7 +189,7 @@ def _from(source: str, rows: maps.BpfMaps) -> tuple[bytes | None, tuple[int, ...
     """An address, and the namespaces that have it: a socket that dials has no address yet."""
     if source == walk.Client.NODE:
         return None, (inventory.node_ports(rows).host_netns,)
-    packed = addresses.packed(config_types.parse_ip(source))
+    packed = addresses.packed(kinds.parse_ip(source))
     return packed, netns_addresses.having(packed)[: events.NAMESPACES]
 
 

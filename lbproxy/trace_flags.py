@@ -3,7 +3,7 @@
 import argparse
 import typing
 
-from lbproxy import config, config_types
+from lbproxy.config import config, kinds
 from lbproxy.core import listing, model
 
 DESCRIPTION = """\
@@ -63,16 +63,14 @@ def parse_destination(text: str) -> TracedDestination:
     try:
         kind = model.Protocol[protocol.upper()] if slash else None
         try:
-            return TracedDestination(
-                config_types.parse_ip(place.removeprefix("[").removesuffix("]")), None, kind
-            )
+            return TracedDestination(kinds.parse_ip(place.removeprefix("[").removesuffix("]")), None, kind)
         except ValueError:
-            found = config_types.parse_destination(place)
+            found = kinds.parse_destination(place)
             return TracedDestination(found.address, found.port, kind)
     except (ValueError, KeyError):
         raise ValueError(
             f"{text!r} is not an ADDRESS[:PORT][/PROTOCOL] like 10.96.0.1, 10.96.0.1:443 or [fd00::1]:53/UDP"
-            + config_types.mistaken(place)
+            + kinds.mistaken(place)
         ) from None
 
 
@@ -126,7 +124,7 @@ def _source(text: str) -> str:
     if text == "node":
         return text
     try:
-        return str(config_types.parse_ip(text))
+        return str(kinds.parse_ip(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither an IP address nor node") from None
 

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
-from lbproxy import config, errors, guarded, metrics, metrics_text, zpages
+from lbproxy import errors, guarded, metrics, metrics_text, zpages
+from lbproxy.config import config
 from lbproxy.core import healthz
 
 BIND_RETRY_S: typing.Final = 5.0

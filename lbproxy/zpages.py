@@ -7,7 +7,8 @@ import typing
 from collections.abc import Iterable
 
 import lbproxy
-from lbproxy import config, config_types, secrecy
+from lbproxy import secrecy
+from lbproxy.config import config, kinds
 from lbproxy.core import healthz
 
 _WARNING: typing.Final = "For people to read: programs should not rely on how this looks."
@@ -15,7 +16,7 @@ _WARNING: typing.Final = "For people to read: programs should not rely on how th
 
 def configz(settings: config.Config) -> dict[str, typing.Any]:
     """What /configz shows: the settings in effect that tools ask kube-proxy for (MS-3)."""
-    duration = config_types.format_duration
+    duration = kinds.format_duration
     ranges = ["primary"] if settings.nodeport_primary else [str(net) for net in settings.nodeport_addresses]
     return {
         "kubeproxy.config.k8s.io": {

@@ -8,7 +8,7 @@ import yaml
 from deploy import kustomizing
 from deploy.chart import source
 from deploy.chart.tree import Block, Lines, Literal, Spread, Text, When, write
-from lbproxy import config, config_file
+from lbproxy.config import config, config_file
 
 _FULL_NAME: typing.Final = Text('include "lbproxy.fullname" .')
 _NAMESPACE: typing.Final = Text('include "lbproxy.namespace" .')

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import kubernetes_validate.utils
 
 from deploy.chart import source
-from lbproxy import config_file
-from lbproxy.config_options import Option
+from lbproxy.config import config_file
+from lbproxy.config.options import Option
 
 Schema = dict[str, typing.Any]
 

@@ -6,7 +6,7 @@ import typing
 import yaml
 
 from deploy import kustomizing
-from lbproxy import config_file
+from lbproxy.config import config_file
 
 DEPLOY: typing.Final = pathlib.Path(__file__).parents[1]
 KUSTOMIZE: typing.Final = DEPLOY / "kustomize"

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 
 from deploy import kustomizing
 from deploy.chart import objects, schema, source
-from lbproxy import config_file
-from lbproxy.config_options import Option
+from lbproxy.config import config_file
+from lbproxy.config.options import Option
 
 _OWN_LABELS: typing.Final = (
     "app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/version",

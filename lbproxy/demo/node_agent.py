@@ -11,7 +11,8 @@ import tempfile
 import time
 import types
 
-from lbproxy import config, errors
+from lbproxy import errors
+from lbproxy.config import config
 from lbproxy.kernel import bpffs
 from lbproxy.lab import cgroups, cluster, netns
 

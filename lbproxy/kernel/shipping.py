@@ -12,7 +12,8 @@ import sys
 import tempfile
 import typing
 
-from lbproxy import abi, config, trace_abi
+from lbproxy import abi, trace_abi
+from lbproxy.config import config
 from lbproxy.kernel import bpffs, bytecode, generation, loader, observers, programs, source
 
 

@@ -9,7 +9,8 @@ import shutil
 
 import pytest
 
-from lbproxy import config, packet_path
+from lbproxy import packet_path
+from lbproxy.config import config
 from lbproxy.core import addresses, tables
 from lbproxy.kernel import datapath, device_links, features, generation, inspection, libbpf, links, maps, node
 from tests import polling, serving

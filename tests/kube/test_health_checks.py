@@ -11,7 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from lbproxy import config, guarded, health_checks
+from lbproxy import guarded, health_checks
+from lbproxy.config import config
 from lbproxy.core import events, healthz, model, node_rows
 from tests import polling
 from tests.unit import test_health_checks as objects

@@ -17,7 +17,8 @@ import pytest
 from prometheus_client import parser
 
 import lbproxy
-from lbproxy import config, errors, guarded, metrics, web
+from lbproxy import errors, guarded, metrics, web
+from lbproxy.config import config
 from lbproxy.core import healthz
 from tests import polling
 

@@ -13,7 +13,8 @@ import typing
 import pytest
 import yaml
 
-from lbproxy import bundle, bundle_items, config, errors
+from lbproxy import bundle, bundle_items, errors
+from lbproxy.config import config
 from lbproxy.lab import cluster
 from tests.lab import agents, manifests
 

@@ -15,7 +15,8 @@ import lbproxy
 from deploy import kustomizing
 from deploy.chart import __main__ as generator
 from deploy.chart import schema, source
-from lbproxy import config, config_file, config_flags, config_load
+from lbproxy.config import config, config_file, loading
+from lbproxy.config import flags as config_flags
 from tests import helming
 from tests.unit.test_config_file import KUBEADM
 
@@ -138,7 +139,7 @@ def settled(text: str, folder: pathlib.Path) -> config.Config:
     parser = config_flags.Parser()
     config_flags.add_to(parser)
     texts = config_flags.texts(parser.parse_args([f"--config={path}"]))
-    return config_load.load(texts, config_load.Host("here", "")).config
+    return loading.load(texts, loading.Host("here", "")).config
 
 
 def test_the_default_configuration_is_the_overlays_to_the_letter() -> None:

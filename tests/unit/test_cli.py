@@ -14,7 +14,9 @@ import pytest
 import yaml
 
 from lbproxy import __main__ as command
-from lbproxy import config, config_flags, errors
+from lbproxy import errors
+from lbproxy.config import config
+from lbproxy.config import flags as config_flags
 
 Calls = list[tuple[str, typing.Any]]
 

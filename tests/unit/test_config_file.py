@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbproxy import config, config_file, config_load, errors
+from lbproxy import errors
+from lbproxy.config import config, config_file, loading
 from lbproxy.core import model
 
-HOST = config_load.Host("Node-A.example\n", "41 31 0:38 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
+HOST = loading.Host("Node-A.example\n", "41 31 0:38 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
 
 KUBEADM = """\
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
@@ -94,7 +95,7 @@ TEXTS = st.text("01s.:/,-ab", max_size=9)
 def load(path: pathlib.Path, text: str | bytes, *flags: str) -> config.Config:
     file = path / "config.conf"
     file.write_bytes(text.encode() if isinstance(text, str) else text)
-    return config_load.from_arguments(["--config", str(file), *flags], HOST)
+    return loading.from_arguments(["--config", str(file), *flags], HOST)
 
 
 def problems(path: pathlib.Path, text: str | bytes, *flags: str) -> list[str]:
@@ -280,7 +281,7 @@ def test_what_cannot_be_read_is_one_line_with_its_place(
 def test_a_file_that_is_not_there_is_a_problem(tmp_path: pathlib.Path) -> None:
     for path, reason in ((tmp_path / "none", "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(errors.ConfigError) as caught:
-            config_load.from_arguments([f"--config={path}"], HOST)
+            loading.from_arguments([f"--config={path}"], HOST)
         assert caught.value.lines() == (f"--config: {path}: {reason}",)
 
 

@@ -17,7 +17,8 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbproxy import abi, config, controller, metrics
+from lbproxy import abi, controller, metrics
+from lbproxy.config import config
 from lbproxy.core import addresses, events, ledger, model, tables
 from lbproxy.kernel import fake, maps
 from tests import polling, serving, strategies, virtual_time

@@ -18,7 +18,9 @@ from benchmarks import results
 from deploy import kustomizing
 from deploy.chart.schema import NEWEST, OLDEST
 from lbproxy import __main__ as command
-from lbproxy import abi, config, config_flags, config_load, metrics_table
+from lbproxy import abi, metrics_table
+from lbproxy.config import config, loading
+from lbproxy.config import flags as config_flags
 from lbproxy.core import events, fill, migration, migration_plan, model
 from lbproxy.kube import reflector, reports
 
@@ -109,7 +111,7 @@ class Deployed:
         config_flags.add_to(known)
         parsed, extra = known.parse_known_args(arguments)
         assert extra == []
-        return config_load.load(config_flags.texts(parsed), config_load.Host("here", "")).config
+        return loading.load(config_flags.texts(parsed), loading.Host("here", "")).config
 
     def mounts(self, container: Mapping[str, typing.Any]) -> dict[str, str]:
         """Which folder of the node, or what else, is where in a container."""

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbproxy import abi, config_types, errors, explain
+from lbproxy import abi, errors, explain
+from lbproxy.config import kinds
 from lbproxy.core import (
     explanation,
     health,
@@ -72,7 +73,7 @@ def ask(
     port: int = 0,
     noted: notes.Notes = notes.NOTHING,
 ) -> explanation.Explanation:
-    target = walk.Target(*config_types.parse_destination(to))
+    target = walk.Target(*kinds.parse_destination(to))
     return explanation.explain(cluster, hooks, source, target, NOW_S, netns, port, noted)
 
 
@@ -557,7 +558,7 @@ def test_the_command_prints_steps_and_verdict(
         bpffs=pathlib.Path("/nowhere"),
         output="json",
         source="pod",
-        destination=config_types.parse_destination("10.96.0.1:80"),
+        destination=kinds.parse_destination("10.96.0.1:80"),
     )
     assert explain.main(args) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -584,7 +585,7 @@ def test_the_command_prints_steps_and_verdict(
     ],
 )
 def test_what_can_be_no_connection_is_wrong_usage(source: str, to: str, why_not: str) -> None:
-    destination = config_types.parse_destination(to)
+    destination = kinds.parse_destination(to)
     args = argparse.Namespace(bpffs=pathlib.Path("/nowhere"), source=source, destination=destination)
     with pytest.raises(errors.ConfigError) as caught:
         explain.main(args)

@@ -6,7 +6,8 @@ import typing
 
 import pytest
 
-from lbproxy import config, local_node
+from lbproxy import local_node
+from lbproxy.config import config
 from lbproxy.core import addresses, model, node_rows, tables
 from lbproxy.kernel import fake
 from tests import serving

@@ -16,8 +16,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client import metrics_core, parser, samples
 
-from lbproxy import abi, config, flow_table, metrics, metrics_docs, metrics_scrape, metrics_text
+from lbproxy import abi, flow_table, metrics, metrics_docs, metrics_scrape, metrics_text
 from lbproxy import metrics_table as table
+from lbproxy.config import config
 from lbproxy.core import (
     addresses,
     events,

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lbproxy import config, errors, node_watch
+from lbproxy import errors, node_watch
+from lbproxy.config import config
 from lbproxy.core import addresses, events, model
 from tests import virtual_time
 from tests.unit import test_controller

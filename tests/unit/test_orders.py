@@ -8,7 +8,8 @@ import typing
 
 import pytest
 
-from lbproxy import config, errors, gate, handover, orders, taking_over
+from lbproxy import errors, gate, handover, orders, taking_over
+from lbproxy.config import config
 from lbproxy.core import events, inventory, migration, migration_plan, model, tables
 from lbproxy.kernel import fake
 from tests import installing, polling

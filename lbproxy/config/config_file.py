@@ -7,7 +7,7 @@ treats them (CLI-3); values that make no sense are problems.
 import dataclasses
 import typing
 
-from lbproxy import config, config_kube_proxy, config_options
+from lbproxy.config import config, kube_proxy_options, options
 
 KUBE_PROXY = ("kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration")
 LBPROXY = ("lbproxy.io/v1alpha1", "LbproxyConfiguration")
@@ -34,20 +34,20 @@ class FileSettings:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
 
-def kube_schema() -> dict[str, config_options.Option]:
+def kube_schema() -> dict[str, options.Option]:
     """The fields of KubeProxyConfiguration."""
-    return {field: option for option in config_kube_proxy.OPTIONS for field in option.kube_fields}
+    return {field: option for option in kube_proxy_options.OPTIONS for field in option.kube_fields}
 
 
-def own_schema() -> dict[str, config_options.Option]:
+def own_schema() -> dict[str, options.Option]:
     """The fields of LbproxyConfiguration."""
-    return {option.own_field: option for option in config_kube_proxy.OPTIONS if option.own_field}
+    return {option.own_field: option for option in kube_proxy_options.OPTIONS if option.own_field}
 
 
 def is_active(field: str, mode: config.ProxyMode) -> bool:
     """Whether a field counts in this mode: of fields in the modes' blocks only one does (CFG-2)."""
     block, _, rest = field.partition(".")
-    if block not in config_options.BLOCKS:
+    if block not in options.BLOCKS:
         return True
     if mode == config.ProxyMode.IPVS and f"ipvs.{rest}" not in kube_schema():
         return block == config.ProxyMode.IPTABLES
@@ -56,6 +56,6 @@ def is_active(field: str, mode: config.ProxyMode) -> bool:
 
 def read(content: bytes, name: str) -> FileSettings:
     """Decode a file's one or two documents; `name` stands for the file in messages."""
-    from lbproxy import config_yaml  # noqa: PLC0415 - YAML is loaded only where it is read
+    from lbproxy.config import yaml_tree  # noqa: PLC0415 - YAML is loaded only where it is read
 
-    return config_yaml.read(content, name)
+    return yaml_tree.read(content, name)

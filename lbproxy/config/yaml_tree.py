@@ -4,8 +4,15 @@ from collections.abc import Iterator, Mapping
 
 import yaml
 
-from lbproxy import config_options
-from lbproxy.config_file import KUBE_PROXY, LBPROXY, FileSettings, Setting, kube_schema, own_schema
+from lbproxy.config import options
+from lbproxy.config.config_file import (
+    KUBE_PROXY,
+    LBPROXY,
+    FileSettings,
+    Setting,
+    kube_schema,
+    own_schema,
+)
 
 
 def read(content: bytes, name: str) -> FileSettings:
@@ -93,7 +100,7 @@ class _Document:
         self,
         node: yaml.MappingNode,
         prefix: str,
-        schema: Mapping[str, config_options.Option],
+        schema: Mapping[str, options.Option],
         into: dict[str, Setting],
     ) -> None:
         for path, value in self._fields(node, prefix):
@@ -119,9 +126,7 @@ class _Document:
             last[path] = value
         yield from last.items()
 
-    def _decode(
-        self, node: yaml.Node, path: str, option: config_options.Option, into: dict[str, Setting]
-    ) -> None:
+    def _decode(self, node: yaml.Node, path: str, option: options.Option, into: dict[str, Setting]) -> None:
         try:
             value = self._loader.construct_object(node, deep=True)
         except ValueError:

@@ -11,9 +11,10 @@ import textwrap
 import typing
 from collections.abc import Iterable, Sequence
 
-from lbproxy import config_types, errors
-from lbproxy.config_kube_proxy import OPTIONS
-from lbproxy.config_options import Group, Option
+from lbproxy import errors
+from lbproxy.config import kinds
+from lbproxy.config.kube_proxy_options import OPTIONS
+from lbproxy.config.options import Group, Option
 
 DESCRIPTION = """\
 Serve the Services of a cluster on this node from the kernel, in kube-proxy's place.
@@ -114,7 +115,7 @@ def unknown(extra: Sequence[str], known: Iterable[str]) -> list[str]:
 def describe(option: Option) -> str:
     """Say in one line what an option does, with its default and whether it may be repeated."""
     notes = []
-    if option.default and option.type is not config_types.BOOL:
+    if option.default and option.type is not kinds.BOOL:
         notes.append(f"default {option.default}")
     elif option.default == "true":
         notes.append("default true")
@@ -128,7 +129,7 @@ def describe(option: Option) -> str:
 def _add(section: argparse._ArgumentGroup, option: Option) -> None:
     hidden = option.group is Group.WITHOUT_EFFECT
     text = argparse.SUPPRESS if hidden else describe(option).replace("%", "%%")
-    if option.type is config_types.BOOL:
+    if option.type is kinds.BOOL:
         section.add_argument(
             *option.flags,
             dest=option.name,

@@ -9,8 +9,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbproxy import config, config_docs, config_flags, config_kube_proxy, config_load, config_write, errors
-from lbproxy.config_options import Group
+from lbproxy import errors
+from lbproxy.config import config, kube_proxy_options, loading, writing
+from lbproxy.config import docs as config_docs
+from lbproxy.config import flags as config_flags
+from lbproxy.config.options import Group
 from lbproxy.core import model, node_rows
 
 MOUNTINFO = """\
@@ -18,7 +21,7 @@ MOUNTINFO = """\
 32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
 41 31 0:38 / /sys/fs/cgroup/uni\\040fied rw,relatime shared:9 - cgroup2 cgroup2 rw
 """
-HOST = config_load.Host(" Node-A \n", MOUNTINFO)
+HOST = loading.Host(" Node-A \n", MOUNTINFO)
 KUBE_HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 OWN_HEAD = "apiVersion: lbproxy.io/v1alpha1\nkind: LbproxyConfiguration\n"
 
@@ -93,7 +96,7 @@ def parse(*arguments: str) -> dict[str, list[str]]:
 
 
 def load(*arguments: str) -> config.Config:
-    return config_load.from_arguments(arguments, HOST)
+    return loading.from_arguments(arguments, HOST)
 
 
 def problems(*arguments: str) -> tuple[str, ...]:
@@ -104,12 +107,12 @@ def problems(*arguments: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize(("flag", "default", "other"), KUBE_PROXY_FLAGS)
 def test_each_flag_of_kube_proxy_is_taken_as_it_writes_them(flag: str, default: str, other: str) -> None:
-    (option,) = (option for option in config_kube_proxy.OPTIONS if flag in option.flags)
+    (option,) = (option for option in kube_proxy_options.OPTIONS if flag in option.flags)
     assert option.default == default
     wanted = option.type.parse(other)
     assert wanted != option.type.parse(default)
     for spelling in ([flag, other], [f"{flag}={other}"]):
-        loaded = config_load.load(parse(*spelling), HOST)
+        loaded = loading.load(parse(*spelling), HOST)
         assert loaded.settings[option.name].value == wanted
         if option.no_effect:
             assert loaded.config.ignored == (f"{option.name}: {option.no_effect}",)
@@ -119,7 +122,7 @@ def test_the_table_of_flags_is_complete() -> None:
     listed = {flag for flag, _, _ in KUBE_PROXY_FLAGS}
     of_kube_proxy = {
         option.flags[0]
-        for option in config_kube_proxy.KUBE_PROXY_OPTIONS
+        for option in kube_proxy_options.KUBE_PROXY_OPTIONS
         if option.flags and option.group in (Group.KUBE_PROXY, Group.WITHOUT_EFFECT)
     }
     assert of_kube_proxy <= listed
@@ -131,7 +134,7 @@ def test_no_flag_or_field_has_two_meanings() -> None:
         lambda option: option.kube_fields,
         lambda option: filter(None, [option.own_field]),
     ):
-        names = [name for option in config_kube_proxy.OPTIONS for name in of_option(option)]
+        names = [name for option in kube_proxy_options.OPTIONS for name in of_option(option)]
         assert len(names) == len(set(names))
 
 
@@ -267,8 +270,8 @@ def test_what_cannot_be(arguments: list[str], problem: str) -> None:
 
 def test_a_host_without_a_name_needs_a_flag() -> None:
     with pytest.raises(errors.ConfigError, match="--node-name: needed"):
-        config_load.from_arguments([], config_load.Host(" ", ""))
-    assert config_load.from_arguments(["--node-name=a"], config_load.Host("", "")).cgroup is None
+        loading.from_arguments([], loading.Host(" ", ""))
+    assert loading.from_arguments(["--node-name=a"], loading.Host("", "")).cgroup is None
 
 
 def test_all_problems_come_at_once() -> None:
@@ -334,27 +337,27 @@ NOWHERE = HOST._replace(look_at=pathlib.Path.stat)
 def test_manifests_must_exist_at_the_start(tmp_path: pathlib.Path) -> None:
     missing = tmp_path / "none"
     with pytest.raises(errors.ConfigError) as caught:
-        config_load.from_arguments(["--manifests", str(missing), "--xdp=x"], NOWHERE)
+        loading.from_arguments(["--manifests", str(missing), "--xdp=x"], NOWHERE)
     *others, told = caught.value.problems
     assert told == f"--manifests: {missing}: No such file or directory"
     assert len(others) == 1
-    assert config_load.from_arguments(["--manifests", str(tmp_path)], NOWHERE).manifests == tmp_path
+    assert loading.from_arguments(["--manifests", str(tmp_path)], NOWHERE).manifests == tmp_path
     # What does not read them does not need them.
-    config_load.from_arguments(["--manifests", str(missing), "--cleanup"], NOWHERE)
+    loading.from_arguments(["--manifests", str(missing), "--cleanup"], NOWHERE)
 
 
 def test_a_kubeconfig_must_exist_at_the_start(tmp_path: pathlib.Path) -> None:
     missing = tmp_path / "none"
     with pytest.raises(errors.ConfigError, match=f"--kubeconfig: {missing}: No such file or directory"):
-        config_load.from_arguments(["--kubeconfig", str(missing), "--master=http://x"], NOWHERE)
-    config_load.from_arguments(["--kubeconfig", str(missing), "--init-only"], NOWHERE)
+        loading.from_arguments(["--kubeconfig", str(missing), "--master=http://x"], NOWHERE)
+    loading.from_arguments(["--kubeconfig", str(missing), "--init-only"], NOWHERE)
 
 
 def test_manifests_that_a_file_names_must_exist_too(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text(f"{OWN_HEAD}manifests: {tmp_path}/none\n")
     with pytest.raises(errors.ConfigError, match=f"{file}:3: manifests: {tmp_path}/none: No such file"):
-        config_load.from_arguments(["--config", str(file)], NOWHERE)
+        loading.from_arguments(["--config", str(file)], NOWHERE)
 
 
 def test_every_bad_item_of_a_list_is_told() -> None:
@@ -399,18 +402,18 @@ CHOSEN = st.fixed_dictionaries({}, optional={flag: st.sampled_from(texts) for fl
 def test_written_settings_read_back_to_the_same(
     tmp_path_factory: pytest.TempPathFactory, chosen: dict[str, str]
 ) -> None:
-    first = config_load.load({flag: [text] for flag, text in chosen.items()}, HOST)
+    first = loading.load({flag: [text] for flag, text in chosen.items()}, HOST)
     file = tmp_path_factory.getbasetemp() / "written.yaml"
-    file.write_text(config_write.render(first))
-    again = config_load.from_arguments([f"--config={file}"], HOST)
+    file.write_text(writing.render(first))
+    again = loading.from_arguments([f"--config={file}"], HOST)
     assert not again.warnings
     assert comparable(again) == comparable(first.config)
 
 
 @pytest.mark.parametrize("mode", ["iptables", "ipvs", "nftables"])
 def test_sync_periods_are_written_in_the_block_of_the_mode_alone(mode: str) -> None:
-    loaded = config_load.load({"--proxy-mode": [mode]}, HOST)
-    document = next(yaml.safe_load_all(config_write.render(loaded)))
+    loaded = loading.load({"--proxy-mode": [mode]}, HOST)
+    document = next(yaml.safe_load_all(writing.render(loaded)))
     blocks = {"iptables", "ipvs", "nftables"} & document.keys()
     assert {block for block in blocks if "syncPeriod" in document[block]} == {mode}
 
@@ -423,7 +426,7 @@ def comparable(value: config.Config) -> dict[str, object]:
 def test_the_documentation_is_up_to_date() -> None:
     page = pathlib.Path(__file__).parents[2] / "docs" / "configuration.md"
     assert page.read_text() == config_docs.render(), (
-        "run python -m lbproxy.config_docs > docs/configuration.md"
+        "run python -m lbproxy.config.docs > docs/configuration.md"
     )
 
 

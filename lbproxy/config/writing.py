@@ -5,12 +5,12 @@ import typing
 
 import yaml
 
-from lbproxy import config_file, config_load
-from lbproxy.config_kube_proxy import OPTIONS
-from lbproxy.config_options import Option
+from lbproxy.config import config_file, loading
+from lbproxy.config.kube_proxy_options import OPTIONS
+from lbproxy.config.options import Option
 
 
-def render(loaded: config_load.Loaded) -> str:
+def render(loaded: loading.Loaded) -> str:
     """Render both documents; what has no effect is left out unless it was set.
 
     What has no field is not in them: the URL of the API server, and the host's
@@ -19,7 +19,7 @@ def render(loaded: config_load.Loaded) -> str:
     documents = (_document(config_file.KUBE_PROXY), _document(config_file.LBPROXY))
     for option in OPTIONS:
         setting = loaded.settings[option.name]
-        if option.no_effect and setting.place == config_load.DEFAULT:
+        if option.no_effect and setting.place == loading.DEFAULT:
             continue
         value = _value(option, loaded)
         for field in option.kube_fields:
@@ -34,7 +34,7 @@ def _document(kind: tuple[str, str]) -> dict[str, typing.Any]:
     return {"apiVersion": kind[0], "kind": kind[1]}
 
 
-def _value(option: Option, loaded: config_load.Loaded) -> object:
+def _value(option: Option, loaded: loading.Loaded) -> object:
     """The value to write: as it was set, or what it came to together with others."""
     settled = loaded.config
     match option.name:

@@ -2,15 +2,14 @@
 
 The command line, the reading and writing of configuration files, validation,
 docs/configuration.md and the Helm chart (`make chart`) are all made from `OPTIONS`;
-kube-proxy's own settings are in `config_kube_proxy`. Defaults are written as the flag would be.
+kube-proxy's own settings are in `kube_proxy_options`. Defaults are written as the flag would be.
 """
 
 import dataclasses
 import enum
 import typing
 
-from lbproxy import config
-from lbproxy import config_types as types
+from lbproxy.config import config, kinds
 from lbproxy.core import model
 
 BLOCKS = ("iptables", "ipvs", "nftables")
@@ -34,7 +33,7 @@ class Option:
     flags: tuple[str, ...] = ()  # the first is its name; none: only in files
     kube_fields: tuple[str, ...] = ()  # paths in KubeProxyConfiguration; of several blocks, the mode's counts
     own_field: str = ""  # path in LbproxyConfiguration
-    type: types.ValueType[typing.Any] = types.TEXT
+    type: kinds.ValueType[typing.Any] = kinds.TEXT
     default: str = ""
     metavar: str = ""  # what help calls the value, where the type's own word says less
     group: Group
@@ -72,7 +71,7 @@ _EMPTY_FIELD: typing.Final = '"" is the default, too'
 OWN_OPTIONS = (
     Option(
         flags=("--config",),
-        type=types.PATH,
+        type=kinds.PATH,
         metavar="FILE",
         group=Group.COMMON,
         help="a KubeProxyConfiguration as in kube-proxy's ConfigMap, a LbproxyConfiguration, or both",
@@ -80,14 +79,14 @@ OWN_OPTIONS = (
     Option(
         flags=("--manifests",),
         own_field="manifests",
-        type=types.PATH,
+        type=kinds.PATH,
         group=Group.COMMON,
         help="a file or folder of Services, EndpointSlices and Nodes to follow instead of an API server",
     ),
     Option(
         flags=("--kubeconfig",),
         kube_fields=("clientConnection.kubeconfig",),
-        type=types.PATH,
+        type=kinds.PATH,
         metavar="FILE",
         group=Group.COMMON,
         help="how to reach the API server; without it and --master: as a pod in the cluster",
@@ -95,7 +94,7 @@ OWN_OPTIONS = (
     ),
     Option(
         flags=("--master",),
-        type=types.NAME,
+        type=kinds.NAME,
         metavar="URL",
         group=Group.COMMON,
         help="URL of the API server; replaces the one in the kubeconfig",
@@ -103,21 +102,21 @@ OWN_OPTIONS = (
     Option(
         flags=("--node-name", "--hostname-override"),
         kube_fields=("hostnameOverride",),
-        type=types.NAME,
+        type=kinds.NAME,
         group=Group.COMMON,
         help="this node's name; the flag comes before the file, then the host name; trimmed and lower-cased",
     ),
     Option(
         flags=("--node-ip",),
         own_field="nodeIPs",
-        type=types.IPS,
+        type=kinds.IPS,
         group=Group.COMMON,
         help="an address of this node, instead of those of its Node object",
     ),
     Option(
         flags=("--algorithm",),
         own_field="algorithm",
-        type=types.named({algorithm.label: algorithm for algorithm in model.Algorithm}),
+        type=kinds.named({algorithm.label: algorithm for algorithm in model.Algorithm}),
         default="random",
         group=Group.COMMON,
         help="how a backend is chosen where the Service does not say",
@@ -125,14 +124,14 @@ OWN_OPTIONS = (
     Option(
         flags=("--cgroup",),
         own_field="cgroup",
-        type=types.PATH,
+        type=kinds.PATH,
         group=Group.DATAPATH,
         help="the cgroup (v2) whose processes are served; default: the root of the cgroup2 mount",
     ),
     Option(
         flags=("--bpffs",),
         own_field="bpffs",
-        type=types.PATH,
+        type=kinds.PATH,
         default=str(config.BPFFS),
         group=Group.DATAPATH,
         help="where programs and maps are pinned; a bpffs is mounted if there is none",
@@ -140,7 +139,7 @@ OWN_OPTIONS = (
     Option(
         flags=("--map-rows",),
         own_field="maps",
-        type=types.MAP_ROWS,
+        type=kinds.MAP_ROWS,
         group=Group.DATAPATH,
         help="room in one of the maps, e.g. frontends=500000; there are "
         + ", ".join(config.MapRows.__annotations__),
@@ -148,7 +147,7 @@ OWN_OPTIONS = (
     Option(
         flags=("--map-growth-limit",),
         own_field="mapGrowthLimit",
-        type=types.integer(1, 1024),
+        type=kinds.integer(1, 1024),
         default="16",
         group=Group.DATAPATH,
         help="a map that fills up grows by itself, to at most so many times its --map-rows; 1: none does",
@@ -156,7 +155,7 @@ OWN_OPTIONS = (
     Option(
         flags=("--packet-path",),
         own_field="packetPath",
-        type=types.BOOL,
+        type=kinds.BOOL,
         default="true",
         group=Group.DATAPATH,
         help="attach to the devices of this network namespace; false: serve the sockets of the cgroup only",
@@ -164,7 +163,7 @@ OWN_OPTIONS = (
     Option(
         flags=("--device",),
         own_field="devices",
-        type=types.NAMES,
+        type=kinds.NAMES,
         metavar="DEV",
         group=Group.DATAPATH,
         help="an uplink that traffic from outside comes in on; "
@@ -173,7 +172,7 @@ OWN_OPTIONS = (
     Option(
         flags=("--pod-device",),
         own_field="podDevices",
-        type=types.NAMES,
+        type=kinds.NAMES,
         metavar="PATTERN",
         group=Group.DATAPATH,
         help="pattern of pod-facing devices to serve packet by packet",
@@ -181,7 +180,7 @@ OWN_OPTIONS = (
     Option(
         flags=("--xdp",),
         own_field="xdp",
-        type=types.choice(config.Xdp),
+        type=kinds.choice(config.Xdp),
         default="off",
         group=Group.DATAPATH,
         help="serve uplinks by XDP where their driver can, and by tc; off: by tc only",
@@ -189,7 +188,7 @@ OWN_OPTIONS = (
     Option(
         flags=("--mode",),
         own_field="mode",
-        type=types.choice(model.PacketMode),
+        type=kinds.choice(model.PacketMode),
         default="snat",
         group=Group.DATAPATH,
         help="how packets from outside reach backends on other nodes, where the Service does not say",
@@ -197,14 +196,14 @@ OWN_OPTIONS = (
     Option(
         flags=("--masquerade-ports",),
         own_field="masqueradePorts",
-        type=types.PORT_RANGE,
+        type=kinds.PORT_RANGE,
         group=Group.DATAPATH,
         help="ports for masqueraded flows; default: the most in a row that are no sockets' or NodePorts",
     ),
     Option(
         flags=("--keep-client-address",),
         own_field="keepClientAddress",
-        type=types.BOOL,
+        type=kinds.BOOL,
         default="false",
         group=Group.DATAPATH,
         help="pods of this node see their client's address under Cluster policy too; kube-proxy masquerades",
@@ -212,7 +211,7 @@ OWN_OPTIONS = (
     Option(
         flags=("--take-over",),
         own_field="takeOver",
-        type=types.choice(config.TakeOver),
+        type=kinds.choice(config.TakeOver),
         default="never",
         group=Group.DATAPATH,
         help="when-told: remove kube-proxy's rules, or leave new flows to it again, when the annotation "
@@ -221,7 +220,7 @@ OWN_OPTIONS = (
     Option(
         flags=("--healthz-bind-address",),
         kube_fields=("healthzBindAddress",),
-        type=types.LISTEN,
+        type=kinds.LISTEN,
         default=str(config.HEALTHZ),
         group=Group.SERVING,
         help="serve /healthz and /livez here; default with an IPv6 --bind-address: [::]:10256",
@@ -232,7 +231,7 @@ OWN_OPTIONS = (
     Option(
         flags=("--metrics-bind-address",),
         kube_fields=("metricsBindAddress",),
-        type=types.LISTEN,
+        type=kinds.LISTEN,
         default=str(config.METRICS),
         group=Group.SERVING,
         help="serve /metrics here; default with an IPv6 --bind-address: [::1]:10249",
@@ -242,14 +241,14 @@ OWN_OPTIONS = (
     ),
     Option(
         own_field="healthz",
-        type=types.BOOL,
+        type=kinds.BOOL,
         default="true",
         group=Group.SERVING,
         help="false disables /healthz",
     ),
     Option(
         own_field="metrics",
-        type=types.BOOL,
+        type=kinds.BOOL,
         default="true",
         group=Group.SERVING,
         help="false disables /metrics",
@@ -257,7 +256,7 @@ OWN_OPTIONS = (
     Option(
         flags=("--metrics-max-series",),
         own_field="metricsMaxSeries",
-        type=types.integer(0),
+        type=kinds.integer(0),
         default="10000",
         group=Group.SERVING,
         help="how many per-backend series /metrics shows at most",
@@ -265,7 +264,7 @@ OWN_OPTIONS = (
     Option(
         flags=("--probe-concurrency",),
         own_field="probeConcurrency",
-        type=types.integer(0, 4096),
+        type=kinds.integer(0, 4096),
         default="256",
         group=Group.SERVING,
         help="how many backends are probed at a time, where Services ask for it; 0: none ever is",
@@ -273,7 +272,7 @@ OWN_OPTIONS = (
     Option(
         flags=("--probe-ca-file",),
         own_field="probeCAFile",
-        type=types.PATH,
+        type=kinds.PATH,
         group=Group.SERVING,
         help="authorities (PEM) to verify backends' certificates by, where Services ask for that; "
         "default: the system's",
@@ -281,7 +280,7 @@ OWN_OPTIONS = (
     Option(
         flags=("--events",),
         own_field="events",
-        type=types.BOOL,
+        type=kinds.BOOL,
         default="true",
         group=Group.SERVING,
         help="write Kubernetes Events",
@@ -289,7 +288,7 @@ OWN_OPTIONS = (
     Option(
         flags=("-v", "--v"),
         kube_fields=("logging.verbosity",),
-        type=types.integer(0, 100),
+        type=kinds.integer(0, 100),
         default="0",
         group=Group.SERVING,
         help="log level: 0 what an operator wants to know, 2 each change, 4 each map write",
@@ -297,28 +296,28 @@ OWN_OPTIONS = (
     Option(
         flags=("--logging-format", "--log-format"),
         kube_fields=("logging.format",),
-        type=types.choice(config.LogFormat),
+        type=kinds.choice(config.LogFormat),
         default="text",
         group=Group.SERVING,
         help="how log lines look",
     ),
     Option(
         flags=("--write-config-to",),
-        type=types.PATH,
+        type=kinds.PATH,
         metavar="FILE",
         group=Group.ONCE,
         help="write the settings in effect to a file and exit",
     ),
     Option(
         flags=("--cleanup",),
-        type=types.BOOL,
+        type=kinds.BOOL,
         default="false",
         group=Group.ONCE,
         help="the same as `lbproxy cleanup --kube-proxy`, and exit",
     ),
     Option(
         flags=("--init-only",),
-        type=types.BOOL,
+        type=kinds.BOOL,
         default="false",
         group=Group.ONCE,
         help="mount the bpffs, load and attach the programs, and exit: an agent that starts next finds them",

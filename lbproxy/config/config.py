@@ -1,6 +1,6 @@
 """What the agent is told: one frozen value that all other code reads.
 
-`config_load.load` makes it from flags and files; nothing in it changes later.
+`loading.load` makes it from flags and files; nothing in it changes later.
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 
-from lbproxy import config
+from lbproxy.config import config
 from lbproxy.core import model
 
 T = typing.TypeVar("T")

@@ -1,15 +1,15 @@
-"""Make docs/configuration.md of the options: `python -m lbproxy.config_docs > docs/configuration.md`."""
+"""Make docs/configuration.md of the options: `python -m lbproxy.config.docs > docs/configuration.md`."""
 
 import sys
 
-from lbproxy import config_types
-from lbproxy.config_kube_proxy import OPTIONS
-from lbproxy.config_options import Group, Option
+from lbproxy.config import kinds
+from lbproxy.config.kube_proxy_options import OPTIONS
+from lbproxy.config.options import Group, Option
 
 INTRODUCTION = """\
 # Configuration
 
-<!-- Made by `python -m lbproxy.config_docs` from the option table; a test compares. -->
+<!-- Made by `python -m lbproxy.config.docs` from the option table; a test compares. -->
 
 `lbproxy run` takes flags, and with `--config FILE` a file of one or two YAML documents: kube-proxy's
 `KubeProxyConfiguration` as its ConfigMap holds it, unchanged, and a `LbproxyConfiguration` for what
@@ -86,7 +86,7 @@ def _section(group: Group) -> str:
 
 
 def _row(option: Option) -> str:
-    metavar = "" if option.type is config_types.BOOL else f" {option.value_word}"
+    metavar = "" if option.type is kinds.BOOL else f" {option.value_word}"
     flags = ", ".join(f"`{flag}{metavar}`" for flag in option.flags)
     fields = [f"`{field}`" for field in option.kube_fields]
     if option.own_field:

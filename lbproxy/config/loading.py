@@ -10,11 +10,12 @@ import socket
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from lbproxy import cgroup2, config, config_file, config_flags, errors
-from lbproxy import config_types as types
-from lbproxy.config_file import FileSettings, Setting
-from lbproxy.config_kube_proxy import OPTIONS
-from lbproxy.config_options import Option
+from lbproxy import cgroup2, errors
+from lbproxy.config import config, config_file, kinds
+from lbproxy.config import flags as config_flags
+from lbproxy.config.config_file import FileSettings, Setting
+from lbproxy.config.kube_proxy_options import OPTIONS
+from lbproxy.config.options import Option
 from lbproxy.core import node_rows
 
 DEFAULT = "default"
@@ -187,7 +188,7 @@ def _build(resolved: _Resolved, host: Host, problems: list[str]) -> config.Confi
     period = "--ipvs-sync-period" if mode == config.ProxyMode.IPVS else "--iptables-sync-period"
     pause = "--ipvs-min-sync-period" if mode == config.ProxyMode.IPVS else "--iptables-min-sync-period"
     if get(pause) > get(period):
-        limit = types.format_duration(get(period))
+        limit = kinds.format_duration(get(period))
         problems.append(f"{resolved[pause].place}: longer than the sync period, which is {limit}")
     if get("--manifests") and {"--manifests", "--kubeconfig"} <= {
         resolved[name].place for name in ("--manifests", "--kubeconfig")
@@ -203,14 +204,14 @@ def _build(resolved: _Resolved, host: Host, problems: list[str]) -> config.Confi
     if not node_name:
         problems.append("--node-name: needed, as the host has no name")
     ranges = get("--nodeport-addresses")
-    primary = types.PRIMARY in ranges or (not ranges and mode == config.ProxyMode.NFTABLES)
+    primary = kinds.PRIMARY in ranges or (not ranges and mode == config.ProxyMode.NFTABLES)
     gates = resolved["--feature-gates"]
     resolved.ignored += [
         f"{gates.place}: lbproxy has no feature gate {name}"
         for name in gates.value
         if name != config.ALLOW_EXTERNAL_IPS
     ]
-    if types.PRIMARY in ranges and len(ranges) > 1:
+    if kinds.PRIMARY in ranges and len(ranges) > 1:
         problems.append(f"{resolved['--nodeport-addresses'].place}: primary stands alone, without CIDRs")
     return config.Config(
         kubeconfig=get("--kubeconfig"),
@@ -301,7 +302,7 @@ def _cluster_cidrs(resolved: _Resolved, problems: list[str]) -> tuple[config.IPN
     if mode != config.DetectLocalMode.CLUSTER_CIDR or not setting.value:
         return ()
     try:
-        cidrs = tuple(types.parse_cidr(item.strip()) for item in setting.value.split(","))
+        cidrs = tuple(kinds.parse_cidr(item.strip()) for item in setting.value.split(","))
     except ValueError as error:
         problems.append(f"{setting.place}: {error}")
         return ()

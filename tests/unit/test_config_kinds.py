@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbproxy import config, config_kube_proxy, config_options
-from lbproxy import config_types as types
+from lbproxy.config import config, kinds, kube_proxy_options
+from lbproxy.config import options as config_options
 from lbproxy.core import model
 
 
@@ -33,7 +33,7 @@ from lbproxy.core import model
     ],
 )
 def test_durations_are_read_as_go_reads_them(text: str, seconds: float) -> None:
-    assert types.parse_duration_s(text) == seconds
+    assert kinds.parse_duration_s(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -42,20 +42,20 @@ def test_durations_are_read_as_go_reads_them(text: str, seconds: float) -> None:
 )
 def test_what_go_does_not_read_is_no_duration(text: str) -> None:
     with pytest.raises(ValueError, match=r"duration|negative"):
-        types.parse_duration_s(text)
+        kinds.parse_duration_s(text)
 
 
 @given(st.integers(min_value=0, max_value=10**15))
 def test_durations_read_back_to_the_microsecond(microseconds: int) -> None:
-    text = types.format_duration(microseconds / 10**6)
-    assert math.isclose(types.parse_duration_s(text), microseconds / 10**6, rel_tol=1e-12)
+    text = kinds.format_duration(microseconds / 10**6)
+    assert math.isclose(kinds.parse_duration_s(text), microseconds / 10**6, rel_tol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0s"), (30, "30s"), (90, "1m30s"), (86400, "24h"), (0.25, "0.25s")]
 )
 def test_durations_are_written_shortly(seconds: float, text: str) -> None:
-    assert types.format_duration(seconds) == text
+    assert kinds.format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_durations_are_written_shortly(seconds: float, text: str) -> None:
     ],
 )
 def test_addresses_to_listen_on(text: str, address: tuple[str, int] | None) -> None:
-    assert types.parse_listen(text) == address
+    assert kinds.parse_listen(text) == address
 
 
 @pytest.mark.parametrize(
@@ -92,17 +92,17 @@ def test_addresses_to_listen_on(text: str, address: tuple[str, int] | None) -> N
 )
 def test_what_is_no_address_to_listen_on(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not an IP:PORT|the port is not in"):
-        types.parse_listen(text)
+        kinds.parse_listen(text)
 
 
 @given(st.ip_addresses(), st.integers(1, 65535))
 def test_an_address_to_listen_on_reads_back(address: config.IPAddress, port: int) -> None:
     listen = config.ListenAddress(str(address), port)
-    assert types.parse_listen(str(listen)) == listen
+    assert kinds.parse_listen(str(listen)) == listen
 
 
 def test_bits_beyond_a_prefix_are_dropped_as_in_go() -> None:
-    assert types.parse_cidr("10.1.2.3/8") == ipaddress.ip_network("10.0.0.0/8")
+    assert kinds.parse_cidr("10.1.2.3/8") == ipaddress.ip_network("10.0.0.0/8")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_bits_beyond_a_prefix_are_dropped_as_in_go() -> None:
 )
 def test_what_is_no_cidr(text: str) -> None:
     with pytest.raises(ValueError, match="is not a CIDR"):
-        types.parse_cidr(text)
+        kinds.parse_cidr(text)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_what_is_no_cidr(text: str) -> None:
     ],
 )
 def test_destinations(text: str, protocol: model.Protocol) -> None:
-    assert types.parse_destination(text).protocol is protocol
+    assert kinds.parse_destination(text).protocol is protocol
 
 
 @pytest.mark.parametrize(
@@ -131,23 +131,23 @@ def test_destinations(text: str, protocol: model.Protocol) -> None:
 )
 def test_what_is_no_destination(text: str) -> None:
     with pytest.raises(ValueError, match="is not an IP:PORT"):
-        types.parse_destination(text)
+        kinds.parse_destination(text)
 
 
 @pytest.mark.parametrize(
     ("type_", "text", "value"),
     [
-        (types.BOOL, "T", True),
-        (types.BOOL, "0", False),
-        (types.integer(-5), "-5", -5),
-        (types.IPS, "10.0.0.1, ::1", (ipaddress.ip_address("10.0.0.1"), ipaddress.ip_address("::1"))),
-        (types.NODE_PORT_RANGES, "primary", ("primary",)),
-        (types.MAP_ROWS, "sockets=1024,backends=7", {"sockets": 1024, "backends": 7}),
-        (types.GATES, "A=true,B=false", {"A": True, "B": False}),
-        (types.NAME, " x ", "x"),
+        (kinds.BOOL, "T", True),
+        (kinds.BOOL, "0", False),
+        (kinds.integer(-5), "-5", -5),
+        (kinds.IPS, "10.0.0.1, ::1", (ipaddress.ip_address("10.0.0.1"), ipaddress.ip_address("::1"))),
+        (kinds.NODE_PORT_RANGES, "primary", ("primary",)),
+        (kinds.MAP_ROWS, "sockets=1024,backends=7", {"sockets": 1024, "backends": 7}),
+        (kinds.GATES, "A=true,B=false", {"A": True, "B": False}),
+        (kinds.NAME, " x ", "x"),
     ],
 )
-def test_flag_texts(type_: types.ValueType[typing.Any], text: str, value: object) -> None:
+def test_flag_texts(type_: kinds.ValueType[typing.Any], text: str, value: object) -> None:
     assert type_.parse(text) == value
     assert type_.decode(type_.encode(value)) == value
 
@@ -155,28 +155,28 @@ def test_flag_texts(type_: types.ValueType[typing.Any], text: str, value: object
 @pytest.mark.parametrize(
     ("type_", "text"),
     [
-        (types.BOOL, "yes"),
-        (types.BOOL, ""),
-        (types.integer(0), "-1"),
-        (types.integer(0), "1.0"),
-        (types.integer(0), "1_000"),
-        (types.integer(0, 31), "32"),
-        (types.NUMBER, "nan"),
-        (types.POSITIVE_DURATION, "0"),
-        (types.MAP_ROWS, "sockets=1000"),
-        (types.MAP_ROWS, "sockets=0"),
-        (types.MAP_ROWS, "sokets=1024"),
-        (types.MAP_ROWS, "services=16777217"),
-        (types.MAP_ROWS, "sockets"),
-        (types.MAP_ROWS, "backends=99999999999"),
-        (types.MAP_ROWS, "backends=many"),
-        (types.GATES, "A=perhaps"),
-        (types.PATH, "a\0b"),
-        (types.choice(config.Xdp), ""),
-        (types.IP, "fe80::1%lo"),
+        (kinds.BOOL, "yes"),
+        (kinds.BOOL, ""),
+        (kinds.integer(0), "-1"),
+        (kinds.integer(0), "1.0"),
+        (kinds.integer(0), "1_000"),
+        (kinds.integer(0, 31), "32"),
+        (kinds.NUMBER, "nan"),
+        (kinds.POSITIVE_DURATION, "0"),
+        (kinds.MAP_ROWS, "sockets=1000"),
+        (kinds.MAP_ROWS, "sockets=0"),
+        (kinds.MAP_ROWS, "sokets=1024"),
+        (kinds.MAP_ROWS, "services=16777217"),
+        (kinds.MAP_ROWS, "sockets"),
+        (kinds.MAP_ROWS, "backends=99999999999"),
+        (kinds.MAP_ROWS, "backends=many"),
+        (kinds.GATES, "A=perhaps"),
+        (kinds.PATH, "a\0b"),
+        (kinds.choice(config.Xdp), ""),
+        (kinds.IP, "fe80::1%lo"),
     ],
 )
-def test_refused_flag_texts(type_: types.ValueType[typing.Any], text: str) -> None:
+def test_refused_flag_texts(type_: kinds.ValueType[typing.Any], text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         type_.parse(text)
 
@@ -184,26 +184,26 @@ def test_refused_flag_texts(type_: types.ValueType[typing.Any], text: str) -> No
 @pytest.mark.parametrize(
     ("type_", "value"),
     [
-        (types.TEXT, 5),
-        (types.BOOL, "true"),
-        (types.BOOL, 1),
-        (types.integer(0), True),
-        (types.integer(0), "5"),
-        (types.integer(0), 1.5),
-        (types.NUMBER, "5"),
-        (types.DURATION, 30),
-        (types.DURATION, True),
-        (types.FLUSH_INTERVAL, -1),
-        (types.IPS, "10.0.0.1"),
-        (types.IPS, [1]),
-        (types.IPS, {"a": 1}),
-        (types.MAP_ROWS, ["sockets"]),
-        (types.MAP_ROWS, {"sockets": True}),
-        (types.GATES, {"A": "true"}),
-        (types.GATES, {1: True}),
+        (kinds.TEXT, 5),
+        (kinds.BOOL, "true"),
+        (kinds.BOOL, 1),
+        (kinds.integer(0), True),
+        (kinds.integer(0), "5"),
+        (kinds.integer(0), 1.5),
+        (kinds.NUMBER, "5"),
+        (kinds.DURATION, 30),
+        (kinds.DURATION, True),
+        (kinds.FLUSH_INTERVAL, -1),
+        (kinds.IPS, "10.0.0.1"),
+        (kinds.IPS, [1]),
+        (kinds.IPS, {"a": 1}),
+        (kinds.MAP_ROWS, ["sockets"]),
+        (kinds.MAP_ROWS, {"sockets": True}),
+        (kinds.GATES, {"A": "true"}),
+        (kinds.GATES, {1: True}),
     ],
 )
-def test_refused_file_values(type_: types.ValueType[typing.Any], value: object) -> None:
+def test_refused_file_values(type_: kinds.ValueType[typing.Any], value: object) -> None:
     with pytest.raises(ValueError, match=r"."):
         type_.decode(value)
 
@@ -224,7 +224,7 @@ _ANYTHING: typing.Final = st.recursive(
 )
 
 
-@given(option=st.sampled_from(config_kube_proxy.OPTIONS), value=_ANYTHING)
+@given(option=st.sampled_from(kube_proxy_options.OPTIONS), value=_ANYTHING)
 def test_what_the_agent_takes_its_schema_takes(option: config_options.Option, value: object) -> None:
     validator = jsonschema.Draft7Validator(option.type.schema)
     try:
@@ -237,23 +237,23 @@ def test_what_the_agent_takes_its_schema_takes(option: config_options.Option, va
 @pytest.mark.parametrize(
     ("kind", "value"),
     [
-        (types.BOOL, "true"),
-        (types.integer(0, 7), 8),
-        (types.DURATION, "30"),
-        (types.DURATION, 30),
-        (types.LISTEN, "host:80"),
-        (types.IPS, ["node-a"]),
-        (types.CIDRS, ["10.0.0.0"]),
-        (types.NODE_PORT_RANGES, ["secondary"]),
-        (types.PORT_RANGE, "50000"),
-        (types.MAP_ROWS, {"sockets": 1000}),
-        (types.MAP_ROWS, {"frontend": 1}),
-        (types.GATES, {"a": "true"}),
-        (types.choice(config.ProxyMode, fold_case=True), "ipvs2"),
-        (types.named({"a": 1}), "b"),
+        (kinds.BOOL, "true"),
+        (kinds.integer(0, 7), 8),
+        (kinds.DURATION, "30"),
+        (kinds.DURATION, 30),
+        (kinds.LISTEN, "host:80"),
+        (kinds.IPS, ["node-a"]),
+        (kinds.CIDRS, ["10.0.0.0"]),
+        (kinds.NODE_PORT_RANGES, ["secondary"]),
+        (kinds.PORT_RANGE, "50000"),
+        (kinds.MAP_ROWS, {"sockets": 1000}),
+        (kinds.MAP_ROWS, {"frontend": 1}),
+        (kinds.GATES, {"a": "true"}),
+        (kinds.choice(config.ProxyMode, fold_case=True), "ipvs2"),
+        (kinds.named({"a": 1}), "b"),
     ],
 )
-def test_a_schema_refuses_what_is_plainly_wrong(kind: types.ValueType[typing.Any], value: object) -> None:
+def test_a_schema_refuses_what_is_plainly_wrong(kind: kinds.ValueType[typing.Any], value: object) -> None:
     assert not jsonschema.Draft7Validator(kind.schema).is_valid(value)
     with pytest.raises(ValueError, match=r".+"):
         kind.decode(value)
