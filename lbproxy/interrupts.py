@@ -16,6 +16,20 @@ from collections.abc import Iterator
 _NUMBERS: typing.Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+@contextlib.contextmanager
+def raised() -> Iterator[None]:
+    """For the block, SIGINT raises KeyboardInterrupt where it would end the process at once."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal that ends the command, as Ctrl-C does."""
 

@@ -165,7 +165,7 @@ async def test_the_agent_logs_what_it_puts_back_and_ends_where_it_can_not_go_on(
 def test_cleanup_of_a_folder_with_generations_leaves_nothing(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lbproxy import __main__ as command  # noqa: PLC0415
+    from lbproxy import cli as command  # noqa: PLC0415
 
     monkeypatch.setattr(loader, "compile_and_pin", small_programs.compile_and_pin)
     with conftest.child_cgroup() as group, conftest.mounted(tmp_path / "bpf") as root:

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 import yaml
 
-from lbproxy import __main__ as command
+from lbproxy import cli as command
 from lbproxy import errors, migrate_cluster, migrate_nodes, migrate_sets
 from lbproxy.core import migration, migration_plan
 from lbproxy.kube import cluster, cluster_objects

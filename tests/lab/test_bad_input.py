@@ -478,7 +478,7 @@ class Refused(agents.Agent):
 
 REFUSED = """
 import errno, sys
-from lbproxy import __main__
+from lbproxy import cli
 from lbproxy.kernel import libbpf
 real = libbpf.prog_load
 def prog_load(kind, name, *rest):
@@ -486,7 +486,7 @@ def prog_load(kind, name, *rest):
         raise libbpf.RefusedError(errno.EACCES, name, "R1 invalid mem access 'scalar' !")
     return real(kind, name, *rest)
 libbpf.prog_load = prog_load
-sys.exit(__main__.main())
+sys.exit(cli.main())
 """
 
 

@@ -124,8 +124,8 @@ class Blind(agents.Agent):
 
     def command(self, *flags: str) -> list[str]:
         script = (
-            "import pathlib, sys; from lbproxy import __main__; from lbproxy.kernel import source; "
-            "source._BTF = pathlib.Path('/nowhere'); sys.exit(__main__.main())"
+            "import pathlib, sys; from lbproxy import cli; from lbproxy.kernel import source; "
+            "source._BTF = pathlib.Path('/nowhere'); sys.exit(cli.main())"
         )
         return [sys.executable, "-c", script, *super().command(*flags)[len(agents.LBPROXY) :]]
 

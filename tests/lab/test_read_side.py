@@ -14,8 +14,8 @@ import typing
 
 import pytest
 
-from lbproxy import __main__ as command
 from lbproxy import abi, cgroup2, noting
+from lbproxy import cli as command
 from lbproxy.core import model, notes
 from lbproxy.kernel import bpffs, datapath, inspection, maps, node, one_row, programs
 from lbproxy.lab import cgroups

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from benchmarks import compare, figures, results
 from benchmarks.compare import Verdict
 from benchmarks.figure import LBPROXY, Figure, Group
-from lbproxy import __main__ as command
 from lbproxy import bench, errors, render
+from lbproxy import cli as command
 from tests.unit import benchmark_run
 
 UNITS = ("", "MB", "ms", "µs", "ns", "/s", "s", "%", "failed")

@@ -13,7 +13,7 @@ import typing
 import pytest
 import yaml
 
-from lbproxy import __main__ as command
+from lbproxy import cli as command
 from lbproxy import errors
 from lbproxy.config import config
 from lbproxy.config import flags as config_flags
@@ -261,7 +261,7 @@ def test_a_reader_that_leaves_early_is_no_failure(tmp_path: pathlib.Path, size: 
         "show = types.ModuleType('lbproxy.show')\n"
         f"show.main = lambda args: sys.stdin.read() or print('x' * {size}) or 0\n"
         "sys.modules['lbproxy.show'] = show\n"
-        "from lbproxy.__main__ import main\n"
+        "from lbproxy.cli import main\n"
         "sys.exit(main(['services']))\n"
     )
     pipe = subprocess.PIPE
@@ -294,7 +294,7 @@ def test_output_that_cannot_be_written_is_one_line(
         "show = types.ModuleType('lbproxy.show')\n"
         f"show.main = lambda args: render.show('x' * {size}, 'json', list) or 0\n"
         "sys.modules['lbproxy.show'] = show\n"
-        "from lbproxy.__main__ import main\n"
+        "from lbproxy.cli import main\n"
         "sys.exit(main(['services']))\n"
     )
     shell = ["sh", "-c", f'"$0" "$1" {redirected}', sys.executable, str(script)]

@@ -17,8 +17,8 @@ import lbproxy
 from benchmarks import results
 from deploy import kustomizing
 from deploy.chart.schema import NEWEST, OLDEST
-from lbproxy import __main__ as command
 from lbproxy import abi, metrics_table
+from lbproxy import cli as command
 from lbproxy.config import config, loading
 from lbproxy.config import flags as config_flags
 from lbproxy.core import events, fill, migration, migration_plan, model

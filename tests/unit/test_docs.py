@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from lbproxy import __main__ as command
+from lbproxy import cli as command
 
 ROOT: typing.Final = pathlib.Path(__file__).parents[2]
 PAGES: typing.Final = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")])

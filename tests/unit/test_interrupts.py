@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import typing
 
 import pytest
 
@@ -57,3 +58,27 @@ def test_what_was_ignored_stays_so_and_what_was_not_is_given_back() -> None:
         assert signal.getsignal(signal.SIGINT) == before[1]
     finally:
         signal.signal(signal.SIGHUP, before[0])
+
+
+@pytest.mark.parametrize(
+    ("outside", "inside"),
+    [
+        (signal.SIG_DFL, signal.default_int_handler),
+        (signal.SIG_IGN, signal.SIG_IGN),
+        (signal.default_int_handler, signal.default_int_handler),
+    ],
+)
+def test_a_command_at_work_is_told_of_ctrl_c_and_nothing_before_and_after(
+    outside: typing.Any, inside: typing.Any
+) -> None:
+    before = signal.signal(signal.SIGINT, outside)
+    try:
+        with interrupts.raised():
+            assert signal.getsignal(signal.SIGINT) is inside
+        assert signal.getsignal(signal.SIGINT) is outside
+        if inside is signal.default_int_handler:
+            with pytest.raises(KeyboardInterrupt), interrupts.raised():
+                os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is outside
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -11,7 +11,7 @@ import pytest
 from pyroute2.netlink import generic
 from pyroute2.netlink.generic import ipvs as theirs
 
-from lbproxy import __main__, errors, handover, leftovers, migrate, taking_over
+from lbproxy import cli, errors, handover, leftovers, migrate, taking_over
 from lbproxy.core import inventory, tables
 from lbproxy.core import ipvs as core
 from lbproxy.kernel import anchor, fake, inspection, ipvs, netlink
@@ -244,7 +244,7 @@ def test_the_command_says_so_before_anything_is_done(
     monkeypatch.setattr(kernel, "close", lambda: None, raising=False)
     agent = inspection.Agent(running=True, pid=1)
     monkeypatch.setattr(inspection, "agent", lambda _: agent)
-    parser = __main__._parsers()[0]
+    parser = cli._parsers()[0]
     own = ["--bpffs", "/none"]
     args = parser.parse_args(["migrate", "take-over", *own, *(["--dry-run"] if dry_run else [])])
     with pytest.raises(errors.AgentError, match=r"1 TCP; that breaks .* --force removes"):

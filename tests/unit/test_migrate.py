@@ -8,7 +8,7 @@ import typing
 
 import pytest
 
-from lbproxy import __main__, errors, handover, leftovers, migrate, noting, taking_over
+from lbproxy import cli, errors, handover, leftovers, migrate, noting, taking_over
 from lbproxy.core import inventory, notes, tables
 from lbproxy.kernel import anchor, fake, inspection, ipvs
 from tests import installing
@@ -79,7 +79,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Node:
 
 
 def parsed(*given: str) -> argparse.Namespace:
-    return __main__._parsers()[0].parse_args(["migrate", *given, "--bpffs", "/none"])
+    return cli._parsers()[0].parse_args(["migrate", *given, "--bpffs", "/none"])
 
 
 def test_rules_stay_where_lbproxy_does_not_serve_all(node: Node, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from lbproxy import __main__ as command
+from lbproxy import cli as command
 from lbproxy import leftovers, migrate, taking_over
 from lbproxy.kernel import fake, inspection
 from tests import installing

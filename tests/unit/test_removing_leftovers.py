@@ -8,7 +8,7 @@ import typing
 
 import pytest
 
-from lbproxy import __main__, errors, leftovers, migrate
+from lbproxy import cli, errors, leftovers, migrate
 from lbproxy.core import leftovers as core
 from lbproxy.core import model, tables
 from lbproxy.kernel import fake, ipvs, legacy_tables, nf_tables
@@ -196,6 +196,6 @@ def test_the_command_asks_what_the_agent_asks(monkeypatch: pytest.MonkeyPatch) -
     Kernel(monkeypatch)
     monkeypatch.setattr(nf_tables, "jumps", lambda *_: iter([ENTERED]))
     assert leftovers.present()
-    args = __main__._parsers()[0].parse_args(["migrate", "return", "--dry-run", "--bpffs", "/none"])
+    args = cli._parsers()[0].parse_args(["migrate", "return", "--dry-run", "--bpffs", "/none"])
     with pytest.raises(errors.AgentError, match=r"have no Service yet.*start kube-proxy first"):
         migrate._return(args, maps)
