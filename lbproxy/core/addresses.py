@@ -95,6 +95,33 @@ def is_loopback(address: bytes) -> bool:
     return address in LOOPBACK_IPV4 or address == _LOOPBACK_IPV6
 
 
+_LINK_LOCAL_IPV4 = bytes([169, 254])
+_MULTICAST_IPV4 = bytes([224, 0, 0])
+
+
+def nobodys(address: bytes) -> str:
+    """Why an address can be no service's: it means another place to each host and pod. Empty where it can."""
+    if address in (IPV4_ZERO, IPV6_ZERO):
+        return "unspecified"
+    return "loopback" if is_loopback(address) else ""
+
+
+def special(address: bytes) -> str:
+    """Why the API server lets no endpoint and no external IP have an address; empty where it does.
+
+    As its ValidateEndpointIP has it (`pkg/apis/core/validation`): of multicast, link-local alone.
+    """
+    ipv4 = address.startswith(IPV4_PREFIX)
+    # Thousands of endpoints pass here, and next to none begins like this.
+    if (address[12] not in (0, 127, 169, 224)) if ipv4 else (address[0] not in (0, 0xFE, 0xFF)):
+        return ""
+    if address.startswith(_LINK_LOCAL_IPV4, 12) if ipv4 else address[0] == 0xFE and address[1] & 0xC0 == 0x80:
+        return "link-local"
+    if address.startswith(_MULTICAST_IPV4, 12) if ipv4 else address[0] == 0xFF and address[1] & 0x0F == 0x02:
+        return "link-local multicast"
+    return nobodys(address)
+
+
 class NodePortAddresses(typing.NamedTuple):
     """Where NodePorts are served: `addresses`, none of them loopback, and 127.0.0.0/8 if `loopback`."""
 

@@ -1,4 +1,10 @@
-"""A v1 Service, as the API server or a person has written it, to its model."""
+"""A v1 Service, as the API server or a person has written it, to its model.
+
+What the API server would refuse of addresses rejects the Service, too: a manifest has no other judge. It
+refuses external IPs that are `addresses.special`. It takes whatever ClusterIP is in its range, and load
+balancers may be anywhere; but at an address that is nobody's (`addresses.nobodys`) lbproxy serves nothing:
+its hooks are in all pods, where kube-proxy's rules are in the node's own network namespace alone.
+"""
 
 import functools
 import sys
@@ -28,7 +34,6 @@ def service(value: wire.Service, warnings: list[str]) -> events.Upsert:
     cluster_ips = _cluster_ips(cluster_ip, spec, warnings)
     families = {addresses.family_of(address) for address in cluster_ips}
     ingress = (value.status and value.status.load_balancer and value.status.load_balancer.ingress) or ()
-    load_balancer_ips = [entry.ip for entry in ingress if entry.ip_mode in (None, "VIP")]
     external_local = spec.external_traffic_policy == "Local" and _reached_from_outside(spec)
     ports = _service_ports(spec.ports or (), warnings)
     asked = service_annotations.read(metadata.annotations, ports, warnings)
@@ -39,7 +44,7 @@ def service(value: wire.Service, warnings: list[str]) -> events.Upsert:
             name=name,
             cluster_ips=cluster_ips,
             external_ips=_external_ips(spec.external_ips, families, warnings),
-            load_balancer_ips=_outside_addresses(load_balancer_ips, families),
+            load_balancer_ips=_load_balancer_ips(ingress, families, warnings),
             ports=ports,
             affinity_s=_affinity_s(spec, warnings),
             internal_local=spec.internal_traffic_policy == "Local",
@@ -83,28 +88,50 @@ def _cluster_ip(field: str, text: str) -> bytes:
     address = addresses.parse(text)
     if address is None:
         raise fields.FieldError(f"{field}: {quote(text)} is not an IP address")
+    if why := addresses.nobodys(address):
+        raise fields.FieldError(f"{field}: {quote(text)} is {why}: no Service can have it")
     return address
 
 
 def _external_ips(
     texts: Sequence[str | None] | None, families: set[model.Family], warnings: list[str]
 ) -> tuple[bytes, ...]:
-    warnings += [
-        f"spec.externalIPs[{index}]: {quote(text)} is not an IP address: passed over"
-        for index, text in enumerate(texts or ())
-        if text and addresses.parse(text) is None
-    ]
-    return _outside_addresses(texts, families)
+    """Parse them; what is no address is skipped (EXT-4)."""
+    found = []
+    for index, text in enumerate(texts or ()):
+        if not text:
+            continue
+        field = f"spec.externalIPs[{index}]"
+        address = addresses.parse(text)
+        if address is None:
+            warnings.append(f"{field}: {quote(text)} is not an IP address: passed over")
+        elif why := addresses.special(address):
+            raise fields.FieldError(f"{field}: {quote(text)} is {why}: the API server refuses it")
+        else:
+            found.append(address)
+    return _of(families, found)
 
 
-def _outside_addresses(texts: Sequence[str | None] | None, families: set[model.Family]) -> tuple[bytes, ...]:
-    """Parse external or load balancer IPs; bad ones are skipped (EXT-4, LB-3)."""
-    if not texts:
-        return ()
-    parsed = (addresses.parse(text) for text in texts if text)
-    return tuple(
-        dict.fromkeys(address for address in parsed if address and addresses.family_of(address) in families)
-    )
+def _load_balancer_ips(
+    ingress: Sequence[wire.Ingress], families: set[model.Family], warnings: list[str]
+) -> tuple[bytes, ...]:
+    """Parse those that are to be served; bad ones are skipped (LB-3)."""
+    found = []
+    for index, entry in enumerate(ingress):
+        address = addresses.parse(entry.ip) if entry.ip and entry.ip_mode in (None, "VIP") else None
+        if address is None:
+            continue
+        if why := addresses.nobodys(address):
+            field = f"status.loadBalancer.ingress[{index}].ip"
+            warnings.append(f"{field}: {quote(entry.ip)} is {why}: passed over")
+        else:
+            found.append(address)
+    return _of(families, found)
+
+
+def _of(families: set[model.Family], found: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Those of the Service's families, each once."""
+    return tuple(dict.fromkeys(address for address in found if addresses.family_of(address) in families))
 
 
 def _service_ports(ports: Sequence[wire.ServicePort], warnings: list[str]) -> tuple[model.ServicePort, ...]:

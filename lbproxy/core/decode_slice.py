@@ -60,6 +60,11 @@ def _endpoints(
         if address is None or addresses.family_of(address) is not family:
             bad.append(index)
             continue
+        if why := addresses.special(address):
+            field = f"endpoints[{index}].addresses[0]"
+            raise fields.FieldError(
+                f"{field}: {quote(endpoint.addresses[0])} is {why}: the API server refuses it"
+            )
         ready, serving, terminating = True, True, False
         if endpoint.conditions is not None:
             conditions = endpoint.conditions

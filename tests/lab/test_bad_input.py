@@ -79,6 +79,12 @@ def bad_port(name: str, **fields: typing.Any) -> list[manifests.Object]:
     return [service]
 
 
+def bad_endpoint(name: str, address: str) -> list[manifests.Object]:
+    piece = manifests.slices(name, [])[0]
+    piece["endpoints"] = [{"addresses": [address]}]
+    return [piece]
+
+
 class BadFile(typing.NamedTuple):
     """A file, and what the only line about it says."""
 
@@ -93,6 +99,8 @@ BAD_FILES = [
     BadFile("bad-utf8.yaml", b"kind: Service\nmetadata: {name: \xff\xfe}\n", "bad-utf8.yaml"),
     BadFile("bad-shape.yaml", "- just\n- words\n", "bad-shape.yaml"),
     BadFile("bad-ip.json", [bad_service("ip", clusterIP="10.96.0.300", clusterIPs=[])], "'10.96.0.300'"),
+    BadFile("bad-outside.json", [bad_service("outside", externalIPs=["127.0.0.1"])], "spec.externalIPs[0]"),
+    BadFile("bad-metadata.json", bad_endpoint("metadata", "169.254.169.254"), "'169.254.169.254'"),
     BadFile("bad-port.json", bad_port("port", port=70000), "spec.ports[0].port: 70000"),
     BadFile("bad-text.json", bad_port("text", port="eighty"), "default/text: spec.ports[0].port"),
     BadFile("bad-node-port.json", bad_port("node-port", nodePort=-1), "spec.ports[0].nodePort: -1"),
@@ -123,7 +131,8 @@ def test_each_bad_file_is_told_in_one_line(agent: agents.Agent, folder: agents.F
     for bad in BAD_FILES:
         assert len([line for line in told if bad.said in line]) in (1, 2), (bad, told)
     assert all(any(bad.said in line for bad in BAD_FILES) for line in told), told
-    assert not {port for bad in BAD_FILES for port in agent.ports(bad.name.removeprefix("bad-"))}
+    names = [bad.name.partition(".")[0].removeprefix("bad-") for bad in BAD_FILES]
+    assert not {port for name in names for port in agent.ports(name)}
 
 
 def test_the_last_good_version_of_an_object_stays(agent: agents.Agent, folder: agents.Folder) -> None:
@@ -137,6 +146,10 @@ def test_the_last_good_version_of_an_object_stays(agent: agents.Agent, folder: a
         agent.says("70001")
         # The service is as it was; its endpoints are followed.
         agent.has_backends("bad", {"n2/p1"})
+        assert agent.at("n1/p1").tcp(address, TCP).server == "n2/p1"
+        # Of a slice as a whole: what else it says is of the same hand.
+        folder.write("bad.json", [bad_service(), *bad_endpoint("bad", "127.0.0.1")])
+        agent.says("endpoints[0].addresses[0]: '127.0.0.1' is loopback: the API server refuses it")
         assert agent.at("n1/p1").tcp(address, TCP).server == "n2/p1"
         folder.write("bad.json", "{")
         agent.says("bad.json")

@@ -77,6 +77,7 @@ def api(lab: cluster.Lab) -> collections.abc.Iterator[agents.Api]:
                 *({"ip": address, "ipMode": "VIP"} for address in BALANCER.values()),
                 *({"ip": address} for address in PLAIN_BALANCER.values()),
                 *proxied,
+                *({"ip": address} for address in ("127.0.0.1", "::1", "0.0.0.0", "::")),
                 {"hostname": "balancer.example"},
             ],
         ),
@@ -165,6 +166,14 @@ def test_a_pods_loopback_is_its_own(agent: agents.Agent, address: str) -> None:
     pod = agent.at("n1/p3")
     assert pod.tcp(address, NODE_TCP).server == "n1/p3"
     assert pod.udp(address, NODE_UDP, connected=False).server == "n1/p3"
+
+
+@clients
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "0.0.0.0", "::"])
+def test_no_load_balancer_takes_anybodys_loopback(agent: agents.Agent, where: str, address: str) -> None:
+    # Where nobody listens, nobody answers.
+    assert agent.at(where).tcp(address, TCP).server not in PODS
+    assert "status.loadBalancer.ingress" in agent.log
 
 
 def test_node_ports_are_never_served_on_ipv6_loopback(agent: agents.Agent) -> None:

@@ -193,3 +193,49 @@ def test_nodeport_addresses_are_local_and_never_loopback(local: list[bytes], nod
 def test_family_of() -> None:
     assert addresses.family_of(addresses.IPV4_ZERO) is model.Family.IPV4
     assert addresses.family_of(addresses.IPV6_ZERO) is model.Family.IPV6
+
+
+# What ValidateEndpointIP of the API server refuses, by Go's net.IP; of IPv6 multicast whatever its flags are.
+REFUSED = {
+    "unspecified": ["0.0.0.0/32", "::/128"],
+    "loopback": ["127.0.0.0/8", "::1/128"],
+    "link-local": ["169.254.0.0/16", "fe80::/10"],
+    "link-local multicast": ["224.0.0.0/24", *(f"ff{flags:x}2::/16" for flags in range(16))],
+}
+NETWORKS = [(why, ipaddress.ip_network(cidr)) for why, cidrs in REFUSED.items() for cidr in cidrs]
+
+
+def why_refused(packed: bytes) -> str:
+    """Found by arithmetic on numbers, not bytes."""
+    text = ipaddress.ip_address(addresses.text(packed))
+    return next((why for why, network in NETWORKS if text in network), "")
+
+
+def edges() -> list[bytes]:
+    """The first and last addresses of these networks, and those beside them."""
+    found = []
+    for _, network in NETWORKS:
+        first, last = int(network.network_address), int(network.broadcast_address)
+        for number in (first - 1, first, last, last + 1):
+            if 0 <= number < 1 << network.max_prefixlen:
+                found.append(addresses.packed(type(network.network_address)(number)))
+    return found
+
+
+@given(st.one_of(st.sampled_from(edges()), strategies.addresses()))
+def test_special_is_what_the_api_server_refuses_and_nothing_else(address: bytes) -> None:
+    assert addresses.special(address) == why_refused(address)
+
+
+@pytest.mark.parametrize("address", edges(), ids=addresses.text)
+def test_where_what_is_special_begins_and_ends(address: bytes) -> None:
+    why = why_refused(address)
+    assert addresses.special(address) == why
+    assert addresses.nobodys(address) == (why if why in ("unspecified", "loopback") else "")
+
+
+@pytest.mark.parametrize(
+    "text", ["10.0.0.1", "100.64.0.1", "239.1.1.1", "240.0.0.1", "fc00::1", "ff05::1", "::2"]
+)
+def test_endpoints_of_a_real_cluster_are_not_special(text: str) -> None:
+    assert addresses.special(ip(text)) == ""

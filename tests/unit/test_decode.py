@@ -304,6 +304,46 @@ MALFORMED: dict[str, tuple[typing.Callable[[identity.Source], events.Upsert], Ob
         a_service(clusterIPs=["2001:db8::1"]),
         "spec.clusterIPs[0]: '2001:db8::1' is not an IPv4 address",
     ),
+    "cluster IP that means every pod itself": (
+        SERVICE,
+        a_service(clusterIPs=["127.0.0.1"]),
+        "spec.clusterIPs[0]: '127.0.0.1' is loopback: no Service can have it",
+    ),
+    "cluster IP that is none": (
+        SERVICE,
+        a_service(clusterIP="0.0.0.0", clusterIPs=None, ipFamilies=None),
+        "spec.clusterIP: '0.0.0.0' is unspecified: no Service can have it",
+    ),
+    "external IP that is loopback": (
+        SERVICE,
+        a_service(externalIPs=["bad", "198.51.100.1", "127.9.9.9"]),
+        "spec.externalIPs[2]: '127.9.9.9' is loopback: the API server refuses it",
+    ),
+    "external IP that is link-local, of a family that the Service has not": (
+        SERVICE,
+        a_service(externalIPs=["fe80::1"]),
+        "spec.externalIPs[0]: 'fe80::1' is link-local: the API server refuses it",
+    ),
+    "endpoint that is a cloud's metadata": (
+        SLICE,
+        a_slice(endpoints=[{"addresses": [text]} for text in ("10.244.1.2", "169.254.169.254")]),
+        "endpoints[1].addresses[0]: '169.254.169.254' is link-local: the API server refuses it",
+    ),
+    "endpoint that is loopback": (
+        SLICE,
+        a_slice(addressType="IPv6", endpoints=[{"addresses": ["::1"]}]),
+        "endpoints[0].addresses[0]: '::1' is loopback: the API server refuses it",
+    ),
+    "endpoint that is unspecified": (
+        SLICE,
+        a_slice(endpoints=[{"addresses": ["0.0.0.0"]}]),
+        "endpoints[0].addresses[0]: '0.0.0.0' is unspecified: the API server refuses it",
+    ),
+    "endpoint that is multicast": (
+        SLICE,
+        a_slice(endpoints=[{"addresses": ["224.0.0.18"]}]),
+        "endpoints[0].addresses[0]: '224.0.0.18' is link-local multicast: the API server refuses it",
+    ),
     "cluster IP that is no text": (
         SERVICE,
         a_service(clusterIP=10),
@@ -642,6 +682,23 @@ def test_outside_addresses_are_filtered(encoded: Encoding) -> None:
     assert service_of(upsert).external_ips == ips("198.51.100.1")
     assert service_of(upsert).load_balancer_ips == ips("192.0.2.1")
     assert upsert.warnings == ("spec.externalIPs[3]: 'bad' is not an IP address: passed over",)
+
+
+def test_a_load_balancer_on_loopback_is_nobodys_and_its_service_stays(encoded: Encoding) -> None:
+    """As `minikube tunnel` writes it; the API server takes what it is told of load balancers."""
+    texts = ("127.0.0.1", "192.0.2.1", "0.0.0.0", "169.254.7.7")
+    ingress = [{"ip": text} for text in texts] + [{"ip": "127.0.0.1", "ipMode": "Proxy"}]
+    upsert = decode.service(encoded(a_service(status={"loadBalancer": {"ingress": ingress}})))
+    assert service_of(upsert).load_balancer_ips == ips("192.0.2.1", "169.254.7.7")
+    assert upsert.warnings == (
+        "status.loadBalancer.ingress[0].ip: '127.0.0.1' is loopback: passed over",
+        "status.loadBalancer.ingress[2].ip: '0.0.0.0' is unspecified: passed over",
+    )
+
+
+@pytest.mark.parametrize("address", ["169.254.20.10", "224.0.0.10", "239.1.1.1", "0.1.2.3"])
+def test_a_cluster_ip_is_of_whatever_range_the_api_server_was_given(address: str) -> None:
+    assert service_of(decode.service(a_service(clusterIPs=[address]))).cluster_ips == ips(address)
 
 
 @pytest.mark.parametrize(
