@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import re
+import stat
 import sys
 import tarfile
 import threading
@@ -46,6 +47,8 @@ def main(args: argparse.Namespace) -> int:
     """Write the bundle; returns 0 whatever could be had. Raises AgentError where it can not be written."""
     if os.geteuid() != 0:
         raise errors.AgentError("a support bundle needs root: little could be looked at")
+    if args.output:
+        _check(pathlib.Path(args.output))
     node = bundle_items.look(args.bpffs, args.trace_s)
     _learn_secrets(node)
     names = redaction.Pseudonyms() if args.redact else None
@@ -198,11 +201,23 @@ def _rendered(found: object, names: redaction.Pseudonyms | None) -> bytes:
     return (json.dumps(names.value(value) if names else value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _write(target: pathlib.Path, packed: bytes) -> None:
-    """Write it whole or not at all, for nobody else to read."""
+def _check(target: pathlib.Path) -> None:
+    """Refuse before anything is collected. Raises ConfigError.
+
+    The bundle takes the place of what is there: nobody wants that of /dev/null or /dev/stdout, a link.
+    """
     if str(target) == "-":
         if sys.stdout.isatty():
             raise errors.ConfigError("-o - writes an archive: not to a terminal")
+        return
+    with contextlib.suppress(OSError):
+        if not stat.S_ISREG(target.lstat().st_mode):
+            raise errors.ConfigError(f"-o {target} is there, and no plain file; -o - is standard output")
+
+
+def _write(target: pathlib.Path, packed: bytes) -> None:
+    """Write it whole or not at all, for nobody else to read."""
+    if str(target) == "-":
         output.write_bytes(packed)
         return
     try:

@@ -3,6 +3,7 @@
 import argparse
 import collections.abc
 import json
+import os
 import pathlib
 import stat
 import subprocess
@@ -241,6 +242,28 @@ def test_a_bundle_that_can_not_be_written_is_an_error(
     nothing_pinned.output = str(tmp_path / "no" / "such" / "folder")
     with pytest.raises(errors.AgentError, match="cannot write"):
         bundle.main(nothing_pinned)
+
+
+def test_what_is_no_plain_file_is_not_replaced(
+    nothing_pinned: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """A file in the place of /dev/null or /dev/stdout would break whatever runs on the node."""
+    monkeypatch.setattr(bundle_items, "ITEMS", ())
+    device, link, pipe, folder = (tmp_path / name for name in ("null", "stdout", "pipe", "folder"))
+    os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    link.symlink_to("/proc/self/fd/1")
+    os.mkfifo(pipe)
+    folder.mkdir()
+    for path in (device, link, pipe, folder):
+        before = path.lstat()
+        nothing_pinned.output = str(path)
+        with pytest.raises(errors.ConfigError, match="no plain file; -o - is standard output"):
+            bundle.main(nothing_pinned)
+        assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
+    assert len(list(tmp_path.iterdir())) == 4
+    nothing_pinned.output = str(tmp_path / "new")
+    assert bundle.main(nothing_pinned) == 0
+    assert bundle.main(nothing_pinned) == 0
 
 
 def test_who_is_who_is_not_written_through_a_link_nor_for_others(
