@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import platform
-import re
 import stat
 import sys
 import tarfile
@@ -29,7 +28,6 @@ _LEFT_OUT: typing.Final = (
     "payload of packets",
     "single flows: only how many there are; but for what the trace shows",
 )
-_PROCESS: typing.Final = re.compile(r'"process":"([^"]+)"')  # in what the trace tells
 _TOKEN: typing.Final = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
@@ -195,9 +193,11 @@ def _rendered(found: object, names: redaction.Pseudonyms | None) -> bytes:
     if isinstance(found, str):
         text = _cleaned(found)
         if names:
-            names.learn("process", _PROCESS.findall(text))
+            names.learn_from(text)
         return (names.text(text) if names else text).encode()
     value = redaction.scrubbed_value(bundle_items.json_of(found), _cleaned)
+    if names:
+        names.learn_from(json.dumps(value))
     return (json.dumps(names.value(value) if names else value, indent=2, ensure_ascii=False) + "\n").encode()
 
 

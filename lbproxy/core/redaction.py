@@ -67,13 +67,37 @@ _PLAIN: typing.Final = frozenset(
 )
 
 
+# What may be a name: words, joined by dashes and dots; or have one in it, as a pod's has its Deployment's.
+_JOINED: typing.Final = re.compile(r"[A-Za-z0-9]+(?:[-.]+[A-Za-z0-9]+)*")
+_JOINTS: typing.Final = re.compile(r"([-.]+)")
+_LABEL: typing.Final = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+_NAME: typing.Final = rf"{_LABEL}(?:\.{_LABEL})*"
+# Where names stand that no table has: of what found no room, is rejected, or is another proxy's.
+_FORMS: typing.Final = (
+    re.compile(
+        rf"(?<![\w./-])(?P<namespace>{_LABEL})/(?P<service>{_NAME})(?::(?P<port>{_LABEL}))?/(?:TCP|UDP|SCTP)\b"
+    ),
+    re.compile(rf"\b(?:Service|health check of) (?P<namespace>{_LABEL})/(?P<service>{_NAME})"),
+    # The name of a slice is mostly that of its Service, and a word of letters that Kubernetes draws.
+    re.compile(
+        rf"\bEndpointSlice (?P<namespace>{_LABEL})/(?P<service>[a-z0-9][a-z0-9.-]{{0,252}}?)"
+        r"(?:-[bcdfghjklmnpqrstvwxz2456789]{5})?(?![\w.-]*\w)"
+    ),
+    re.compile(r"\bnamespace=\"(?P<namespace>[^\"]+)\",service=\"(?P<service>[^\"]+)\""),
+    re.compile(r"\bzone '(?P<zone>[^']+)'"),
+    re.compile(r"\"process\":\"(?P<process>[^\"]+)\""),
+    re.compile(r"(?:://|\bhost=\")(?P<host>(?=[\d.]*[A-Za-z])\w[\w.-]*)"),
+)
+
+
 class Pseudonyms:
     """Names and addresses, and what stands for each: given in order of appearance."""
 
     def __init__(self) -> None:
         self._of: dict[str, str] = {}
         self._counts: dict[str, int] = {}
-        self._names: re.Pattern[str] | None = None
+        self._most_words = 0  # of a name
+        self._odd: re.Pattern[str] | None = None  # names that are not words joined by dashes and dots
 
     @property
     def given(self) -> Mapping[str, str]:
@@ -82,20 +106,55 @@ class Pseudonyms:
 
     def learn(self, kind: str, names: Iterable[str]) -> None:
         """Have these names replaced by KIND-NUMBER, wherever they stand as words."""
+        odd = False
         for name in sorted(set(names) - _PLAIN - self._of.keys()):
             self._give(kind, name)
-        words = sorted((name for name in self._of if not _is_address(name)), key=len, reverse=True)
-        # The longest first: a name may begin another.
-        pattern = "|".join(map(re.escape, words))
-        self._names = re.compile(rf"(?<![A-Za-z0-9])(?:{pattern})(?![A-Za-z0-9])") if words else None
+            if _JOINED.fullmatch(name):
+                self._most_words = max(self._most_words, len(_JOINTS.split(name)) // 2 + 1)
+            else:
+                odd = True
+        if odd:
+            words = (name for name in self._of if not (_JOINED.fullmatch(name) or _is_address(name)))
+            # The longest first: a name may begin another.
+            pattern = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+            self._odd = re.compile(rf"(?<![A-Za-z0-9])(?:{pattern})(?![A-Za-z0-9])")
+
+    def learn_from(self, text: str) -> None:
+        """Learn the names that a text has in places where only names stand."""
+        found: dict[str, set[str]] = {}
+        for form in _FORMS:
+            for match in form.finditer(text):
+                for kind, name in match.groupdict().items():
+                    if name and name != "localhost":
+                        found.setdefault(kind, set()).add(name)
+        for kind, names in found.items():
+            self.learn(kind, names)
 
     def text(self, text: str) -> str:
         """A text with pseudonyms in place of names and addresses."""
         text = _MAC.sub(lambda found: self._give("mac", found[0].lower()), text)
         text = _ADDRESS.sub(lambda found: self._address(found[0]), text)
-        if self._names is not None:
-            text = self._names.sub(lambda found: self._of[found[0]], text)
-        return text
+        if self._odd is not None:
+            text = self._odd.sub(lambda found: self._of[found[0]], text)
+        # Not one pattern of all names: there are tens of thousands, and it would try each at every word.
+        return _JOINED.sub(lambda found: self._joined(found[0]), text) if self._most_words else text
+
+    def _joined(self, text: str) -> str:
+        """Words that are joined, with the longest names in them replaced, from the left."""
+        parts = _JOINTS.split(text)
+        told = []
+        at = 0
+        while at < len(parts):
+            for end in range(min(len(parts), at + 2 * self._most_words - 1), at, -2):
+                if (pseudonym := self._of.get("".join(parts[at:end]))) is not None:
+                    told.append(pseudonym)
+                    break
+            else:
+                end = at + 1
+                told.append(parts[at])
+            told += parts[end : end + 1]
+            at = end + 1
+        return "".join(told)
 
     def value(self, value: object) -> typing.Any:
         """JSON with pseudonyms in its values; its keys are ours, but for those that are addresses."""

@@ -244,6 +244,27 @@ def test_a_bundle_that_can_not_be_written_is_an_error(
         bundle.main(nothing_pinned)
 
 
+def test_what_no_table_has_is_redacted_too(
+    nothing_pinned: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Service that found no room is named in /healthz and the log, and in no table."""
+    line = "shop/left-out:web/TCP/IPv4: the backends table is full"
+    monkeypatch.setattr(
+        bundle_items,
+        "ITEMS",
+        (
+            bundle_items.Item("text", "", lambda _: line),
+            bundle_items.Item("json", "", lambda _: {"warnings": [line], "names": ["left-out"]}),
+        ),
+    )
+    nothing_pinned.redact = True
+    assert bundle.main(nothing_pinned) == 0
+    files = unpacked(pathlib.Path(nothing_pinned.output))
+    hidden = "namespace-1/service-1:port-1/TCP/IPv4: the backends table is full"
+    assert files["text"] == hidden
+    assert json.loads(files["json"]) == {"warnings": [hidden], "names": ["service-1"]}
+
+
 def test_what_is_no_plain_file_is_not_replaced(
     nothing_pinned: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import re
 
 import hypothesis
 import pytest
@@ -82,6 +83,69 @@ def test_names_and_addresses_are_replaced_alike_wherever_they_stand(names: redac
 )
 def test_what_tells_nothing_of_anybody_stays(names: redaction.Pseudonyms, text: str) -> None:
     assert names.text(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("ns-a/shy:web/TCP/IPv4: the map is full", "namespace-1/service-1:port-1/TCP/IPv4: the map is full"),
+        ("ns-a/shy/UDP/IPv6 has it", "namespace-1/service-1/UDP/IPv6 has it"),
+        ("upsert Service ns-a/shy", "upsert Service namespace-1/service-1"),
+        ("the health check of ns-a/shy on", "the health check of namespace-1/service-1 on"),
+        ("EndpointSlice ns-a/shy-x7k2p: odd", "EndpointSlice namespace-1/service-1-x7k2p: odd"),
+        ("EndpointSlice ns-a/shy-slice", "EndpointSlice namespace-1/service-1"),
+        ('x{namespace="ns-a",service="shy"} 1', 'x{namespace="namespace-1",service="service-1"} 1'),
+        ("zone 'west 1'", "zone 'zone-1'"),
+        ('{"process":"a b/0"}', '{"process":"process-1"}'),
+        ("at https://api.example.org:6443: refused", "at https://host-1:6443: refused"),
+        ('host="3.example.org:6443",le="1"', 'host="host-1:6443",le="1"'),
+    ],
+)
+def test_names_are_told_by_where_they_stand(text: str, told: str) -> None:
+    """What found no room, is rejected or is another proxy's is in no table, but in the log and /healthz."""
+    names = redaction.Pseudonyms()
+    names.learn_from(text)
+    assert names.text(text) == told
+    again = text.replace("/TCP", "").replace("Service ", "")
+    assert not any(name in names.text(again) for name in names.given)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["TCP/IPv4", "default/kubernetes:https/TCP/IPv4", "net/snmp", "http://127.0.0.1:10249", "//localhost:80"],
+)
+def test_what_only_looks_like_names_stays(text: str) -> None:
+    names = redaction.Pseudonyms()
+    names.learn_from(text)
+    assert names.text(text) == text
+    assert names.given == {}
+
+
+WORDS = st.text("ab-.", min_size=1, max_size=6)
+
+
+@hypothesis.given(
+    st.sets(WORDS | st.sampled_from(["a_b", "a/b"]), max_size=6), st.text("ab-._/ ", max_size=30)
+)
+def test_names_are_found_as_one_pattern_of_all_would(known: set[str], text: str) -> None:
+    """The longest first, from the left; where a name does not end in a word's middle."""
+    known = {name for name in known if name.strip("-.") == name}
+    hypothesis.assume(known)
+    names = redaction.Pseudonyms()
+    names.learn("x", known)
+    pattern = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
+    plain = re.sub(
+        rf"(?<![A-Za-z0-9])(?:{pattern})(?![A-Za-z0-9])", lambda found: names.given[found[0]], text
+    )
+    assert names.text(text) == plain
+
+
+def test_tens_of_thousands_of_names_are_one_pass() -> None:
+    """Each word is looked up; none is held against every name."""
+    names = redaction.Pseudonyms()
+    names.learn("service", (f"team-{number}-cart" for number in range(20_000)))
+    text = "\n".join(f"of team-{number}-cart-0" for number in range(20_000))
+    assert names.text(text).splitlines()[-1] == f"of {names.given['team-19999-cart']}-0"
 
 
 def test_keys_of_json_are_ours_but_for_addresses(names: redaction.Pseudonyms) -> None:
