@@ -168,6 +168,8 @@ def end_and_remove(cgroup: pathlib.Path, timeout_s: float = 5.0) -> None:
                 os.kill(pid, signal.SIGKILL)
         try:
             cgroup.rmdir()
+        except FileNotFoundError:
+            return  # by somebody else
         except OSError:
             if time.monotonic() > deadline:
                 raise

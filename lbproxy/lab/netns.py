@@ -26,7 +26,10 @@ def path(name: str) -> pathlib.Path:
 
 def names() -> list[str]:
     """List the named namespaces of this machine."""
-    return sorted(os.listdir(DIRECTORY)) if DIRECTORY.is_dir() else []
+    try:
+        return sorted(os.listdir(DIRECTORY))
+    except FileNotFoundError:  # whoever removes the last one removes the directory
+        return []
 
 
 def create(name: str, sysctls: collections.abc.Mapping[str, str]) -> None:
