@@ -20,7 +20,7 @@ if typing.TYPE_CHECKING:
 
 PIN: typing.Final = "notes"
 _PAUSE_S: typing.Final = 1.0
-_PAUSES: typing.Final = 100  # as long as a look has taken
+_PAUSES: typing.Final = 100  # as long as a look has taken, of processor time
 _READS: typing.Final = 5  # of a row that is being written each time
 _log = logging.getLogger(__name__)
 
@@ -39,9 +39,9 @@ class Noting:
     async def run(self) -> typing.NoReturn:
         """Write until cancelled."""
         while True:
-            began_s = time.monotonic()
+            began_s = time.thread_time()
             self.look()
-            await asyncio.sleep(pause_s(time.monotonic() - began_s))
+            await asyncio.sleep(pause_s(time.thread_time() - began_s))
 
     def look(self) -> None:
         """Write down what is not written yet."""
@@ -73,7 +73,7 @@ class Noting:
 
 
 def pause_s(took_s: float) -> float:
-    """How long to wait after a look that took so long: nobody else has had a turn meanwhile."""
+    """How long to wait after a look that took so much: nobody else has had a turn meanwhile."""
     return max(_PAUSE_S, _PAUSES * took_s)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -213,9 +214,27 @@ async def test_a_long_look_is_followed_by_a_longer_pause(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(looked, "look", look)
     running = asyncio.create_task(looked.run())
+    await polling.eventually_async(lambda: looks)
     await asyncio.sleep(0.2)
     running.cancel()
     assert looks == 1
+
+
+async def test_waiting_for_a_turn_is_no_long_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_table, "_INTERVAL_S", 0.001)
+    _, looked = table_of()
+    looks = 0
+
+    def look(_most: int | None) -> int:
+        nonlocal looks
+        looks += 1
+        time.sleep(0.2)  # as where others have all processors: by the clock, 40 s of pause
+        return 0
+
+    monkeypatch.setattr(looked, "look", look)
+    running = asyncio.create_task(looked.run())
+    await polling.eventually_async(lambda: looks >= 2, 20)
+    running.cancel()
 
 
 @pytest.mark.parametrize("counted", [-3, 0, 5])
@@ -266,16 +285,18 @@ async def test_a_crowded_table_is_looked_at_sooner(
 
     monkeypatch.setattr(looked, "look", look)
     running = asyncio.create_task(looked.run())
-    if crowded:
-        await polling.eventually_async(lambda: looks >= 3)
-    else:
+    await polling.eventually_async(lambda: looks >= (3 if crowded else 1))
+    if not crowded:
         await asyncio.sleep(0.3)
         assert looks == 1
     running.cancel()
 
 
 class Broken(fake.FakeMaps):
+    tried = 0
+
     def batches(self, table: str, rows: int) -> Iterator[tuple[bytes, bytes]]:
+        self.tried += 1
         raise OSError(5, "no such luck")
 
 
@@ -286,7 +307,7 @@ async def test_a_table_that_cannot_be_read_is_told_once_and_tried_again(
     monkeypatch.setattr(flow_table, "_CROWDED_INTERVAL_S", 0.01)
     kernel = Broken(serving.SIZES)
     running = asyncio.create_task(flow_table.FlowTable(kernel).run())
-    await asyncio.sleep(0.1)
+    await polling.eventually_async(lambda: kernel.tried >= 3)
     assert not running.done()
     running.cancel()
     assert [record.message for record in caplog.records] == [
