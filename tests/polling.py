@@ -8,7 +8,7 @@ import typing
 T = typing.TypeVar("T")
 PAUSE_S = 0.01
 # Only a test that fails waits this long. Many labs at once make a change slow, and that is no failure.
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 
 def eventually(

@@ -122,7 +122,7 @@ def agent(lab: cluster.Lab, api: Api) -> collections.abc.Iterator[pathlib.Path]:
     with log_file.open("wb") as log:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        polling.eventually(lambda: " ready: " in log_file.read_text(), 60, "the agent's readiness")
+        polling.eventually(lambda: " ready: " in log_file.read_text(), what="the agent's readiness")
         yield log_file
     finally:
         process.send_signal(signal.SIGTERM)

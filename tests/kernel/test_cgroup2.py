@@ -121,7 +121,7 @@ def test_another_cgroup_in_the_place_of_one_that_was_removed_is_meant(
         assert not made.lost_cgroup()
         child.rmdir()
         assert "is not to be seen" in place.look()
-        polling.eventually(made.lost_cgroup, 10, "the kernel to take the links off")
+        polling.eventually(made.lost_cgroup, what="the kernel to take the links off")
         child.mkdir()
         try:
             assert place.look() == f"another cgroup is at {child}"

@@ -14,16 +14,11 @@ import pytest
 from lbproxy import guarded, health_checks
 from lbproxy.config import config
 from lbproxy.core import events, healthz, model, node_rows
-from tests import polling
+from tests import polling, ports
 from tests.unit import test_health_checks as objects
 
 WEB = objects.WEB
 DUAL = ("10.96.0.1", "fd00::1")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 class Site:
@@ -87,7 +82,7 @@ async def site() -> AsyncIterator[Site]:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
 async def test_any_path_and_method_is_answered(site: Site, method: str) -> None:
-    port = free_port()
+    port = ports.unused()
     site.passes(objects.service(port), objects.slice_of(objects.endpoint("10.0.0.1")))
     await site.serves(1)
     response, body = await site.ask(port, method, "/any/path?with=query")
@@ -100,7 +95,7 @@ async def test_any_path_and_method_is_answered(site: Site, method: str) -> None:
 
 
 async def test_without_endpoints_it_is_up_and_says_503(site: Site) -> None:
-    port = free_port()
+    port = ports.unused()
     site.passes(objects.service(port))
     await site.serves(1)
     response, _ = await site.ask(port)
@@ -108,7 +103,7 @@ async def test_without_endpoints_it_is_up_and_says_503(site: Site) -> None:
 
 
 async def test_each_family_has_a_socket_and_a_count_of_its_own(site: Site) -> None:
-    port = free_port()
+    port = ports.unused()
     site.passes(objects.service(port, DUAL), objects.slice_of(objects.endpoint("10.0.0.1")))
     await site.serves(2)
     assert await site.status(port) == (200, 1)
@@ -116,7 +111,7 @@ async def test_each_family_has_a_socket_and_a_count_of_its_own(site: Site) -> No
 
 
 async def test_a_service_of_one_family_is_not_served_on_the_other(site: Site) -> None:
-    port = free_port()
+    port = ports.unused()
     site.passes(objects.service(port, ("fd00::1",)))
     await site.serves(1)
     assert await site.status(port, "[::1]") == (503, 0)
@@ -125,7 +120,7 @@ async def test_a_service_of_one_family_is_not_served_on_the_other(site: Site) ->
 
 
 async def test_a_proxy_that_is_stuck_says_so(site: Site) -> None:
-    port = free_port()
+    port = ports.unused()
     site.passes(objects.service(port), objects.slice_of(objects.endpoint("10.0.0.1")))
     await site.serves(1)
     site.health.queued(site.now_s)
@@ -137,7 +132,7 @@ async def test_a_proxy_that_is_stuck_says_so(site: Site) -> None:
 
 
 async def test_a_changed_port_closes_the_old_socket_and_an_unchanged_one_keeps_it(site: Site) -> None:
-    old, new = free_port(), free_port()
+    old, new = ports.unused(), ports.unused()
     site.passes(objects.service(old))
     await site.serves(1)
     reader, writer = await asyncio.open_connection("127.0.0.1", old)
@@ -169,20 +164,20 @@ async def test_a_port_in_use_is_told_once_and_tried_again_with_each_pass(site: S
 
 
 async def test_a_port_of_another_service_is_told_and_had_once_that_is_gone(site: Site) -> None:
-    port = free_port()
+    port = ports.unused()
     site.passes(objects.service(port), objects.service(port, name="zeta"))
     await site.serves(1)
     zeta = model.ServiceName("shop", "zeta")
     assert site.failures == [(zeta, port, "it is the port of shop/web")]
     site.passes(objects.service(0))
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(polling.TIMEOUT_S):
         while json.loads((await site.ask(port))[1])["service"]["name"] != "zeta":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
 async def test_with_restricted_node_ports_only_their_addresses_listen() -> None:
-    port = free_port()
+    port = ports.unused()
     async with running(nodeport_addresses=(ipaddress.ip_network("127.0.0.2/32"),)) as site:
         site.passes(objects.service(port))
         await asyncio.sleep(0.05)
@@ -198,7 +193,7 @@ async def test_with_restricted_node_ports_only_their_addresses_listen() -> None:
 
 async def test_silent_clients_do_not_keep_others_out(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guarded, "MAX_CONNECTIONS", 8)
-    port = free_port()
+    port = ports.unused()
     site.passes(objects.service(port))
     await site.serves(1)
     silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(30)]

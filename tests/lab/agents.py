@@ -234,7 +234,7 @@ class Agent:
             return bool(lines)
 
         try:
-            polling.eventually(found, 20)
+            polling.eventually(found)
         except AssertionError:
             raise AssertionError(f"no line with {text!r} in:\n{self.log}") from None
         return lines[0]

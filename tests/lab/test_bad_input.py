@@ -377,7 +377,7 @@ def test_a_refusing_api_server_is_asked_again(reader: agents.Agent, api: agents.
     api.do(refuse)
     polling.eventually(lambda: reader.log.count(str(status)) > before, what=f"a line about {status}")
     assert reader.at("n2/p2").tcp(manifests.cluster_ip(GOOD), TCP).server in PODS
-    polling.eventually(lambda: api.do(lambda server: server.faults.fail == 0), 20, what="another attempt")
+    polling.eventually(lambda: api.do(lambda server: server.faults.fail == 0), what="another attempt")
     follows(reader, api)
 
 

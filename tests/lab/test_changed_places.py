@@ -100,7 +100,7 @@ def test_an_uplink_that_goes_and_comes_back_serves_again(
     for other in ("outside", "n2"):
         ip(lab, other, "neigh flush dev eth0")  # it may have another hardware address
     for family in (4, 6):
-        polling.eventually(lambda family=family: outside(agent, family) == set(PODS), 60, "the NodePort")  # type: ignore[misc]
+        polling.eventually(lambda family=family: outside(agent, family) == set(PODS), what="the NodePort")  # type: ignore[misc]
     assert inside(agent) == set(PODS)
     assert agent.running
     assert "Traceback" not in agent.log
@@ -119,12 +119,12 @@ def test_the_node_gets_another_address(agent: agents.Agent, api: agents.Api) -> 
 
     try:
         become(other, str(node.ipv4))
-        polling.eventually(lambda: answering(agent, other) == set(PODS), 30, "the NodePort")
+        polling.eventually(lambda: answering(agent, other) == set(PODS), what="the NodePort")
         assert [answering(agent, str(node.ipv4)) for _ in range(12)] == [{""}] * 12
         assert outside(agent, 6) == set(PODS)
     finally:
         become(str(node.ipv4), other)
-    polling.eventually(lambda: outside(agent) == set(PODS), 30, "the NodePort at the old address")
+    polling.eventually(lambda: outside(agent) == set(PODS), what="the NodePort at the old address")
     assert "Traceback" not in agent.log
 
 
@@ -172,7 +172,7 @@ def test_an_agent_with_another_clock_and_another_mount(agent: agents.Agent, lab:
             assert "datapath adopted" in agent.log
             assert f"the cgroup that was at {agent.cgroup} is at {place} now" in agent.log
             # By this clock it has been idle for eleven days.
-            polling.eventually(lambda: assured(lab) >= 1, 30, "a look at the flows")
+            polling.eventually(lambda: assured(lab) >= 1, what="a look at the flows")
             assert held.ask().server == server
             assert attached(agent) == before
             assert outside(agent) == set(PODS)
@@ -188,7 +188,7 @@ def test_a_mount_that_goes_under_a_running_agent(agent: agents.Agent, lab: clust
         inside = f"--mount=/proc/{agent.process.pid}/ns/mnt"
         subprocess.run(["nsenter", inside, "umount", "-l", mount], check=True)
         said = f"the cgroup at {place} is now at {agent.cgroup}"
-        polling.eventually(lambda: said in agent.log, 60, "a look at the hooks")
+        polling.eventually(lambda: said in agent.log, what="a look at the hooks")
         assert "put back" not in agent.log
         assert outside(agent) == set(PODS)
 
@@ -220,6 +220,6 @@ def test_links_that_somebody_detached_are_put_back(agent: agents.Agent) -> None:
             os.close(fd)
     assert attached(agent) == set()
     said = "put back hooks that were taken away"
-    polling.eventually(lambda: said in agent.log, 60, "a look at the hooks")
+    polling.eventually(lambda: said in agent.log, what="a look at the hooks")
     assert attached(agent) == everything
     assert inside(agent) == set(PODS)

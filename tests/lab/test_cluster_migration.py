@@ -250,4 +250,4 @@ def kube_proxies(lab: cluster.Lab) -> KubeProxies:
 
 def kube_proxys_rules_are_there(bed: Bed) -> None:
     found = ("chain KUBE-SVC-", "chain service-")
-    polling.eventually(lambda: all(any(one in bed.rules(node) for one in found) for node in MODES), 60)
+    polling.eventually(lambda: all(any(one in bed.rules(node) for one in found) for node in MODES))

@@ -131,7 +131,7 @@ def until_used(agent: agents.Agent, name: str, *pods: str, at: str = CLIENT) -> 
         connect(agent, name, 30, at)
         return agent.backends(name) == set(pods)
 
-    polling.eventually(used, 30, what=f"{name} with {pods}")
+    polling.eventually(used, what=f"{name} with {pods}")
 
 
 def ejections(agent: agents.Agent, name: str) -> int:

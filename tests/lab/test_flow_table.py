@@ -87,7 +87,7 @@ def denied(agent: agents.Agent) -> list[bytes]:
 def test_programs_are_told_which_flows_there_are_not(lab: cluster.Lab, agent: agents.Agent) -> None:
     """Also anew, as after many have begun: connections of before and of meanwhile go on."""
     client, node = agent.at("outside"), lab["n1"]
-    polling.eventually(lambda: said(agent), 20, "something said")
+    polling.eventually(lambda: said(agent), what="something said")
     before = [client.open(node.address(family), WEB_NODE_PORT) for family in (4, 6)]
     assert [one.ask().server for one in before] == ["n1/p2"] * 2
     for _ in range(2):
@@ -109,14 +109,14 @@ def test_programs_are_told_which_flows_there_are_not(lab: cluster.Lab, agent: ag
 def test_idle_flows_are_removed_and_the_counts_are_right(lab: cluster.Lab, agent: agents.Agent) -> None:
     client, node = agent.at("outside"), lab["n1"]
     # Of a socket each, so that no question but the last leaves a flow that is assured.
-    polling.eventually(lambda: not client.udp(node.ipv4, NODE_PORT, timeout_s=0.5).error, 20, "an answer")
-    shorten_timeouts(agent)
+    polling.eventually(lambda: not client.udp(node.ipv4, NODE_PORT, timeout_s=0.5).error, what="an answer")
     opened = [client.open(node.address(family), NODE_PORT, udp=True) for family in (4, 6) for _ in range(3)]
     for one in opened:
         one.ask()
     assert len(list(agent.maps.rows(tables.Table.FLOWS))) >= 2 * len(opened)
     opened[0].ask()  # who answers an answer is assured
-    polling.eventually(lambda: unassured(agent) == 0, 40, "the idle ones gone")
+    shorten_timeouts(agent)
+    polling.eventually(lambda: unassured(agent) == 0, what="the idle ones gone")
     # Connections of the other test have their time after they were closed.
     rows = agent.maps.rows(tables.Table.FLOWS)
     left = [tables.flow(row) for key, row in rows if tables.flow_key(key).proto == socket.IPPROTO_UDP]

@@ -79,10 +79,10 @@ def test_room_for_three_services_becomes_room_for_fifty(lab: cluster.Lab, api: a
                 agent.reopen()
                 return agent.services() == names
 
-            polling.eventually(all_served, 60, "room for all")
+            polling.eventually(all_served, what="room for all")
             agent.reopen()
             agent.serves_on("web")
-            polling.eventually(lambda: checking.differences(agent, *web(lab), *objects) == [], 20)
+            polling.eventually(lambda: checking.differences(agent, *web(lab), *objects) == [])
         for number in (MANY[0], MANY[-1]):
             for where, family in (("n1/p1", 4), ("n1", 6)):
                 assert agent.at(where).tcp(manifests.cluster_ip(number, family), 80).server in PODS
@@ -148,7 +148,7 @@ def test_what_may_not_grow_is_told_and_serves_what_it_can(lab: cluster.Lab, api:
         status, body = test_life.get(lab, "n1", "http://127.0.0.1:10256/healthz")
         assert (status, "no room to grow" in body, "table is full" in body) == (200, True, True)
         api.delete(*objects[3:])
-        polling.eventually(lambda: agent.services() <= {"web", f"many-{MANY[0]}"}, 30)
+        polling.eventually(lambda: agent.services() <= {"web", f"many-{MANY[0]}"})
         agent.has_backends(f"many-{MANY[0]}", set(PODS))
         api.delete(*objects[:3])
 

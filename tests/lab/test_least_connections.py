@@ -51,16 +51,16 @@ def open_to(agent: agents.Agent, name: str = "least", port: str = "http", family
     return found
 
 
-def nothing_is_open(agent: agents.Agent, within_s: float = 0.0) -> None:
+def nothing_is_open(agent: agents.Agent, name: str = "least", within_s: float = 0.0) -> None:
     """At once, or where the end can not be seen: after the agent's next look."""
 
     def nothing() -> bool:
-        ports = [(port, family) for port in ("http", "dns") for family in (4, 6)]
-        return not any(sum(open_to(agent, "least", *each).values()) for each in ports)
+        return not any(one.open for port in agent.ports(name).values() for one in port.backends)
 
     if within_s:
         polling.eventually(nothing, within_s, "nothing open")
-    assert nothing()
+    else:
+        assert nothing()
 
 
 def servers(sockets: collections.abc.Iterable[shell.Socket]) -> dict[str, int]:
@@ -88,6 +88,8 @@ def test_the_kernel_knows_what_each_backend_has_open(agent: agents.Agent, family
 def test_who_has_fewer_open_is_chosen(agent: agents.Agent, family: int) -> None:
     address, sockets = manifests.cluster_ip(PAIR, family), agent.at("n1/p3")
     even = dict.fromkeys(PODS, 0) | dict.fromkeys(TWO, 20)
+    # Of what packets had open before: they tell of an end a moment later.
+    nothing_is_open(agent, "pair", polling.TIMEOUT_S)
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(sockets.open(address, TCP)) for _ in range(40)]
         assert servers(held) == even
@@ -142,18 +144,17 @@ def test_packets_count_as_sockets_do(agent: agents.Agent, where: str) -> None:
     with agent.lab.shell(where, cgroup=False) as sockets, contextlib.ExitStack() as stack:
         held = [stack.enter_context(sockets.open(*to)) for _ in range(40)]
         assert open_to(agent) == servers(held)
-    nothing_is_open(agent, 10.0)
+    nothing_is_open(agent, within_s=polling.TIMEOUT_S)
     result = agent.lab.client(where, "short", *to, count=SHORT, cgroup=False).result()
     assert result.failures == {}
-    nothing_is_open(agent, 10.0)
+    nothing_is_open(agent, within_s=polling.TIMEOUT_S)
 
 
 @pytest.mark.parametrize("where", ["outside", "n1/p3"])
 def test_packets_go_to_who_has_fewer_open(agent: agents.Agent, where: str) -> None:
     to = (agent.lab["n1"].ipv4, PAIR_NODE_PORT) if where == "outside" else (manifests.cluster_ip(PAIR), TCP)
     with agent.lab.shell(where, cgroup=False) as sockets, contextlib.ExitStack() as stack:
-        # As long as nothing is open of what was open before: packets tell of an end a moment later.
-        polling.eventually(lambda: not sum(open_to(agent, "pair").values()), what="nothing open")
+        nothing_is_open(agent, "pair", polling.TIMEOUT_S)
         held = [stack.enter_context(sockets.open(*to)) for _ in range(40)]
         assert servers(held) == dict.fromkeys(PODS, 0) | dict.fromkeys(TWO, 20)
 
@@ -163,7 +164,7 @@ def test_a_flow_whose_end_nobody_sees_is_forgotten_in_time(agent: agents.Agent) 
         assert sockets.udp(agent.lab["n1"].ipv4, NODE_PORT).server in PODS
         assert sum(open_to(agent, port="dns").values()) == 1
     # --conntrack-udp-timeout, two ticks of margin, and a look: every 10 s, on a busy machine later.
-    nothing_is_open(agent, 90.0)
+    nothing_is_open(agent, within_s=90.0)
 
 
 def test_weights_count_as_well(agent: agents.Agent) -> None:

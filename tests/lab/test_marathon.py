@@ -101,7 +101,7 @@ def test_lives_that_end_at_once_and_upgrades_are_not_noticed(lab: cluster.Lab) -
                 agent.flags = [*base, "--map-rows", ALTERNATING[(number + 1) % 2]]
                 if number % 2:
                     agent.start(wait=False)
-                    polling.eventually(lambda: "API server" in agent.log, 60)
+                    polling.eventually(lambda: "API server" in agent.log)
                     agent.kill()
                 agent.start(wait=False)
                 wait_ready(agent)
@@ -205,7 +205,7 @@ def test_a_full_disk_keeps_nobody_from_serving(
             stack.callback(agent._leave)
             agent.start(wait=False)
             polling.eventually(lambda: served(agent) == {"web"}, LONG_START_S, "web")
-            polling.eventually(lambda: ready(lab), 20, "readiness")
+            polling.eventually(lambda: ready(lab), what="readiness")
             assert agent.log == ""
             api.put(manifests.service("more", 2), *manifests.slices("more", [lab[PODS[0]]]))
             agent.has_backends("more", {PODS[0]})
@@ -277,7 +277,7 @@ def test_an_agent_that_is_killed_for_want_of_memory_is_made_good_by_the_next(lab
                 stack.callback(Confined.group.rmdir)
                 (Confined.group / MEMORY.limit).write_text(str(megabytes << 20))
                 agent.start(wait=False)
-                polling.eventually(lambda: " ready: " in agent.log or not agent.running, 60)
+                polling.eventually(lambda: " ready: " in agent.log or not agent.running)
                 agent.serves_on("web")
                 status = agent.stop() if agent.running else agent.wait()
                 killed += status != 0
@@ -382,13 +382,13 @@ def test_everything_is_served_and_no_change_is_lost(lab: cluster.Lab) -> None:
             with storms(lab):
                 before_s, churned_s = cpu_s(pid), churn(lab, api, every)
                 now = [one for pair in every.values() for one in pair]
-                polling.eventually(lambda: version_seen(api, agent), 60, "the last change")
+                polling.eventually(lambda: version_seen(api, agent), what="the last change")
                 spent_s = cpu_s(pid) - before_s
             print(
                 f"{int(CHANGES_PER_S * CHURN_S)} changes in {churned_s:.1f} s: {lag(lab)}, "
                 f"{100 * spent_s / churned_s:.0f} % of a CPU, {memory_mb(pid):.0f} MB"
             )
-            polling.eventually(lambda: checking.differences(agent, node(lab), *web(lab), *now) == [], 60)
+            polling.eventually(lambda: checking.differences(agent, node(lab), *web(lab), *now) == [])
 
 
 def churn(lab: cluster.Lab, api: agents.Api, every: dict[str, list[manifests.Object]]) -> float:
@@ -412,7 +412,7 @@ def churn(lab: cluster.Lab, api: agents.Api, every: dict[str, list[manifests.Obj
 def version_seen(api: agents.Api, agent: agents.Agent) -> bool:
     """Whether a marker that is put now, after everything else, has come to the kernel."""
     api.put(manifests.service("marker", 9))
-    polling.eventually(lambda: "marker" in agent.services(), 60, "the marker")
+    polling.eventually(lambda: "marker" in agent.services(), what="the marker")
     api.delete(manifests.service("marker", 9))
-    polling.eventually(lambda: "marker" not in agent.services(), 60, "no marker")
+    polling.eventually(lambda: "marker" not in agent.services(), what="no marker")
     return True

@@ -232,7 +232,7 @@ def test_there_and_back(lab: cluster.Lab, mode: load.Backend) -> None:
         last = talkers(lab, stack)
         assert status(agent)["returning"]
         assert "new connections are left to kube-proxy" in agent.lbproxy("status")
-        polling.eventually(lambda: "new connections are left to kube-proxy" in agent.log, 10)
+        polling.eventually(lambda: "new connections are left to kube-proxy" in agent.log)
         agent.stop()
         agent.start()
         all_whole([*old, *new, *last])

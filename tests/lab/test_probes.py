@@ -324,11 +324,11 @@ def test_the_nodes_own_addresses_are_asked_for_its_own_pods_alone(
         stack.callback(api.delete, service, *slices("n1"))
         api.put(service, *slices("n2"))
         others, own = set(lab["n2"].addresses), set(lab["n1"].addresses)
-        polling.eventually(lambda: down() == others, 20)
+        polling.eventually(lambda: down() == others)
         assert targets() == before + 2
         polling.eventually(
             lambda: states() == {**dict.fromkeys(others, "down"), **dict.fromkeys(own, "not-asked")}
         )
         api.put(*slices("n1"))
-        polling.eventually(lambda: down() == others | own, 20)
+        polling.eventually(lambda: down() == others | own)
         assert targets() == before + 4

@@ -82,7 +82,7 @@ def service(api: agents.Api, agent: agents.Agent) -> collections.abc.Iterator[Se
 def is_closed(opened: shell.Socket) -> None:
     """Wait until the socket has been closed from outside; nothing else may have happened to it."""
     with pytest.raises(ConnectionAbortedError):
-        opened.recvfrom(10)
+        opened.recvfrom(polling.TIMEOUT_S)
 
 
 def is_open(opened: shell.Socket, server: str) -> None:
@@ -110,16 +110,14 @@ def test_a_dual_stack_socket_is_closed_too(service: Service) -> None:
 
 
 @families
-def test_a_blocked_receiver_wakes_at_once(service: Service, family: int) -> None:
+def test_a_blocked_receiver_is_woken(service: Service, family: int) -> None:
     argv = [sys.executable, "-I", "-S", "-c", WAITER, service.address(family), str(manifests.UDP_PORT)]
     waiting = service.agent.lab.popen("n1/p1", argv, stdout=subprocess.PIPE)
     assert waiting.stdout is not None
     assert waiting.stdout.readline() == "connected\n"
     service.is_served_by(AWAY)
-    began_s = time.monotonic()
     assert waiting.stdout.readline() == f"{errno.ECONNABORTED}\n"
-    assert time.monotonic() - began_s < 5
-    assert waiting.wait(5) == 0
+    assert waiting.wait(polling.TIMEOUT_S) == 0
     waiting.stdout.close()
 
 

@@ -10,6 +10,7 @@ import pytest
 from lbproxy import agent, errors
 from lbproxy.core import probe, probing
 from lbproxy.probes import asking, trust
+from tests import polling
 from tests.kube import certificates
 from tests.probes import servers
 from tests.unit import test_grpc_health
@@ -160,7 +161,7 @@ async def test_a_handshake_that_hangs_ends_in_time(
     async with servers.serving(half) as port:
         found = (await asking.ask(servers.target(asked(kind, timeout_s=0.1), port), trusted)).result
         # Whoever was asked sees the connection end.
-        await asyncio.wait_for(ended.wait(), 10)
+        await asyncio.wait_for(ended.wait(), polling.TIMEOUT_S)
     assert found._replace(blameless=False) == probing.Result(passed=False, reason="no answer in 0.1 s")
 
 

@@ -231,7 +231,7 @@ def test_an_annotation_chooses_for_its_service(
                 return {peer for pod in REMOTE for peer in echoes[pod].peers} == {sees}
             return False
 
-        polling.eventually(settled, 20, f"{sees} as the client")
+        polling.eventually(settled, what=f"{sees} as the client")
         assert seen() == {sees}
 
     assert seen() == {node}
