@@ -3,43 +3,18 @@
 import collections.abc
 import os
 import pathlib
-import re
-import typing
 
-# Of this thread: a mount namespace may be a thread's own.
-_MOUNTINFO: typing.Final = pathlib.Path("/proc/thread-self/mountinfo")
+from lbproxy import mounts
 
 
-class Mount(typing.NamedTuple):
-    """A cgroup2 mount; `top` is the folder of the hierarchy that it shows."""
-
-    point: pathlib.Path
-    top: pathlib.PurePosixPath
-
-
-def mounts(mountinfo: str | None = None) -> list[Mount]:
+def shown(mountinfo: str | None = None) -> list[mounts.Mount]:
     """Every cgroup2 mount: as a text of mountinfo says, or for this thread."""
-    if mountinfo is None:
-        mountinfo = _MOUNTINFO.read_text(errors="surrogateescape")
-    found = []
-    for line in mountinfo.splitlines():
-        mount, _, source = line.partition(" - ")
-        if source.startswith("cgroup2 "):
-            fields = mount.split(" ")
-            found.append(
-                Mount(pathlib.Path(_unescaped(fields[4])), pathlib.PurePosixPath(_unescaped(fields[3])))
-            )
-    return found
+    return [one for one in mounts.read(mountinfo) if one.kind == "cgroup2"]
 
 
 def mount_point(mountinfo: str | None = None) -> pathlib.Path | None:
     """Find where a cgroup2 file system is mounted: as a text of mountinfo says, or for this process."""
-    return next((one.point for one in mounts(mountinfo)), None)
-
-
-def _unescaped(text: str) -> str:
-    # The kernel writes space, tab, newline and backslash as octal.
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+    return next((one.point for one in shown(mountinfo)), None)
 
 
 class Cgroup:
@@ -67,7 +42,7 @@ class Cgroup:
         if _id_or_none(self.path) == self.id:
             self._inside = self._places() or self._inside
             return "" if was_visible else f"the cgroup is at {self.path} again"
-        for mount in mounts():
+        for mount in shown():
             for inside in self._inside:
                 if not inside.is_relative_to(mount.top):
                     continue
@@ -90,7 +65,7 @@ class Cgroup:
     def _places(self) -> list[pathlib.PurePosixPath]:
         return [
             one.top / self.path.relative_to(one.point)
-            for one in mounts()
+            for one in shown()
             if self.path.is_relative_to(one.point)
         ]
 

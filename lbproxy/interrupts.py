@@ -57,14 +57,20 @@ class Interrupts:
             self._holding = before
 
     @contextlib.contextmanager
-    def caught(self) -> Iterator[None]:
-        """Have the signals come here during the block; in another thread than the main one, nothing does."""
+    def caught(self, *, fatal: bool = False) -> Iterator[None]:
+        """Have the signals come here during the block; in another thread than the main one, nothing does.
+
+        With `fatal`, only those that would end the process on the spot: all others are somebody's already.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         # What is ignored stays so: nohup wants that.
         before = {
-            one: handler for one in _NUMBERS if (handler := signal.getsignal(one)) is not signal.SIG_IGN
+            one: handler
+            for one in _NUMBERS
+            if (handler := signal.getsignal(one)) is not signal.SIG_IGN
+            and (handler is signal.SIG_DFL or not fatal)
         }
         for one in before:
             signal.signal(one, self._note)

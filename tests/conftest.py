@@ -6,11 +6,20 @@ neither use nor empty what the user's own lbproxy keeps. A test that removes the
 """
 
 import collections.abc
+import contextlib
 import pathlib
 
 import pytest
 
+from lbproxy import interrupts
 from tests import capabilities, folders
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """SIGTERM and SIGHUP end a session as Ctrl-C does: what its tests have made and mounted goes."""
+    caught = contextlib.ExitStack()
+    caught.enter_context(interrupts.Interrupts().caught(fatal=True))
+    config.add_cleanup(caught.close)
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,6 @@ def _run(seconds: float, shows: screen.Screen, stop: interrupts.Interrupts) -> s
     )
     with shows, contextlib.ExitStack() as stack:
         shows.step("building a cluster of namespaces: 2 nodes, 5 pods, IPv4 and IPv6")
-        node_agent.remove_stale_pins()
         lab = stack.enter_context(cluster.Lab(stage.nodes()))
         stop.check()
         shows.step("compiling the traffic program")

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import types
 
@@ -18,7 +17,6 @@ from lbproxy.lab import cgroups, cluster, netns
 
 END_TIMEOUT_S = 10.0
 _PINS = "bpf"
-_RUN = re.compile(rf"{cluster.PREFIX}-(\d+)-([0-9a-f]+)-\d+")
 _DATAPATH = re.compile(r"\bdatapath (\w+) fingerprint=")
 
 
@@ -96,14 +94,6 @@ class NodeAgent:
     @property
     def _log(self) -> pathlib.Path:
         return self._lab.workdir / f"agent-{self._starts}.log"
-
-
-def remove_stale_pins() -> None:
-    """Take down what demos that were killed left pinned; what else they left, the next lab sweeps."""
-    for path in pathlib.Path(tempfile.gettempdir()).glob(f"{cluster.PREFIX}-*/{_PINS}"):
-        run = _RUN.fullmatch(path.parent.name)
-        if run and cluster.start_time(int(run[1])) != run[2]:
-            bpffs.remove(path)
 
 
 def _healthz() -> int:

@@ -27,12 +27,15 @@ Processes of node N run in the cgroup `lab.cgroup("N")`/node, those of its pods 
 a process beside all nodes, where no node's hooks see it.
 
 Leaving the `with` block ends every process in the lab's cgroups, and removes
-cgroups, namespaces and files. A lab whose process was killed is removed by the
-next one to start (`sweep`). Needs root; `missing_capabilities` says what is not there.
+cgroups, namespaces, files, and what is mounted among these. SIGTERM and SIGHUP leave
+it, too, where they would end the process: as a KeyboardInterrupt. A lab whose process
+was killed is removed by the next one to start (`sweep`). Needs root;
+`missing_capabilities` says what is not there.
 """
 
 import collections.abc
 import contextlib
+import errno
 import itertools
 import os
 import pathlib
@@ -43,12 +46,14 @@ import tempfile
 import types
 import typing
 
-from lbproxy import cgroup2, errors
+from lbproxy import cgroup2, errors, interrupts, mounts
+from lbproxy.kernel import namespaces
 from lbproxy.lab import cgroups, netns, shell, topology, traffic
 
 PREFIX = "lbp"
 _RUN_NAME = re.compile(rf"{PREFIX}-(\d+)-([0-9a-f]+)-\d+")
 STOP_TIMEOUT_S = 3.0
+_MNT_DETACH: typing.Final = 2
 
 # Enters the cgroup before anything else, so that every socket the program makes belongs to it.
 _TRAMPOLINE = 'echo $$ >"$1" && ns="$2" && shift 2 && exec nsenter --net="$ns" -- "$@"'
@@ -127,11 +132,24 @@ def _remove(run: str, mount: pathlib.Path | None) -> None:
     # Processes first: a namespace lives on, without a name, as long as one is in it.
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, _workdir(run), ignore_errors=True)
+        stack.callback(_unmount, _workdir(run))
         for name in netns.names():
             if name.startswith(f"{run}-"):
                 stack.callback(netns.remove, name)
         if mount:
             stack.callback(cgroups.remove, mount / run)
+
+
+def _unmount(folder: pathlib.Path) -> None:
+    """Take down whatever is mounted below a folder: what is pinned in a bpffs goes with it."""
+    for mount in reversed(mounts.read()):
+        if mount.point.is_relative_to(folder):
+            try:
+                namespaces.call("umount2", bytes(mount.point), _MNT_DETACH)
+            except OSError as error:
+                # Two labs that start at once may do this for the same dead one.
+                if error.errno not in (errno.ENOENT, errno.EINVAL):
+                    raise
 
 
 def _workdir(run: str) -> pathlib.Path:
@@ -156,6 +174,8 @@ class Lab:
         self._program = program
         self._processes: list[subprocess.Popen[str]] = []
         self._mount = pathlib.Path()
+        self._signals = interrupts.Interrupts()
+        self._caught = contextlib.ExitStack()
 
     def __enter__(self) -> "Lab":
         missing = missing_capabilities()
@@ -163,21 +183,18 @@ class Lab:
             raise LabError(f"a lab needs {', '.join(missing)}")
         self._mount = cgroup2.mount_point() or pathlib.Path()
         sweep()
-        self.run = self._claim()
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._signals.caught(fatal=True))
+            self.run = self._claim()
+            stack.callback(self._end)
             self._build()
-        except BaseException:
-            _remove(self.run, self._mount)
-            raise
+            self._caught = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, at: types.TracebackType | None
     ) -> None:
-        try:
-            self._end_processes()
-        finally:
-            _remove(self.run, self._mount)
+        self._caught.close()
 
     def __getitem__(self, where: str) -> topology.Place:
         """Return a place with its addresses."""
@@ -295,6 +312,17 @@ class Lab:
             )  # fmt: skip
             if done.returncode:
                 raise LabError(f"ip in {name}: {'; '.join(done.stderr.splitlines())}")
+
+    def _end(self) -> None:
+        """Remove it whole, even if a signal comes now: nobody would go on with that before the next lab."""
+        before = self._signals.number
+        with self._signals.held():
+            try:
+                self._end_processes()
+            finally:
+                _remove(self.run, self._mount)
+        if self._signals.number != before:
+            raise interrupts.Interrupted
 
     def _end_processes(self) -> None:
         for process in self._processes:

@@ -51,11 +51,11 @@ def apart(work: collections.abc.Callable[[], None]) -> None:
         except BaseException as error:
             failed.append(error)
 
-    before = cgroup2.mounts()
+    before = cgroup2.shown()
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert cgroup2.mounts() == before
+    assert cgroup2.shown() == before
     if failed:
         raise failed[0]
 

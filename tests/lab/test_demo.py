@@ -14,7 +14,6 @@ from xml.etree import ElementTree
 import pytest
 
 from lbproxy import cgroup2
-from lbproxy.demo import node_agent
 from lbproxy.lab import cluster, netns
 from tests import polling
 
@@ -151,6 +150,5 @@ def test_what_a_killed_demo_left_is_removed_by_the_next() -> None:
         assert any("/bpf bpf " in line or " - bpf " in line for line in leftovers(process.pid))
         process.kill()
         process.wait()
-    node_agent.remove_stale_pins()
     cluster.sweep()
     polling.eventually(lambda: leftovers(process.pid) == [], what="the end of what was left")

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from lbproxy import mounts
 from lbproxy.lab import cgroups, cluster, netns, shell, topology
 from tests import polling
 from tests.lab import conftest
@@ -16,13 +17,48 @@ from tests.lab import conftest
 FAMILIES = (4, 6)
 PORT = 8080
 
+# Whoever looks after it has to take down what is mounted in it, of whatever kind.
 KILLED_LAB = """
-import sys
+import subprocess, sys
+from lbproxy.kernel import bpffs
 from lbproxy.lab import cluster, topology
 with cluster.Lab(topology.uniform(1, 1)) as lab:
+    bpffs.ensure(lab.workdir / "bpf-1")
+    (lab.workdir / "bpf-1" / "folder").mkdir()
+    (lab.workdir / "a folder").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", lab.workdir / "a folder"], check=True)
     server = lab.serve("n1/p1")
     print(lab.run, server.process.pid, flush=True)
     sys.stdin.read()
+"""
+
+# Interrupted at one of its steps, by itself; says what is left when it has left the block.
+INTERRUPTED_LAB = """
+import os, sys
+from lbproxy.kernel import bpffs
+from lbproxy.lab import cgroups, cluster, topology
+from tests.lab import conftest
+number, step = int(sys.argv[1]), sys.argv[2]
+
+def struck(name, owner, attribute):
+    real = getattr(owner, attribute)
+    def strike(*arguments):
+        if name == step and lab.run:  # before that, it sweeps after others
+            os.kill(os.getpid(), number)
+        return real(*arguments)
+    setattr(owner, attribute, strike)
+
+struck("building", topology.Topology, "commands")
+struck("at work", bpffs, "ensure")
+struck("ending", cgroups, "remove")
+lab, how = cluster.Lab(topology.uniform(1, 1)), "by itself"
+try:
+    with lab:
+        bpffs.ensure(lab.workdir / "bpf-1")
+        lab.popen("n1", ["sleep", "600"])
+except KeyboardInterrupt:
+    how = "interrupted"
+print(how, lab.workdir.exists(), conftest.leftovers(), open("/proc/self/mountinfo").read().count(lab.run))
 """
 
 
@@ -224,8 +260,9 @@ def test_the_leftovers_of_a_killed_lab_are_swept_and_those_of_living_ones_are_no
 def left_by(lab: cluster.Lab, run: str) -> list[str]:
     """What is left of another lab."""
     found = [name for name in netns.names() if name.startswith(run)]
-    paths = (lab.cgroup().parent / run, pathlib.Path(lab.workdir.parent, run))
-    return [*found, *(str(path) for path in paths if path.exists())]
+    mounted = [one.point for one in mounts.read() if one.point.is_relative_to(lab.workdir.parent / run)]
+    paths = (lab.cgroup().parent / run, lab.workdir.parent / run)
+    return [*found, *map(str, mounted), *(str(path) for path in paths if path.exists())]
 
 
 def test_several_may_remove_the_same_cgroup_at_once(lab: cluster.Lab) -> None:
@@ -238,6 +275,19 @@ def test_several_may_remove_the_same_cgroup_at_once(lab: cluster.Lab) -> None:
             done = [threads.submit(cgroups.remove, group) for _ in range(4)]
             assert [one.result() for one in done] == [None] * 4
             assert not group.exists()
+
+
+@pytest.mark.parametrize("step", ["building", "at work", "ending"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_lab_that_is_told_to_end_leaves_nothing(needs_lab: None, number: signal.Signals, step: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_LAB, str(int(number)), step],
+        cwd=pathlib.Path(__file__).parents[2],
+        text=True,
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted False [] 0\n")
 
 
 def test_a_namespace_that_is_mounted_twice_goes_at_once() -> None:

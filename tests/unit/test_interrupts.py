@@ -60,6 +60,24 @@ def test_what_was_ignored_stays_so_and_what_was_not_is_given_back() -> None:
         signal.signal(signal.SIGHUP, before[0])
 
 
+def test_what_somebody_handles_is_left_to_him_where_only_the_fatal_are_caught() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    came: list[int] = []
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, lambda number, _frame: came.append(number))
+        with interrupts.Interrupts().caught(fatal=True):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
+            with pytest.raises(interrupts.Interrupted):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert came == [signal.SIGHUP]
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(
     ("outside", "inside"),
     [
