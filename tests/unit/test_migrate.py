@@ -27,15 +27,16 @@ class Node:
         self.flows: dict[str, int] = {}
         self.keeper = test_handover.Keeper()
         self.removed_when: list[tuple[bool, ...]] = []  # whether the anchor was there, and RETURN
+        self.removed: list[str] = []
+        self.kept: list[str] = []
+        self.failed: list[str] = []
+        self.unable: list[str] = []
 
     def all(self) -> None:
         """What `leftovers.Cleanup` does."""
         returning = inventory.is_set(self.kernel, tables.Handover.RETURN)
         self.removed_when.append((self.keeper.there[-1], returning))
-        self.rules.clear()
-
-    removed = property(lambda _self: (RULES,))
-    failed = unable = kept = ()
+        self.removed, self.rules = self.rules, []
 
     @contextlib.contextmanager
     def agent(self) -> collections.abc.Iterator[None]:
@@ -91,6 +92,31 @@ def test_rules_stay_where_lbproxy_does_not_serve_all(node: Node, capsys: pytest.
     assert "not all of it: the packet path is off: no TCX; services: full" in capsys.readouterr().out
     assert migrate.main(parsed("take-over", "--force")) == 0
     assert not node.rules
+
+
+@pytest.mark.parametrize("how", [[], ["--dry-run"]])
+def test_that_nothing_was_to_be_removed_is_said_and_only_then(
+    node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: list[str]
+) -> None:
+    nothing = "nothing of kube-proxy's is there to be removed"
+    monkeypatch.setattr(leftovers, "kept", lambda: list(node.kept))
+
+    def said() -> list[str]:
+        assert migrate.main(parsed("take-over", *how)) == (1 if node.unable and not how else 0)
+        return capsys.readouterr().out.splitlines()
+
+    assert any(RULES in line for line in said())
+    node.rules = []
+    assert said().count(nothing) == 1
+    # Also where something of it is not to be removed.
+    node.kept = ["iptables-nft, table nat: KUBE-MARK-MASQ"]
+    lines = said()
+    assert lines.count(nothing) == 1
+    assert any(line.endswith(node.kept[0]) for line in lines)
+    # But not where something ought to go, and nothing here can remove it.
+    node.unable = ["kube-proxy's rules of iptables-legacy stay"]
+    monkeypatch.setattr(leftovers, "staying", lambda _: list(node.unable))
+    assert nothing not in said()
 
 
 def test_translation_is_kept_before_anything_is_removed(node: Node) -> None:
