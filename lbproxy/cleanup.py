@@ -29,6 +29,9 @@ def main(args: argparse.Namespace) -> int:
 def _remove_anchor() -> bool:
     try:
         return anchor.remove()
+    except PermissionError as error:
+        why = f"{error.strerror}: that needs CAP_NET_ADMIN"
+        raise errors.AgentError(f"cannot tell whether table inet {anchor.NAME} is there: {why}") from error
     except OSError as error:
         raise errors.AgentError(f"cannot remove table inet {anchor.NAME}: {error.strerror}") from error
 

@@ -68,10 +68,20 @@ class Keeper:
 
 
 def exists() -> bool:
-    """Whether it is there, in the network namespace of the thread that asks."""
+    """Whether it is there, in the network namespace of the thread that asks; not where one may not look."""
+    try:
+        return _is_there()
+    except PermissionError:
+        return False
+
+
+def _is_there() -> bool:
+    """The same, but PermissionError where one may not look."""
     try:
         with nf_tables.opened() as socket:
             socket.request(nf_tables.GET_TABLE, _INET + nf_tables.text(nf_tables.TABLE_NAME, NAME))
+    except PermissionError:
+        raise
     except OSError:
         return False
     return True
@@ -106,8 +116,8 @@ def make() -> bool:
 
 
 def remove() -> bool:
-    """Remove it; whether it was there. Raises OSError."""
-    if not exists():
+    """Remove it; whether it was there. Raises OSError, also where one may not look."""
+    if not _is_there():
         return False
     try:
         nf_tables.delete_table("inet", NAME)

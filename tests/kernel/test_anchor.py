@@ -2,8 +2,10 @@
 
 import collections.abc
 import os
+import pathlib
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -42,6 +44,25 @@ def test_it_comes_and_goes(space: str) -> None:
         assert "lbproxy" not in listed()
 
     namespaces.inside(netns.path(space), script)
+
+
+def test_who_may_not_look_does_not_say_that_it_is_gone(space: str, tmp_path: pathlib.Path) -> None:
+    """A pod that cleans up without the right would call its node clean."""
+    cleanup = [sys.executable, "-m", "lbproxy", "cleanup", "--bpffs", str(tmp_path / "none")]
+    inside = ["nsenter", f"--net={netns.path(space)}"]
+    unable = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+
+    def cleaned(*before: str) -> subprocess.CompletedProcess[str]:
+        argv = [*inside, *before, *cleanup]
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+
+    namespaces.inside(netns.path(space), anchor.make)
+    refused = cleaned(*unable)
+    assert refused.returncode == 1
+    assert f"cannot tell whether table inet {anchor.NAME} is there" in refused.stderr
+    assert namespaces.inside(netns.path(space), anchor.exists)
+    assert cleaned().returncode == 0
+    assert not namespaces.inside(netns.path(space), anchor.exists)
 
 
 def test_it_is_made_again_where_somebody_removes_it(

@@ -13,6 +13,7 @@ import pytest
 
 from deploy import kustomizing
 from lbproxy.core import migration, migration_plan
+from lbproxy.kernel import anchor
 from lbproxy.lab import cluster
 from tests.lab import agents, manifests, rootfs
 
@@ -127,10 +128,14 @@ def test_what_the_containers_may_do_is_enough(overlay: str, lab: cluster.Lab, ap
         look(lab, agent)
         take_over(lab, api, agent)
         # The way back. It waits for the agent to be gone.
-        clean = [*limited(cleaning["cleanup"]), *rootfs.lbproxy(), "cleanup", f"--bpffs={agent.root}"]
+        argv = [*limited(cleaning["cleanup"]), *rootfs.lbproxy(), "cleanup", f"--bpffs={agent.root}"]
+        clean = lab.command("n1", argv, cgroup=False)
         refused = subprocess.run(clean, capture_output=True, text=True, check=False, timeout=60)
         assert refused.returncode == 1
         assert "stop it first" in refused.stderr
         assert agent.stop() == 0
+        # As it is left where connections that kube-proxy began outlive the agent.
+        lab.check_output("n1", ["nft", f"add table inet {anchor.NAME}"], cgroup=False)
         subprocess.run(clean, check=True, timeout=60)
         assert not agent.root.exists()
+        assert anchor.NAME not in lab.check_output("n1", ["nft", "list tables"], cgroup=False)

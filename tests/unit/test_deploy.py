@@ -212,8 +212,9 @@ def test_cleanup_finds_what_the_agents_pin() -> None:
     assert command._parsers()[0].parse_args(container["args"]).bpffs.parent == pathlib.Path("/host/bpf")
     assert container["volumeMounts"] == [{"name": "bpffs", "mountPath": "/host/bpf"}]
     assert pod["volumes"] == [volume for volume in agents["volumes"] if volume["name"] == "bpffs"]
+    rights = {"cleanup": {"drop": ["ALL"], "add": ["NET_ADMIN"]}, "done": {"drop": ["ALL"]}}
     for each in kustomizing.containers({"spec": {"template": {"spec": pod}}}):
-        assert each["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert each["securityContext"]["capabilities"] == rights[each["name"]]
         assert each["image"] == f"lbproxy:{lbproxy.__version__}"
 
 
