@@ -267,6 +267,7 @@ class _Agent:
         )
         control.awaits_devices = True
         control.probe_problem = self._probe_problem
+        control.source_problems = lambda: [one.problem for one in sources]
         known = restoring.unhealthy(control.reconciler.ledger, tables.Health.PROBE_FAILED)
         self._prober.take_over(control.note_health, known)
         ejected = restoring.unhealthy(control.reconciler.ledger, tables.Health.EJECTED)
@@ -423,20 +424,21 @@ class _Agent:
         """
         while True:
             await asyncio.sleep(_HOOK_CHECK_S)
+            problem = ""
             try:
                 async with self._writing.shared():
                     _find_cgroup(self._cgroup, self._datapath)
                     lost = self._datapath.verify(self._cgroup.path, self._cgroup.id)
             except OSError as error:
-                _log.error("%s", self._datapath.problem or f"cannot verify the hooks: {error}")
+                problem = self._datapath.problem or f"cannot verify the hooks: {error}"
+                _log.error("%s", problem)
             else:
                 if lost:
                     _log.error("put back hooks that were taken away: %s", ", ".join(lost))
             if self._controller is not None:
                 hidden = f"no cgroup2 mount shows the cgroup {self._cgroup.path}"
-                self._controller.datapath_problem = self._datapath.problem or (
-                    "" if self._cgroup.visible else hidden
-                )
+                problem = problem or self._datapath.problem
+                self._controller.datapath_problem = problem or ("" if self._cgroup.visible else hidden)
 
     async def _watch_config(self, path: pathlib.Path) -> None:
         """End when the configuration changes, to be started again with the new one (CLI-2)."""

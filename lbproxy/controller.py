@@ -80,6 +80,8 @@ class Controller:
         self.return_notice = ""  # that none is to be begun any more
         # What keeps probes from being made as they are asked for; looked at when it is asked for.
         self.probe_problem: typing.Callable[[], str] = lambda: ""
+        # What is not heard of any more; likewise.
+        self.source_problems: typing.Callable[[], typing.Iterable[str]] = lambda: ()
         self.migration_problem = ""  # why what the Node says is not carried out
         self.device_problems: typing.Sequence[str] = ()  # what keeps the packet path from devices
         self.devices_unserved: typing.Sequence[str] = ()  # those of them that leave packets unserved
@@ -338,6 +340,7 @@ class Controller:
             self.return_notice,
             self.migration_problem,
             self.probe_problem(),
+            *self.source_problems(),
         )
         reasons += [one for one in problems if one]
         reasons += self.device_problems

@@ -77,6 +77,8 @@ class Manifests:
     Where several files hold the same object, the first by name is in force.
     """
 
+    problem: typing.Final = ""  # what can not be read counts as rejected
+
     def __init__(
         self, path: pathlib.Path, emit: Emit, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:

@@ -24,6 +24,7 @@ PAGE_OBJECTS = 500
 WATCH_S = (300, 600)  # how long a watch is to last, drawn anew each time so that agents spread out
 SHORT_WATCH_S = 1.0  # one that ends sooner and says nothing counts as a failure
 IDLE_TIMEOUT_S = 150.0  # API servers send a bookmark a minute
+SILENT_S = 60.0  # after so long without a watch people are told; a server that starts over takes less
 MOST_SILENCES = 2  # so many watches in a row: what they watch may be of an earlier life of the server
 _DECODED_AT_ONCE = 50
 BACKOFF_S = (0.5, 30.0)  # first and longest; each wait is drawn between half and one and a half of it
@@ -166,12 +167,22 @@ class Reflector:
         self._draw = draw
         self._clock = clock
         self._monotonic = monotonic
+        self._closed_s = monotonic()  # when the last watch ended
         self._silences = 0  # watches in a row that were given up for being silent
         self._known: dict[events.ObjectName, None] = {}  # a set of half the size
         self._unreadable: set[events.ObjectName] = set()  # as far as lines of the watch could be read
         self._backoff_s = BACKOFF_S[0]
         self._read_page = msgspec.json.Decoder(Page).decode
         self._read_line = msgspec.json.Decoder(WatchLine).decode
+
+    @property
+    def problem(self) -> str:
+        """That there was no watch for a minute, to be read by anybody; empty where there is one."""
+        closed_s = self._monotonic() - self._closed_s
+        if self.state.connected or not self.state.synced or closed_s < SILENT_S:
+            return ""
+        told = f"the API server has told nothing of {self.watched.kind} for {closed_s:.0f} s"
+        return f"{told}: this node serves what it knew last"
 
     async def run(self) -> typing.NoReturn:
         """List and watch until cancelled."""
@@ -290,6 +301,7 @@ class Reflector:
                 raise Relist(str(error)) from error
             finally:
                 self.state.connected = False
+                self._closed_s = self._monotonic()
         # A line that was cut off is forgotten: the next watch sends it again.
         return self.state.version != started_at or self._monotonic() - started_s >= SHORT_WATCH_S
 

@@ -75,7 +75,10 @@ class Running:
 
     @contextlib.asynccontextmanager
     async def work(
-        self, emit: reflector.Emit | None = None, clock: Callable[[], float] = time.time
+        self,
+        emit: reflector.Emit | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> AsyncIterator["Running"]:
         api = await client.connect(master=self.server.url)
         self.reflector = reflector.Reflector(
@@ -86,6 +89,7 @@ class Running:
             draw=lambda low, high: (low + high) / 2,
             idle_timeout_s=self._idle_timeout_s,
             clock=clock,
+            monotonic=monotonic,
         )
         self.state = self.reflector.state
         task = asyncio.create_task(self.reflector.run())

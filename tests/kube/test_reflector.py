@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import time
 import typing
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -381,13 +382,21 @@ async def test_an_outage_changes_nothing_until_the_server_is_back() -> None:
     first.store.put(objects.service("old"))
     await first.start()
     port = int(first.url.rpartition(":")[2])
-    async with Running(first, reflector.services()).work() as running:
+    later_s = 0.0
+    async with Running(first, reflector.services()).work(
+        monotonic=lambda: time.monotonic() + later_s
+    ) as running:
         await running.until_watching()
         before = len(running.seen.all)
+        later_s += 2 * reflector.SILENT_S
+        assert running.reflector.problem == ""
         await first.stop()
         await eventually(lambda: "connection refused" in running.state.last_error)
         assert len(running.seen.all) == before
         assert not running.state.connected
+        assert running.reflector.problem == ""
+        later_s += 2 * reflector.SILENT_S
+        assert running.reflector.problem.startswith("the API server has told nothing of Service for ")
         second = apiserver.ApiServer(port=port)
         second.store.version = 1_000_000
         second.store.put(objects.service("web"))

@@ -721,8 +721,9 @@ async def test_a_hook_that_can_not_be_put_back_is_a_reason() -> None:
         problems = ["probes count for nothing", ""]
         agent.control.probe_problem = lambda: problems.pop(0)
         agent.control.datapath_problem = ""
-        assert agent.control.reasons == ["probes count for nothing"]
-        assert agent.control.reasons == []
+        agent.control.source_problems = lambda: ["", "nothing is heard"]
+        assert agent.control.reasons == ["probes count for nothing", "nothing is heard"]
+        assert agent.control.reasons == ["nothing is heard"]
 
 
 @in_virtual_time
