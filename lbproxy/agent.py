@@ -232,6 +232,7 @@ class _Agent:
             outcome.identity.refused,
             self._writing,
             lambda: new_flows.look_again(hand_over, loop),
+            self._telemetry.put_back,
         )
 
         def wrote(writes: typing.Sequence[tables.Write]) -> None:
@@ -435,6 +436,7 @@ class _Agent:
             else:
                 if lost:
                     _log.error("put back hooks that were taken away: %s", ", ".join(lost))
+                    self._telemetry.put_back(len(lost))
             if self._controller is not None:
                 hidden = f"no cgroup2 mount shows the cgroup {self._cgroup.path}"
                 problem = problem or self._datapath.problem

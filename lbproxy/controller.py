@@ -335,7 +335,6 @@ class Controller:
         reasons = [*self._shortfalls.reasons(self.reconciler), *self._node.reasons]
         problems = (
             self.growth_problem,
-            self.datapath_problem,
             self.handover_problem,
             self.return_notice,
             self.migration_problem,
@@ -343,13 +342,18 @@ class Controller:
             *self.source_problems(),
         )
         reasons += [one for one in problems if one]
-        reasons += self.device_problems
+        reasons += self.datapath_problems
         reasons += self._rejections.lines
         if self.reconciler.awaits_node:
             reasons.append(self._node_unread)
         if not self.ready.is_set():
             reasons.append("the first full state is not in the kernel yet")
         return reasons
+
+    @property
+    def datapath_problems(self) -> list[str]:
+        """What keeps programs from where they belong, one line each."""
+        return [*([self.datapath_problem] if self.datapath_problem else []), *self.device_problems]
 
     @property
     def unserved(self) -> list[str]:

@@ -52,6 +52,7 @@ class Metrics:
         self._rejected = self._counter(table.REJECTED)
         self._warnings = self._counter(table.WARNINGS)
         self._failures = self._counter(table.SYNC_FAILURES)
+        self._put_back = self._counter(table.PUT_BACK)
         self._probes = self._counter(table.PROBES)
         self._ejections = self._counter(table.EJECTIONS)
         self._probe_duration = self._histogram(table.PROBE_DURATION)
@@ -150,6 +151,10 @@ class Metrics:
             label = metrics_scrape.family_label(family)
             self._conntrack_duration.labels(label).observe(took_s)
             self._conntrack_deleted.labels(label).inc(closed.get(family, 0))
+
+    def put_back(self, programs: int) -> None:
+        """Count programs that somebody had taken away."""
+        self._put_back.inc(programs)
 
     def ejected(self) -> None:
         """Count a backend that is left out."""

@@ -86,6 +86,11 @@ class Agent(typing.Protocol):
         """The objects that can not be understood as they are now, and why."""
         ...
 
+    @property
+    def datapath_problems(self) -> typing.Sequence[str]:
+        """What keeps programs from where they belong."""
+        ...
+
 
 class FlowTable(typing.Protocol):
     """Who looks after the flow table."""
@@ -134,6 +139,7 @@ class Seen(typing.NamedTuple):
     used: dict[str, int]
     starved: int
     spared: int
+    problems: int  # of the datapath
     counted: typing.Sequence[model.PortKey]  # whose backends' open connections are counted
     rejected: typing.Mapping[events.Kind, int]
 
@@ -163,6 +169,7 @@ def _seen(agent: Agent) -> Seen:
         used,
         len(agent.reconciler.starved),
         len(agent.reconciler.spared),
+        len(agent.datapath_problems),
         list(ledger.counted),
         collections.Counter(kind for kind, _ in agent.rejected),
     )
@@ -223,6 +230,7 @@ class Collector:
         yield from self._watches()
         rejected = self._now.rejected
         yield _family(table.REJECTED_OBJECTS, [((kind,), rejected.get(kind, 0)) for kind in events.Kind])
+        yield _one(table.DATAPATH_PROBLEMS, self._now.problems)
 
     def _balanced(self) -> typing.Iterator[metrics_core.Metric]:
         now = self._now

@@ -379,6 +379,16 @@ WARNINGS = Definition(
 SYNC_FAILURES = Definition(
     "lbproxy_sync_failures_total", Type.COUNTER, "Passes that ended with a write the kernel did not take"
 )
+DATAPATH_PROBLEMS = Definition(
+    "lbproxy_datapath_problems",
+    Type.GAUGE,
+    "What keeps programs from the hooks and devices where they belong, a line of /healthz each; should be 0",
+)
+PUT_BACK = Definition(
+    "lbproxy_programs_put_back_total",
+    Type.COUNTER,
+    "Programs that the agent put back at a hook or device, where somebody had taken them away",
+)
 BUILD_INFO = Definition(
     "lbproxy_build_info",
     Type.GAUGE,

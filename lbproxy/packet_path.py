@@ -65,14 +65,17 @@ class PacketPath:
         refused: str = "",
         writing: gate.Gate | None = None,
         new_uplink: typing.Callable[[], None] = lambda: None,
+        put_back: typing.Callable[[int], None] = lambda _count: None,
     ) -> None:
         """`report` is told of whatever is not as it should be, one line each, whenever that changes.
 
         And which of these lines mean that packets are not served, which would be with all in order.
 
         `refused` is why there are no programs, where there are none. `new_uplink` is called before
-        an uplink gets its programs that has come after all others.
+        an uplink gets its programs that has come after all others. `put_back` is told how many
+        programs were taken away by somebody else, and are there again; in another thread.
         """
+        self._put_back = put_back
         self._new_uplink = new_uplink
         self._refused = refused
         self._wanted_at_all = settings.packet_path
@@ -213,6 +216,7 @@ class PacketPath:
         if lost:
             places = ", ".join(f"{one.program} at {present[one.ifindex].name}" for one in lost)
             _log.error("put back programs that were taken away: %s", places)
+            self._put_back(len(lost))
         self._attached = frozenset(wanted) - applied.refused.keys()
         reasons = []
         for one, error in applied.refused.items():

@@ -140,6 +140,7 @@ async def test_the_agent_logs_what_it_puts_back_and_ends_where_it_can_not_go_on(
     monkeypatch.setattr(agent, "_HOOK_CHECK_S", 0.0)
     found = Verified([], ["connect4"], PermissionError(1, "not now"), [])
     told: list[str] = []
+    counted: list[int] = []
 
     class Control:
         def __setattr__(self, name: str, value: str) -> None:
@@ -150,6 +151,7 @@ async def test_the_agent_logs_what_it_puts_back_and_ends_where_it_can_not_go_on(
         _cgroup=cgroup2.Cgroup(cgroup, lambda: False),
         _controller=Control(),
         _writing=gate.Gate(),
+        _telemetry=types.SimpleNamespace(put_back=counted.append),
     )
     running = typing.cast(agent._Agent, parts)
     with caplog.at_level(logging.ERROR), pytest.raises(errors.AgentError, match="gone"):
@@ -159,6 +161,7 @@ async def test_the_agent_logs_what_it_puts_back_and_ends_where_it_can_not_go_on(
         "can not be put back: [Errno 1] not now",
     ]
     assert "datapath_problem: can not be put back: [Errno 1] not now" in told
+    assert counted == [1]
 
 
 @pytest.mark.usefixtures("spare_cache")

@@ -77,6 +77,7 @@ class Running:
         self.settings = settings
         self.reported: list[list[str]] = []
         self.unserved: list[list[str]] = []
+        self.put_back: list[int] = []
 
     def _report(
         self, reasons: collections.abc.Sequence[str], unserved: collections.abc.Sequence[str]
@@ -94,6 +95,7 @@ class Running:
                     self.found,
                     self.kernel,
                     self._report,
+                    put_back=self.put_back.append,
                 )
                 task = asyncio.create_task(self.path.run())
                 try:
@@ -199,7 +201,7 @@ def test_what_somebody_takes_away_is_put_back_and_told(
         with generation.opened(found.links_dir / pin) as link_fd:
             libbpf.link_detach(link_fd)
         await running.becomes(up0=OUTSIDE, **REST)
-        await polling.eventually_async(lambda: caplog.records)
+        await polling.eventually_async(lambda: running.put_back == [1])
 
     with caplog.at_level(logging.ERROR):
         Running(ns, found, settings())(script)

@@ -115,6 +115,7 @@ class Agent:
             NODE, plan.Defaults(model.Algorithm.RANDOM), ledger.Ledger(sizes)
         )
         self.rejected: dict[tuple[events.Kind, events.ObjectName], str] = {}
+        self.datapath_problems: list[str] = []
         for kind in events.Kind:
             self.reconciler.take(events.Synced(kind))
 
@@ -360,6 +361,18 @@ async def test_what_is_balanced_is_counted(agent: Agent) -> None:
     assert scraped("lbproxy_starved_service_ports") == 0
     assert scraped("lbproxy_build_info", version="0.1.0", fingerprint="f00d") == 1
     assert scraped("lbproxy_datapath_start", how="adopted") == 1
+
+
+async def test_programs_that_are_not_where_they_belong_are_counted(agent: Agent) -> None:
+    attached = agent.attach()
+    scraped = await scrape(attached)
+    assert scraped("lbproxy_datapath_problems") == 0
+    assert scraped("lbproxy_programs_put_back_total") == 0
+    agent.datapath_problems = ["connect4 can not be put back", "no uplink"]
+    attached.put_back(3)
+    scraped = await scrape(attached)
+    assert scraped("lbproxy_datapath_problems") == 2
+    assert scraped("lbproxy_programs_put_back_total") == 3
 
 
 async def test_what_is_open_is_told_of_counted_backends_those_with_the_most_first(agent: Agent) -> None:
