@@ -29,7 +29,6 @@ from lbproxy import (
     health_checks,
     log_lines,
     memory,
-    metrics,
     netns_addresses,
     new_flows,
     node_watch,
@@ -43,6 +42,7 @@ from lbproxy import (
 from lbproxy.config import config
 from lbproxy.core import events, migration, model, outliers, probing, restoring, tables
 from lbproxy.kernel import bpffs, datapath, features, maps, node
+from lbproxy.metrics import metrics
 from lbproxy.probes import asking, prober, trust
 
 if typing.TYPE_CHECKING:

@@ -12,7 +12,7 @@ import logging
 import time
 import typing
 
-from lbproxy import gate, local_node, metrics, node_watch, rejections, shortfalls
+from lbproxy import gate, local_node, node_watch, rejections, shortfalls
 from lbproxy.config import config
 from lbproxy.core import (
     events,
@@ -28,6 +28,7 @@ from lbproxy.core import (
     topology,
 )
 from lbproxy.kernel import maps
+from lbproxy.metrics import metrics
 
 _log = logging.getLogger(__name__)
 

@@ -12,10 +12,11 @@ import logging
 import time
 import typing
 
-from lbproxy import cgroup2, controller, errors, gate, metrics
+from lbproxy import cgroup2, controller, errors, gate
 from lbproxy.config import config
 from lbproxy.core import fill, growth, tables
 from lbproxy.kernel import datapath, maps
+from lbproxy.metrics import metrics
 
 _log = logging.getLogger(__name__)
 

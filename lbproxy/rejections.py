@@ -3,8 +3,8 @@
 import logging
 import typing
 
-from lbproxy import metrics
 from lbproxy.core import events, wording
+from lbproxy.metrics import metrics
 
 _log = logging.getLogger(__name__)
 _LINES: typing.Final = 10  # health answers are read by people

@@ -13,9 +13,9 @@ import logging
 import time
 import typing
 
-from lbproxy import metrics
 from lbproxy.core import addresses, ledger, model, stale, tables
 from lbproxy.kernel import maps, namespaces, sock_diag
+from lbproxy.metrics import metrics
 
 _log = logging.getLogger(__name__)
 

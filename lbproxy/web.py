@@ -14,9 +14,10 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
-from lbproxy import errors, guarded, metrics, metrics_text, zpages
+from lbproxy import errors, guarded, zpages
 from lbproxy.config import config
 from lbproxy.core import healthz
+from lbproxy.metrics import metrics, text_format
 
 BIND_RETRY_S: typing.Final = 5.0
 
@@ -150,7 +151,7 @@ class Web:
 
     async def _metrics(self, request: web.BaseRequest) -> web.Response:
         body: bytes | bytearray = await self._telemetry.exposition()
-        headers = {"Content-Type": metrics_text.CONTENT_TYPE, "Vary": "Accept-Encoding"}
+        headers = {"Content-Type": text_format.CONTENT_TYPE, "Vary": "Accept-Encoding"}
         if "gzip" in request.headers.get("Accept-Encoding", ""):
             body = await asyncio.to_thread(gzip.compress, body, compresslevel=1)
             headers["Content-Encoding"] = "gzip"
@@ -177,7 +178,7 @@ class Web:
     async def _slis(self, _request: web.BaseRequest) -> web.Response:
         healthy = self._controller.health.healthy(self._now().monotonic_s)
         body = self._telemetry.slis(healthy=healthy)
-        return web.Response(body=body, headers={"Content-Type": metrics_text.CONTENT_TYPE})
+        return web.Response(body=body, headers={"Content-Type": text_format.CONTENT_TYPE})
 
 
 class Server:

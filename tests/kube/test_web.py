@@ -17,9 +17,10 @@ import pytest
 from prometheus_client import parser
 
 import lbproxy
-from lbproxy import errors, guarded, metrics, web
+from lbproxy import errors, guarded, web
 from lbproxy.config import config
 from lbproxy.core import healthz
+from lbproxy.metrics import metrics
 from tests import polling
 
 ANY_PORT = config.ListenAddress("127.0.0.1", 0)

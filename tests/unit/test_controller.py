@@ -17,10 +17,11 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbproxy import abi, controller, metrics
+from lbproxy import abi, controller
 from lbproxy.config import config
 from lbproxy.core import addresses, events, ledger, model, tables
 from lbproxy.kernel import fake, maps
+from lbproxy.metrics import metrics
 from tests import polling, serving, strategies, virtual_time
 from tests.unit import test_ledger, test_reconcile
 

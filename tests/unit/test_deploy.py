@@ -17,12 +17,13 @@ import lbproxy
 from benchmarks import results
 from deploy import kustomizing
 from deploy.chart.schema import NEWEST, OLDEST
-from lbproxy import abi, metrics_table
+from lbproxy import abi
 from lbproxy import cli as command
 from lbproxy.config import config, loading
 from lbproxy.config import flags as config_flags
 from lbproxy.core import events, fill, migration, migration_plan, model
 from lbproxy.kube import reflector, reports
+from lbproxy.metrics import table as metrics_table
 
 ROOT: typing.Final = pathlib.Path(__file__).parents[2]
 KUSTOMIZE: typing.Final = ROOT / "deploy/kustomize"

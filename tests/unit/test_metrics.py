@@ -16,8 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client import metrics_core, parser, samples
 
-from lbproxy import abi, flow_table, metrics, metrics_docs, metrics_scrape, metrics_text
-from lbproxy import metrics_table as table
+from lbproxy import abi, flow_table
 from lbproxy.config import config
 from lbproxy.core import (
     addresses,
@@ -35,6 +34,9 @@ from lbproxy.core import (
 )
 from lbproxy.kernel import fake, maps
 from lbproxy.kube import manifests, reflector
+from lbproxy.metrics import docs as metrics_docs
+from lbproxy.metrics import metrics, table, text_format
+from lbproxy.metrics import scrape as metrics_scrape
 
 NODE = "node-a"
 RESULTS = ("passed", "failed", "not-made")
@@ -239,7 +241,7 @@ def test_buckets_are_kube_proxys() -> None:
 
 def test_the_documentation_is_current() -> None:
     page = pathlib.Path(__file__).parents[2] / "docs" / "metrics.md"
-    assert page.read_text() == metrics_docs.render(), "run python -m lbproxy.metrics_docs > docs/metrics.md"
+    assert page.read_text() == metrics_docs.render(), "run python -m lbproxy.metrics.docs > docs/metrics.md"
 
 
 async def test_everything_in_the_table_is_exported_as_its_type(agent: Agent) -> None:
@@ -698,7 +700,7 @@ async def test_a_scrape_may_coincide_with_changes(agent: Agent) -> None:
 def test_any_label_and_value_reads_back(label: str, value: float) -> None:
     family = metrics_core.Metric("some", "help", "gauge")
     family.samples = [samples.Sample("some", {"a": label, "b": "plain"}, value)]
-    text = metrics_text.render([family]).decode()
+    text = text_format.render([family]).decode()
     (read,) = parser.text_string_to_metric_families(text)
     assert read.samples[0].labels == {"a": label, "b": "plain"}
     assert read.samples[0].value == value
@@ -711,6 +713,6 @@ def test_any_label_and_value_reads_back(label: str, value: float) -> None:
 def test_numbers_are_written_as_client_golang_does(value: float, text: str) -> None:
     family = metrics_core.Metric("some", "a\nb\\c", "gauge")
     family.samples = [samples.Sample("some", {}, value)]
-    assert metrics_text.render([family]).decode() == (
+    assert text_format.render([family]).decode() == (
         f"# HELP some a\\nb\\\\c\n# TYPE some gauge\nsome {text}\n"
     )

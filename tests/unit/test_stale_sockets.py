@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from lbproxy import metrics, stale_sockets
+from lbproxy import stale_sockets
 from lbproxy.core import model, tables
 from lbproxy.kernel import fake
+from lbproxy.metrics import metrics
 from tests import polling, serving
 
 UDP, TCP = 17, 6

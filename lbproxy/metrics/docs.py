@@ -1,13 +1,13 @@
-"""Make docs/metrics.md of the metrics table: `python -m lbproxy.metrics_docs > docs/metrics.md`."""
+"""Make docs/metrics.md of the metrics table: `python -m lbproxy.metrics.docs > docs/metrics.md`."""
 
 import sys
 
-from lbproxy import metrics_table as table
+from lbproxy.metrics import table
 
 INTRODUCTION = """\
 # Health and metrics
 
-<!-- Made by `python -m lbproxy.metrics_docs` from the metrics table; a test compares. -->
+<!-- Made by `python -m lbproxy.metrics.docs` from the metrics table; a test compares. -->
 
 ## Health: `--healthz-bind-address`, 0.0.0.0:10256
 

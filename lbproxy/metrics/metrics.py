@@ -1,6 +1,6 @@
-"""The agent's metrics: what others report to it, and what a scrape finds (metrics_scrape).
+"""The agent's metrics: what others report to it, and what a scrape finds (`scrape`).
 
-Names, labels and texts come from metrics_table alone.
+Names, labels and texts come from `table` alone.
 """
 
 import asyncio
@@ -9,11 +9,10 @@ import typing
 import prometheus_client
 
 import lbproxy
-from lbproxy import metrics_scrape, metrics_text
-from lbproxy import metrics_table as table
 from lbproxy.core import events, model, probe, probing
+from lbproxy.metrics import scrape, table, text_format
 
-_FAMILIES: typing.Final = tuple(map(metrics_scrape.family_label, model.Family))
+_FAMILIES: typing.Final = tuple(map(scrape.family_label, model.Family))
 
 
 class Metrics:
@@ -23,7 +22,7 @@ class Metrics:
         # Without this, each counter would be followed by a series with the time it was made.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = prometheus_client.CollectorRegistry(auto_describe=False)
-        self._collector: metrics_scrape.Collector | None = None
+        self._collector: scrape.Collector | None = None
         self._scraping = asyncio.Lock()
         self._full_pass = True
         prometheus_client.ProcessCollector(registry=self.registry)
@@ -76,11 +75,11 @@ class Metrics:
     def attach(
         self,
         *,
-        controller: metrics_scrape.Agent,
-        kernel: metrics_scrape.Kernel,
-        sources: typing.Sequence[metrics_scrape.Source],
-        flow_table: metrics_scrape.FlowTable,
-        prober: metrics_scrape.Prober,
+        controller: scrape.Agent,
+        kernel: scrape.Kernel,
+        sources: typing.Sequence[scrape.Source],
+        flow_table: scrape.FlowTable,
+        prober: scrape.Prober,
         max_series: int,
         fingerprint: str,
         start: str,
@@ -89,9 +88,7 @@ class Metrics:
 
         `fingerprint` is that of the programs, `start` the `how` of `Datapath.ensure`.
         """
-        self._collector = metrics_scrape.Collector(
-            controller, kernel, sources, max_series, flow_table, prober
-        )
+        self._collector = scrape.Collector(controller, kernel, sources, max_series, flow_table, prober)
         self.registry.register(self._collector)
         self._build.labels(lbproxy.__version__, fingerprint).set(1)
         self._start.labels(start).set(1)
@@ -128,7 +125,7 @@ class Metrics:
             by_extent.labels(family).observe(took_s)
             self._last.labels(family).set(wall_s)
         for family_of_slice, age_s in ages:
-            self._programming.labels(metrics_scrape.family_label(family_of_slice)).observe(age_s)
+            self._programming.labels(scrape.family_label(family_of_slice)).observe(age_s)
         for pending in self._pending.values():
             pending.set(0)
 
@@ -148,7 +145,7 @@ class Metrics:
     def closed_sockets(self, closed: typing.Mapping[model.Family, int], took_s: float) -> None:
         """Count stale UDP sockets that one search, of so many seconds, has closed."""
         for family in model.Family:
-            label = metrics_scrape.family_label(family)
+            label = scrape.family_label(family)
             self._conntrack_duration.labels(label).observe(took_s)
             self._conntrack_deleted.labels(label).inc(closed.get(family, 0))
 
@@ -193,7 +190,7 @@ class Metrics:
         """What /metrics/slis shows: health now, and how often either path was asked and what it said."""
         for kind in ("healthz", "livez"):
             self._healthcheck.labels("proxy", kind).set(healthy)
-        return metrics_text.render(self._sli_registry.collect())
+        return text_format.render(self._sli_registry.collect())
 
     def _checked(self, kind: str, status: int) -> None:
         self._healthchecks.labels("proxy", kind, "success" if status < 400 else "error").inc()
@@ -203,7 +200,7 @@ class Metrics:
         async with self._scraping:
             if self._collector is not None:
                 self._collector.look()
-            text = await asyncio.to_thread(lambda: metrics_text.render(self.registry.collect()))
+            text = await asyncio.to_thread(lambda: text_format.render(self.registry.collect()))
             # Not where the scrape was given up: its thread may still be at it.
             if self._collector is not None:
                 self._collector.forget()

@@ -14,7 +14,6 @@ import typing
 from prometheus_client import metrics_core, samples
 
 from lbproxy import abi
-from lbproxy import metrics_table as table
 from lbproxy.core import (
     addresses,
     events,
@@ -28,6 +27,7 @@ from lbproxy.core import (
     tables,
 )
 from lbproxy.kube import reflector
+from lbproxy.metrics import table
 
 if typing.TYPE_CHECKING:
     from lbproxy.kube import manifests  # with its YAML reader only where manifests are read
