@@ -26,7 +26,6 @@ from lbproxy import (
     gate,
     growing,
     handover,
-    health_checks,
     log_lines,
     memory,
     netns_addresses,
@@ -37,13 +36,13 @@ from lbproxy import (
     orders,
     packet_path,
     stale_sockets,
-    web,
 )
 from lbproxy.config import config
 from lbproxy.core import events, migration, model, outliers, probing, restoring, tables
 from lbproxy.kernel import bpffs, datapath, features, maps, node
 from lbproxy.metrics import metrics
 from lbproxy.probes import asking, prober, trust
+from lbproxy.web import health_check_ports, servers
 
 if typing.TYPE_CHECKING:
     # kubernetes_asyncio is not loaded for --manifests.
@@ -189,7 +188,7 @@ class _Agent:
         self._cgroup = cgroup2.Cgroup(cgroup, self._datapath.lost_cgroup)
         self._telemetry = metrics.Metrics()
         self._writing = gate.Gate()
-        self._health_checks = health_checks.HealthChecks(settings, self._health_check_failed)
+        self._health_checks = health_check_ports.HealthChecks(settings, self._health_check_failed)
         self._node_watch = node_watch.NodeWatch(settings, both_families=node_watch.has_both_families())
         self._ejecting = ejecting.Ejecting(self._ejection_says)
         self._orders = orders.Orders(settings, self._carried_out)
@@ -310,7 +309,7 @@ class _Agent:
         )
         tasks.create_task(larger.run())
         fatal = self._reports.cannot_serve if self._reports is not None else None
-        tasks.create_task(web.serve(self._settings, control, self._telemetry, fatal))
+        tasks.create_task(servers.serve(self._settings, control, self._telemetry, fatal))
         if self._settings.config_file is not None:
             tasks.create_task(self._watch_config(self._settings.config_file))
 

@@ -11,9 +11,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from lbproxy import guarded, health_checks
 from lbproxy.config import config
 from lbproxy.core import events, healthz, model, node_rows
+from lbproxy.web import guarded, health_check_ports
 from tests import polling, ports
 from tests.unit import test_health_checks as objects
 
@@ -31,7 +31,7 @@ class Site:
         self.health.synced(self.now_s)
         self.cluster = objects.cluster()
         self.node: node_rows.NodeFacts | None = None
-        self.servers = health_checks.HealthChecks(
+        self.servers = health_check_ports.HealthChecks(
             config.Config(node_name=objects.NODE, **settings),
             lambda *failure: self.failures.append(failure),
             lambda: self.now_s,

@@ -17,10 +17,12 @@ import pytest
 from prometheus_client import parser
 
 import lbproxy
-from lbproxy import errors, guarded, web
+from lbproxy import errors
 from lbproxy.config import config
 from lbproxy.core import healthz
 from lbproxy.metrics import metrics
+from lbproxy.web import guarded
+from lbproxy.web import servers as web
 from tests import polling
 
 ANY_PORT = config.ListenAddress("127.0.0.1", 0)

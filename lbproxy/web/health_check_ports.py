@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable
 
 from aiohttp import web
 
-from lbproxy import guarded
 from lbproxy.config import config
 from lbproxy.core import addresses, health_checks, healthz, model, node_rows, state
+from lbproxy.web import guarded
 
 RETRY_S: typing.Final = 30.0
 

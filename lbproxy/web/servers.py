@@ -14,10 +14,11 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
-from lbproxy import errors, guarded, zpages
+from lbproxy import errors
 from lbproxy.config import config
 from lbproxy.core import healthz
 from lbproxy.metrics import metrics, text_format
+from lbproxy.web import guarded, zpages
 
 BIND_RETRY_S: typing.Final = 5.0
 
