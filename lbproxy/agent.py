@@ -25,15 +25,12 @@ from lbproxy import (
     flow_table,
     gate,
     growing,
-    handover,
     log_lines,
     memory,
     netns_addresses,
-    new_flows,
     node_watch,
     noting,
     open_connections,
-    orders,
     packet_path,
     stale_sockets,
 )
@@ -41,6 +38,7 @@ from lbproxy.config import config
 from lbproxy.core import events, migration, model, outliers, probing, restoring, tables
 from lbproxy.kernel import bpffs, datapath, features, maps, node
 from lbproxy.metrics import metrics
+from lbproxy.migrate import handover, new_flows, orders
 from lbproxy.probes import asking, prober, trust
 from lbproxy.web import health_check_ports, servers
 

@@ -24,12 +24,13 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 import lbproxy
-from lbproxy import abi, cgroup2, errors, flow_table, kernel_clock, migrate, noting, preflight, status
+from lbproxy import abi, cgroup2, errors, flow_table, kernel_clock, noting, preflight, status
 from lbproxy.config import config, loading
 from lbproxy.config import flags as config_flags
 from lbproxy.core import addresses, inventory, listing, notes
 from lbproxy.core.preflight import verdict
 from lbproxy.kernel import attached, device_links, generation, identity, inspection, libbpf, links, maps
+from lbproxy.migrate import command as migrate
 from lbproxy.web import zpages
 
 _HTTP_S: typing.Final = 3.0

@@ -10,10 +10,11 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from lbproxy import bundle_flags, errors, interrupts, migrate_flags, output, secrecy, trace_flags
+from lbproxy import bundle_flags, errors, interrupts, output, secrecy, trace_flags
 from lbproxy.config import config, kinds, loading
 from lbproxy.config import flags as config_flags
 from lbproxy.config import options as config_options
+from lbproxy.migrate import flags as migrate_flags
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -99,7 +100,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
     return _read_side("show" if command in READERS else _MODULES.get(command, command), parsed)
 
 
-_MODULES = {"support-bundle": "bundle"}
+_MODULES = {"migrate": "migrate.command", "support-bundle": "bundle"}
 
 
 def _run(parsed: argparse.Namespace, problems: Sequence[str]) -> int:

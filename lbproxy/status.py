@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from lbproxy import abi, handover, noting, render
+from lbproxy import abi, noting, render
 from lbproxy.core import events, fill, inventory, listing, notes, tables, wording
 from lbproxy.kernel import inspection, maps
+from lbproxy.migrate import handover
 
 # --- maps ---
 

@@ -19,10 +19,13 @@ import pytest
 import yaml
 
 from lbproxy import cli as command
-from lbproxy import errors, migrate_cluster, migrate_nodes, migrate_sets
+from lbproxy import errors
 from lbproxy.core import migration, migration_plan
 from lbproxy.kube import cluster, cluster_objects
 from lbproxy.lab import apiserver
+from lbproxy.migrate import cluster as migrate_cluster
+from lbproxy.migrate import daemon_sets
+from lbproxy.migrate import nodes as migrate_nodes
 from tests.kube.conftest import eventually
 
 KUBE_SYSTEM = "kube-system"
@@ -556,7 +559,7 @@ Ask = collections.abc.Callable[[str], str]
 def asking(kubeconfig: pathlib.Path) -> collections.abc.Callable[..., collections.abc.Awaitable[int]]:
     """Run the command with somebody who answers, and a clock of his."""
 
-    async def run(ask: Ask, waiting: migrate_sets.Waiting | None = None) -> int:
+    async def run(ask: Ask, waiting: daemon_sets.Waiting | None = None) -> int:
         flags = ["--kubeconfig", str(kubeconfig), "--to", "lbproxy", "--all-nodes", "--timeout", "5"]
         args = command._parsers()[0].parse_args(["migrate", "cluster", *flags])
         api = await asyncio.to_thread(cluster.connect, str(kubeconfig), "")
@@ -650,7 +653,7 @@ async def test_a_rollout_has_time_for_each_step_of_it(server: apiserver.ApiServe
             server.store.patch("daemonsets", key, {"status": status})
 
     server.store.patch("daemonsets", key, {"status": {"desiredNumberScheduled": 9}})
-    waiting = migrate_sets.Waiting(lambda: now_s, sleep)
+    waiting = daemon_sets.Waiting(lambda: now_s, sleep)
     with pytest.raises(errors.AgentError, match="no progress for 5 s: the change of kube-proxy's DaemonSet"):
         await asking(lambda _: "y", waiting)
     # Five steps in twenty seconds, none of which took five, and then none for so long.

@@ -19,9 +19,9 @@ import pytest
 import yaml
 
 from benchmarks.kubeproxy import load, program
-from lbproxy import migrate_cluster
 from lbproxy.core import migration, migration_plan
 from lbproxy.lab import cluster
+from lbproxy.migrate import cluster as migrate_cluster
 from tests import polling
 from tests.lab import agents, daemon_sets, manifests, talking, test_migration
 from tests.lab.conftest import LabFactory

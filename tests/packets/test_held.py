@@ -28,7 +28,7 @@ def entry(side: Side, proto: int = 6, status: int = 0x26, tcp_state: int = 3) ->
 def hold(lb: Bench, found: conntrack.Entry) -> None:
     settings = tables.settings(lb.made.maps.row("settings", tables.row_key(0)) or b"")
     rows = conntrack.rows(found, harness.tick(), settings)
-    # As handover.py does it: no program has begun these.
+    # As migrate/handover.py does it: no program has begun these.
     with absent_flows.AbsentFlows(lb.made.maps).written(b"".join(rows)):
         lb.made.maps.put_absent(tables.Table.FLOWS, rows)
     lb.look()

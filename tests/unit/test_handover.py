@@ -5,9 +5,10 @@ import collections.abc
 
 import pytest
 
-from lbproxy import abi, errors, handover
+from lbproxy import abi, errors
 from lbproxy.core import absence, addresses, conntrack, tables
 from lbproxy.kernel import fake
+from lbproxy.migrate import handover
 from tests import installing, polling
 
 LEARN, HELD_UDP, RETURN = (

@@ -11,10 +11,12 @@ import pytest
 from pyroute2.netlink import generic
 from pyroute2.netlink.generic import ipvs as theirs
 
-from lbproxy import cli, errors, handover, leftovers, migrate, taking_over
+from lbproxy import cli, errors, leftovers
 from lbproxy.core import inventory, tables
 from lbproxy.core import ipvs as core
 from lbproxy.kernel import anchor, fake, inspection, ipvs, netlink
+from lbproxy.migrate import command as migrate
+from lbproxy.migrate import handover, taking_over
 from tests import installing
 from tests.unit import test_handover
 

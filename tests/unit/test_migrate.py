@@ -8,9 +8,11 @@ import typing
 
 import pytest
 
-from lbproxy import cli, errors, handover, leftovers, migrate, noting, taking_over
+from lbproxy import cli, errors, leftovers, noting
 from lbproxy.core import inventory, notes, tables
 from lbproxy.kernel import anchor, fake, inspection, ipvs
+from lbproxy.migrate import command as migrate
+from lbproxy.migrate import handover, taking_over
 from tests import installing
 from tests.unit import test_handover
 

@@ -7,8 +7,10 @@ import typing
 import pytest
 
 from lbproxy import cli as command
-from lbproxy import leftovers, migrate, taking_over
+from lbproxy import leftovers
 from lbproxy.kernel import fake, inspection
+from lbproxy.migrate import command as migrate
+from lbproxy.migrate import taking_over
 from tests import installing
 
 FOUND = {

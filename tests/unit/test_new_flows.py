@@ -7,7 +7,8 @@ import typing
 
 import pytest
 
-from lbproxy import errors, gate, new_flows
+from lbproxy import errors, gate
+from lbproxy.migrate import new_flows
 from tests import virtual_time
 
 

@@ -8,10 +8,11 @@ import typing
 
 import pytest
 
-from lbproxy import errors, gate, handover, orders, taking_over
+from lbproxy import errors, gate
 from lbproxy.config import config
 from lbproxy.core import events, inventory, migration, migration_plan, model, tables
 from lbproxy.kernel import fake
+from lbproxy.migrate import handover, orders, taking_over
 from tests import installing, polling
 from tests.unit import test_handover
 

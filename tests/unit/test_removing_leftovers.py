@@ -8,10 +8,11 @@ import typing
 
 import pytest
 
-from lbproxy import cli, errors, leftovers, migrate
+from lbproxy import cli, errors, leftovers
 from lbproxy.core import leftovers as core
 from lbproxy.core import model, tables
 from lbproxy.kernel import fake, ipvs, legacy_tables, nf_tables
+from lbproxy.migrate import command as migrate
 from tests import installing
 
 SVC = "KUBE-SVC-NPX46M4PTMTKRN6Y"

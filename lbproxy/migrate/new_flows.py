@@ -1,4 +1,4 @@
-"""Whose the flows are that begin now: the agent's part in a hand-over (handover.py).
+"""Whose the flows are that begin now: the agent's part in a hand-over (`handover`).
 
 They are left to kube-proxy, or whoever else, until what that has begun is known: at the start, before another
 uplink is served, and after `lbproxy migrate return`.
@@ -10,9 +10,10 @@ import logging
 import typing
 from collections.abc import Callable
 
-from lbproxy import controller, errors, gate, handover
+from lbproxy import controller, errors, gate
 from lbproxy.config import config
 from lbproxy.kernel import datapath
+from lbproxy.migrate import handover
 
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from lbproxy.core import events, inventory, migration, migration_plan, model, ta
 from lbproxy.kernel import maps
 
 if typing.TYPE_CHECKING:
-    from lbproxy import handover, taking_over
+    from lbproxy.migrate import handover, taking_over
 
 _RETRY_S: typing.Final = 5.0
 # Who is to run on a node, as its label has it, when its agent is told something.
@@ -66,7 +66,8 @@ class _Done(typing.NamedTuple):
 
 def real() -> Acts:
     """Those of this node. Imported only where an order comes, which is once in a node's life."""
-    from lbproxy import leftovers, taking_over  # noqa: PLC0415 - see above
+    from lbproxy import leftovers  # noqa: PLC0415 - see above
+    from lbproxy.migrate import taking_over  # noqa: PLC0415 - see above
 
     return Acts(
         taking_over.flows,

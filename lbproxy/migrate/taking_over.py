@@ -8,12 +8,13 @@ import time
 import typing
 from collections.abc import Callable
 
-from lbproxy import errors, flow_table, handover, leftovers
+from lbproxy import errors, flow_table, leftovers
 from lbproxy.config import config
 from lbproxy.core import conntrack, inventory, ipvs, model, tables
 from lbproxy.kernel import anchor, maps, surroundings
 from lbproxy.kernel import conntrack as tracker
 from lbproxy.kernel import ipvs as virtual
+from lbproxy.migrate import handover
 
 _BATCH_ROWS: typing.Final = 4096
 RESUME_S: typing.Final = 30.0  # the agent looks every second, and reads the tracker twice

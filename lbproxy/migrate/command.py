@@ -1,7 +1,7 @@
 """`lbproxy migrate`: from kube-proxy to lbproxy and back, on this node, without breaking a connection.
 
 The agent does what is hard, and by itself: when it starts it leaves to kube-proxy what kube-proxy
-has begun (`handover.py`). What is left is to remove kube-proxy's rules once it is gone, and for the
+has begun (`handover`). What is left is to remove kube-proxy's rules once it is gone, and for the
 way back to stop beginning flows, and to see when the last one has ended.
 """
 
@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from lbproxy import errors, leftovers, migrate_flags, noting, render, taking_over
+from lbproxy import errors, leftovers, noting, render
 from lbproxy.core import inventory, ipvs, migration, tables
 from lbproxy.core import leftovers as kube_proxys
 from lbproxy.kernel import anchor, inspection, maps
 from lbproxy.kernel import ipvs as virtual
+from lbproxy.migrate import flags, taking_over
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -61,11 +62,11 @@ class GivenBack(msgspec.Struct, frozen=True):
 
 def main(args: argparse.Namespace) -> int:
     """Do what `args.step` names; returns the exit status. Raises LbproxyError."""
-    migrate_flags.check(args)
+    flags.check(args)
     if args.step == "cluster":
-        from lbproxy import migrate_cluster  # noqa: PLC0415 - not for a node
+        from lbproxy.migrate import cluster  # noqa: PLC0415 - not for a node
 
-        return migrate_cluster.main(args)
+        return cluster.main(args)
     with contextlib.closing(inspection.open_maps(args.bpffs)) as opened:
         match args.step:
             case "status":

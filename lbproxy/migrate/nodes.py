@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from lbproxy import errors, interrupts
 from lbproxy.core import migration, migration_plan
 from lbproxy.kube import cluster, cluster_objects
-from lbproxy.migrate_sets import FIRST_PAUSE_S, LONGEST_PAUSE_S, Sets, Waiting, tell
+from lbproxy.migrate.daemon_sets import FIRST_PAUSE_S, LONGEST_PAUSE_S, Sets, Waiting, tell
 
 _ANSWER_S: typing.Final = 30.0  # an Event may get lost: then the order is given once more
 

@@ -2,7 +2,7 @@
 
 It decides nothing by itself (core/migration_plan.py does) and does nothing on a node: it labels, has
 the two DaemonSets' controllers start and end pods, tells the agents what to do and reads their answers
-(migrate_nodes.py). Here is what is before that and after: the rights, the question, what is shown.
+(`nodes`). Here is what is before that and after: the rights, the question, what is shown.
 """
 
 import argparse
@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from lbproxy import errors, interrupts, migrate_nodes, migrate_sets, render
+from lbproxy import errors, interrupts, render
 from lbproxy.core import migration, migration_plan
 from lbproxy.kube import cluster, cluster_objects
-from lbproxy.migrate_sets import tell
+from lbproxy.migrate import daemon_sets
+from lbproxy.migrate import nodes as migrate_nodes
+from lbproxy.migrate.daemon_sets import tell
 
 MORE_TO_DO: typing.Final = 4  # nothing failed, but this is not the end of it
 _LEFT: typing.Final = (
@@ -80,16 +82,16 @@ class Migration:
         args: argparse.Namespace,
         api: cluster.Cluster,
         *,
-        waiting: migrate_sets.Waiting | None = None,
+        waiting: daemon_sets.Waiting | None = None,
         signals: interrupts.Interrupts | None = None,
-        ask: Callable[[str], str] = migrate_sets.ask,
+        ask: Callable[[str], str] = daemon_sets.ask,
     ) -> None:
         self._args = args
         self._api = api
         self._to = migration_plan.Target(args.to) if args.to else None
         self._signals = signals or interrupts.Interrupts()
-        self._waiting, self._ask = waiting or migrate_sets.Waiting(sleep=self._signals.sleep), ask
-        self._sets = migrate_sets.Sets(args, api)
+        self._waiting, self._ask = waiting or daemon_sets.Waiting(sleep=self._signals.sleep), ask
+        self._sets = daemon_sets.Sets(args, api)
         self._walk: migrate_nodes.Walk | None = None
 
     def run(self) -> int:
