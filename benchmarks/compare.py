@@ -30,7 +30,8 @@ import msgspec
 
 from benchmarks import figures, results, rows
 from benchmarks.figure import CONTROL, LBPROXY, Figure, Group, with_unit
-from lbproxy import errors, output, render
+from lbproxy import errors
+from lbproxy.commands import output, render
 
 # Differences that never count, as shares of the greater value: what one more run of the same thing shows.
 _FLOORS = {"": 0.01, "MB": 0.03, "ms": 0.05, "µs": 0.05, "ns": 0.05, "/s": 0.05, "MB/s": 0.05, "s": 0.05}

@@ -10,11 +10,14 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from lbproxy import bundle_flags, errors, interrupts, output, secrecy, trace_flags
+from lbproxy import errors, interrupts, secrecy
+from lbproxy.bundle import flags as bundle_flags
+from lbproxy.commands import output
 from lbproxy.config import config, kinds, loading
 from lbproxy.config import flags as config_flags
 from lbproxy.config import options as config_options
 from lbproxy.migrate import flags as migrate_flags
+from lbproxy.trace import flags as trace_flags
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -80,7 +83,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
     parser, subparsers = _parsers()
     if arguments[:1] == ["bench"]:
         # Its arguments are read by the programs that it hands over to.
-        return _call("bench", "main", arguments[1:])
+        return _call("commands.bench", "main", arguments[1:])
     parsed, extra = parser.parse_known_args(arguments)
     if parsed.version:
         print(f"lbproxy {importlib.metadata.version('lbproxy')}")
@@ -92,15 +95,25 @@ def _dispatch(arguments: Sequence[str]) -> int:
         return _run(parsed, problems)
     if command == "preflight":
         loaded = loading.load(config_flags.texts(parsed), loading.this_host(), problems)
-        return _read_side(command, argparse.Namespace(config=loaded.config, output=parsed.output))
+        given = argparse.Namespace(config=loaded.config, output=parsed.output)
+        return _read_side("commands.preflight", given)
     if problems:
         raise errors.ConfigError(problems)
     if command is None:
         raise errors.ConfigError("no command given; lbproxy --help lists them")
-    return _read_side("show" if command in READERS else _MODULES.get(command, command), parsed)
+    return _read_side(_MODULES[command], parsed)
 
 
-_MODULES = {"migrate": "migrate.command", "support-bundle": "bundle"}
+# Where the `main` of each command is that reads its own arguments.
+_MODULES = {
+    **dict.fromkeys(READERS, "commands.show"),
+    "cleanup": "commands.cleanup",
+    "demo": "demo.command",
+    "explain": "commands.explain",
+    "migrate": "migrate.command",
+    "support-bundle": "bundle.command",
+    "trace": "trace.command",
+}
 
 
 def _run(parsed: argparse.Namespace, problems: Sequence[str]) -> int:
@@ -115,7 +128,7 @@ def _run(parsed: argparse.Namespace, problems: Sequence[str]) -> int:
         return 0
     if loaded.settings["--cleanup"].value:
         everything = argparse.Namespace(command="cleanup", bpffs=loaded.config.bpffs, kube_proxy=True)
-        return _read_side("cleanup", everything)
+        return _read_side(_MODULES["cleanup"], everything)
     if loaded.settings["--init-only"].value:
         return _call("agent", "init_only", loaded.config)
     return _call("agent", "run", loaded.config)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from lbproxy import errors, interrupts, render
+from lbproxy import errors, interrupts
+from lbproxy.commands import render
 from lbproxy.core import migration, migration_plan
 from lbproxy.kube import cluster, cluster_objects
 from lbproxy.migrate import daemon_sets

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from lbproxy import errors, leftovers, noting, render
+from lbproxy import errors, leftovers, noting
+from lbproxy.commands import render
 from lbproxy.core import inventory, ipvs, migration, tables
 from lbproxy.core import leftovers as kube_proxys
 from lbproxy.kernel import anchor, inspection, maps

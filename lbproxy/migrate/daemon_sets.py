@@ -7,7 +7,8 @@ import time
 import typing
 from collections.abc import Callable, Mapping
 
-from lbproxy import errors, render
+from lbproxy import errors
+from lbproxy.commands import render
 from lbproxy.core import migration, migration_plan
 from lbproxy.kube import cluster, cluster_objects
 

@@ -14,7 +14,7 @@ import typing
 
 import pytest
 
-from lbproxy import status
+from lbproxy.commands import status
 from lbproxy.kernel import datapath, generation, libbpf, maps, programs
 from lbproxy.kernel.device_links import Attachment
 from lbproxy.lab import netns

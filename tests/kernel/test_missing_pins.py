@@ -10,7 +10,8 @@ import typing
 
 import pytest
 
-from lbproxy import abi, agent, cgroup2, errors, gate, status
+from lbproxy import abi, agent, cgroup2, errors, gate
+from lbproxy.commands import status
 from lbproxy.kernel import datapath, generation, identity, inspection, libbpf, loader, maps, programs
 from tests import serving
 from tests.kernel import conftest, small_programs

@@ -14,7 +14,8 @@ import threading
 
 import pytest
 
-from lbproxy import errors, packet_path, status
+from lbproxy import errors, packet_path
+from lbproxy.commands import status
 from lbproxy.core import tables
 from lbproxy.kernel import bytecode, datapath, generation, identity, libbpf, loader, maps, programs
 from lbproxy.kernel.device_links import Attachment

@@ -14,7 +14,9 @@ import typing
 import pytest
 import yaml
 
-from lbproxy import bundle, bundle_items, errors
+from lbproxy import errors
+from lbproxy.bundle import command as bundle
+from lbproxy.bundle import items as bundle_items
 from lbproxy.config import config
 from lbproxy.lab import cluster
 from tests.lab import agents, manifests

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from lbproxy import status
+from lbproxy.commands import status
 from lbproxy.kernel import device_links, maps
 from lbproxy.lab import cluster, netns
 from tests import polling

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from benchmarks import compare, figures, results
 from benchmarks.compare import Verdict
 from benchmarks.figure import LBPROXY, Figure, Group
-from lbproxy import bench, errors, render
 from lbproxy import cli as command
+from lbproxy import errors
+from lbproxy.commands import bench, render
 from tests.unit import benchmark_run
 
 UNITS = ("", "MB", "ms", "µs", "ns", "/s", "s", "%", "failed")

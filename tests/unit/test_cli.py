@@ -48,12 +48,13 @@ def calls(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> Calls:
         return call
 
     for module, functions in (
-        *(("agent", ("run", "init_only")), ("cleanup", ("main",)), ("show", ("main",))),
-        *(("explain", ("main",)), ("demo", ("main",)), ("preflight", ("main",))),
+        *(("agent", ("run", "init_only")), ("commands.cleanup", ("main",)), ("commands.show", ("main",))),
+        *(("commands.explain", ("main",)), ("demo.command", ("main",)), ("commands.preflight", ("main",))),
     ):
         fake = types.ModuleType(f"lbproxy.{module}")
         for function in functions:
-            setattr(fake, function, stand_in(module if function != "init_only" else "init"))
+            name = module.removeprefix("commands.")
+            setattr(fake, function, stand_in(name if function != "init_only" else "init"))
         monkeypatch.setitem(sys.modules, f"lbproxy.{module}", fake)
     return made
 
@@ -258,9 +259,9 @@ def test_a_reader_that_leaves_early_is_no_failure(tmp_path: pathlib.Path, size: 
     script = tmp_path / "early.py"
     script.write_text(
         "import sys, types\n"
-        "show = types.ModuleType('lbproxy.show')\n"
+        "show = types.ModuleType('lbproxy.commands.show')\n"
         f"show.main = lambda args: sys.stdin.read() or print('x' * {size}) or 0\n"
-        "sys.modules['lbproxy.show'] = show\n"
+        "sys.modules['lbproxy.commands.show'] = show\n"
         "from lbproxy.cli import main\n"
         "sys.exit(main(['services']))\n"
     )
@@ -290,10 +291,10 @@ def test_output_that_cannot_be_written_is_one_line(
     script = tmp_path / "unwritable.py"
     script.write_text(
         "import sys, types\n"
-        "from lbproxy import render\n"
-        "show = types.ModuleType('lbproxy.show')\n"
+        "from lbproxy.commands import render\n"
+        "show = types.ModuleType('lbproxy.commands.show')\n"
         f"show.main = lambda args: render.show('x' * {size}, 'json', list) or 0\n"
-        "sys.modules['lbproxy.show'] = show\n"
+        "sys.modules['lbproxy.commands.show'] = show\n"
         "from lbproxy.cli import main\n"
         "sys.exit(main(['services']))\n"
     )

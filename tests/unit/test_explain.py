@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbproxy import abi, errors, explain
+from lbproxy import abi, errors
+from lbproxy.commands import explain
 from lbproxy.config import kinds
 from lbproxy.core import (
     explanation,

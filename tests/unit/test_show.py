@@ -11,10 +11,12 @@ import msgspec
 import pytest
 import yaml
 
-from lbproxy import abi, errors, noting, render, show, trace
+from lbproxy import abi, errors, noting
+from lbproxy.commands import render, show
 from lbproxy.core import devices as roles
 from lbproxy.core import fill, inventory, listing, model, notes, tables
 from lbproxy.kernel import fake, inspection, maps
+from lbproxy.trace import command as trace
 from tests import installing
 from tests.installing import endpoint
 

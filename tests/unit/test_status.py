@@ -6,7 +6,9 @@ import typing
 
 import pytest
 
-from lbproxy import bundle_items, kernel_clock, status
+from lbproxy import kernel_clock
+from lbproxy.bundle import items as bundle_items
+from lbproxy.commands import status
 from lbproxy.core import notes
 
 

@@ -7,10 +7,11 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from lbproxy import trace_abi, trace_flags
+from lbproxy import trace_abi
 from lbproxy.core import addresses, model
 from lbproxy.core import trace_events as events
 from lbproxy.core import trace_story as story
+from lbproxy.trace import flags as trace_flags
 
 SYN, ACK, RST, FIN = 0x02, 0x10, 0x04, 0x01
 TCP = 6

@@ -3,8 +3,8 @@
 import types
 import typing
 
-from lbproxy import trace
 from lbproxy.kernel import observers
+from lbproxy.trace import command as trace
 
 
 class Ring:

@@ -18,7 +18,9 @@ import urllib.error
 
 import yaml
 
-from lbproxy import bundle_items, errors, noting, output, secrecy
+from lbproxy import errors, noting, secrecy
+from lbproxy.bundle import items
+from lbproxy.commands import output
 from lbproxy.core import inventory, redaction
 
 _LEFT_OUT: typing.Final = (
@@ -47,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
         raise errors.AgentError("a support bundle needs root: little could be looked at")
     if args.output:
         _check(pathlib.Path(args.output))
-    node = bundle_items.look(args.bpffs, args.trace_s)
+    node = items.look(args.bpffs, args.trace_s)
     _learn_secrets(node)
     names = redaction.Pseudonyms() if args.redact else None
     if names is not None:
@@ -58,7 +60,7 @@ def main(args: argparse.Namespace) -> int:
     packed, manifest = _pack(node, folder, names, int(time.time()))
     target = pathlib.Path(args.output or f"{folder}.tar.gz")
     _write(target, packed)
-    manifest = [entry for entry in manifest if entry["file"] not in bundle_items.unasked(node)]
+    manifest = [entry for entry in manifest if entry["file"] not in items.unasked(node)]
     for problem, files in _by_problem(manifest).items():
         print(f"lbproxy: {', '.join(files)}: {problem}", file=sys.stderr)
     if str(target) != "-":
@@ -72,7 +74,7 @@ def main(args: argparse.Namespace) -> int:
 # --- what is not to be in it ---
 
 
-def _learn_secrets(node: bundle_items.Node) -> None:
+def _learn_secrets(node: items.Node) -> None:
     """Know what the agent's secrets are, so that no log or error shows them."""
     path = node.settings.kubeconfig
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
@@ -81,7 +83,7 @@ def _learn_secrets(node: bundle_items.Node) -> None:
         secrecy.keep(_TOKEN.read_text())
 
 
-def _learn_names(names: redaction.Pseudonyms, node: bundle_items.Node) -> None:
+def _learn_names(names: redaction.Pseudonyms, node: items.Node) -> None:
     host = platform.node()
     names.learn("node", {host, host.split(".")[0], node.settings.node_name})
     try:
@@ -110,7 +112,7 @@ def _cleaned(text: str) -> str:
 
 
 def _pack(
-    node: bundle_items.Node, folder: str, names: redaction.Pseudonyms | None, now_s: int
+    node: items.Node, folder: str, names: redaction.Pseudonyms | None, now_s: int
 ) -> tuple[bytes, list[Entry]]:
     """The archive, and its manifest."""
     manifest: list[Entry] = []
@@ -125,7 +127,7 @@ def _pack(
             entry.size, entry.mtime, entry.mode = len(content), now_s, 0o600
             archive.addfile(entry, io.BytesIO(content))
 
-        for item in bundle_items.ITEMS:
+        for item in items.ITEMS:
             content, entry = _collect(item, node, names)
             manifest.append(entry)
             if content is not None:
@@ -136,7 +138,7 @@ def _pack(
 
 
 def _collect(
-    item: bundle_items.Item, node: bundle_items.Node, names: redaction.Pseudonyms | None
+    item: items.Item, node: items.Node, names: redaction.Pseudonyms | None
 ) -> tuple[bytes | None, Entry]:
     """One file, or why there is none: in its own thread, since it may hang."""
     results: list[bytes] = []
@@ -156,8 +158,8 @@ def _collect(
     problem = problems[0] if problems else ""
     if content is None and not problem:
         problem = f"took longer than {item.seconds:g} s"
-    if content is not None and len(content) > bundle_items.MOST_BYTES:
-        content, problem = content[: bundle_items.MOST_BYTES], f"cut off: it has {len(content)} bytes"
+    if content is not None and len(content) > items.MOST_BYTES:
+        content, problem = content[: items.MOST_BYTES], f"cut off: it has {len(content)} bytes"
     problem = _cleaned(problem)
     return content, Entry(
         file=item.file,
@@ -195,7 +197,7 @@ def _rendered(found: object, names: redaction.Pseudonyms | None) -> bytes:
         if names:
             names.learn_from(text)
         return (names.text(text) if names else text).encode()
-    value = redaction.scrubbed_value(bundle_items.json_of(found), _cleaned)
+    value = redaction.scrubbed_value(items.json_of(found), _cleaned)
     if names:
         names.learn_from(json.dumps(value))
     return (json.dumps(names.value(value) if names else value, indent=2, ensure_ascii=False) + "\n").encode()

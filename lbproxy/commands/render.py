@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 import yaml
 
-from lbproxy import output
+from lbproxy.commands import output
 
 
 class Color(enum.StrEnum):

@@ -5,7 +5,8 @@ import contextlib
 import pathlib
 from collections.abc import Iterable, Iterator
 
-from lbproxy import errors, kernel_clock, noting, render
+from lbproxy import errors, kernel_clock, noting
+from lbproxy.commands import render
 from lbproxy.config import kinds
 from lbproxy.core import addresses, explanation, inventory, listing, walk
 from lbproxy.core import devices as roles

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str], checkout: pathlib.Path | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=" or ".join(COMMANDS))
     # What comes after the command is read by the program.
     command = parser.parse_args(arguments[:1]).command
-    root = checkout or pathlib.Path(__file__).resolve().parent.parent
+    root = checkout or pathlib.Path(__file__).resolve().parents[2]
     if not (root / "benchmarks" / f"{command}.py").exists():
         raise errors.AgentError(
             "the benchmarks are not part of an installed lbproxy: run this in a checkout "

@@ -8,7 +8,8 @@ import os
 import pathlib
 import sys
 
-from lbproxy import errors, leftovers, noting, output
+from lbproxy import errors, leftovers, noting
+from lbproxy.commands import output
 from lbproxy.kernel import anchor, bpffs, bytecode, datapath, hooks, inspection
 
 _FOLDERS = ("links", "programs", "maps")

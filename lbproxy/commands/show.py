@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from lbproxy import errors, noting, render, status
+from lbproxy import errors, noting
+from lbproxy.commands import render, status
 from lbproxy.core import inventory, listing, model, notes, wording
 from lbproxy.kernel import inspection
 

@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 import lbproxy
-from lbproxy import abi, cgroup2, errors, flow_table, kernel_clock, noting, preflight, status
+from lbproxy import abi, cgroup2, errors, flow_table, kernel_clock, noting
+from lbproxy.commands import preflight, status
 from lbproxy.config import config, loading
 from lbproxy.config import flags as config_flags
 from lbproxy.core import addresses, inventory, listing, notes

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from lbproxy import errors, explain, kernel_clock, output, trace_flags
+from lbproxy import errors, kernel_clock
+from lbproxy.commands import explain, output
 from lbproxy.config import kinds
 from lbproxy.core import (
     addresses,
@@ -31,6 +32,7 @@ from lbproxy.core import (
 from lbproxy.core import trace_events as events
 from lbproxy.core import trace_story as story
 from lbproxy.kernel import identity, inspection, maps, netns_addresses, node, observers
+from lbproxy.trace import flags
 
 _POLL_S: typing.Final = 0.1
 _REASONS: typing.Final = 20  # connections that are explained: each is a look through all tables
@@ -150,7 +152,7 @@ def _scope(args: argparse.Namespace, rows: maps.BpfMaps) -> Scope:
         chosen = chosen._replace(by_service=True)
         words.append(f"to {args.service}")
     if args.destination:
-        target: trace_flags.TracedDestination = args.destination
+        target: flags.TracedDestination = args.destination
         chosen = chosen._replace(
             to=addresses.packed(target.address),
             port=target.port or 0,

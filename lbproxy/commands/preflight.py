@@ -12,7 +12,8 @@ import pathlib
 import typing
 from collections.abc import Iterator
 
-from lbproxy import cgroup2, errors, leftovers, local_node, packet_path, render
+from lbproxy import cgroup2, errors, leftovers, local_node, packet_path
+from lbproxy.commands import render
 from lbproxy.config import config
 from lbproxy.core import addresses, devices, model
 from lbproxy.core.preflight import facts, findings, verdict

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from lbproxy import abi, noting, render
+from lbproxy import abi, noting
+from lbproxy.commands import render
 from lbproxy.core import events, fill, inventory, listing, notes, tables, wording
 from lbproxy.kernel import inspection, maps
 from lbproxy.migrate import handover

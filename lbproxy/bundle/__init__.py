@@ -1,0 +1,1 @@
+"""`lbproxy support-bundle`: one file to send with a report."""

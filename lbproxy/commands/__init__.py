@@ -1,0 +1,1 @@
+"""The commands that are one module each, and how they print; the larger ones are packages of their own."""

@@ -1,0 +1,1 @@
+"""`lbproxy trace`: connections followed live through the hooks of lbproxy."""
