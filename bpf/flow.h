@@ -383,6 +383,18 @@ static __always_inline bool flow_is_counted(const struct flow_key *key, const st
 	       (row->state & (LB_FLOW_ORIGINAL | LB_FLOW_TUNNEL)) == LB_FLOW_ORIGINAL;
 }
 
+/* Takes note that another flow is to have this key: what had it and is still counted, as its
+ * answers were forgotten or its backend serves no longer, is over. One that has expired
+ * is the agent's to count, or has been taken for closed already.
+ */
+static __always_inline void flow_gives_way(struct flow_key *key, __u32 now)
+{
+	struct flow *row = flow_find(key, now);
+
+	if (row && !flow_is_closed(row->state) && flow_is_counted(key, row))
+		load_closed(row->backend, row->addr, row->dport);
+}
+
 /* The time of a SYN, as rows of answers keep it. */
 static __always_inline __u32 syn_now(void)
 {

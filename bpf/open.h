@@ -377,6 +377,8 @@ static __always_inline int flow_open(void *ctx, __u32 ifindex, bool shared, stru
 	w->to.dport = to->port;
 	flow_set_service(&w->to, w->fe.service);
 	w->to.seen = now;
+	if (to->sets & LB_SET_COUNTED)
+		flow_gives_way(&p->tuple, now);
 	if (!flow_put(&p->tuple, &w->to)) {
 		counter_bump(LB_COUNTER_FLOW_FAILED);
 		return LB_SHOOT;

@@ -68,6 +68,58 @@ def test_a_masqueraded_flow_counts_once_though_it_has_two_pairs_of_rows(lb: Benc
     assert sum(opened(lb).values()) == 0
 
 
+def forget(lb: Bench, *, answers: bool) -> None:
+    """One direction's rows go, as flows_new forgets the oldest."""
+    stages = [key for key, row in lb.flows().items() if bool(row.state & State.ORIGINAL) is not answers]
+    lb.made.maps.apply([tables.Delete(tables.Table.FLOWS, key.pack()) for key in stages])
+    lb.look()
+
+
+@pytest.mark.parametrize("masqueraded", [False, True])
+def test_a_syn_in_the_place_of_a_flow_whose_answers_are_forgotten_is_counted_once(
+    lb: Bench, side: Side, masqueraded: bool
+) -> None:
+    lb.service(side.pod, external_local=not masqueraded, algorithm=LEAST)
+    clear(lb)
+    flow = Connection(lb, side)
+    for _ in range(3):
+        assert flow.ask(SYN) == NEXT
+        assert sum(opened(lb).values()) == 1
+        forget(lb, answers=True)
+    flow.ask(SYN)
+    flow.ask(RST)
+    assert sum(opened(lb).values()) == 0
+
+
+def test_one_in_the_place_of_a_flow_that_has_expired_is_counted_as_the_agent_will(
+    lb: Bench, side: Side
+) -> None:
+    """It counts those that are fresh, and may have put this one right already."""
+    lb.service(side.pod, external_local=True, algorithm=LEAST)
+    clear(lb)
+    flow = Connection(lb, side)
+    flow.ask(SYN)
+    lb.age(1_000_000)
+    flow.ask(SYN)
+    assert sum(opened(lb).values()) == 2
+
+
+def test_datagrams_that_go_elsewhere_now_are_open_there_alone(lb: Bench, side: Side) -> None:
+    other = side.pod[:-1] + "9"
+    values = {"protocol": model.Protocol.UDP, "external_local": True, "algorithm": LEAST}
+    lb.service(side.pod, other, **values)
+    clear(lb)
+    ask = frame(ip(side.client, side.external_ip, udp(40000, 80)))
+    lb.outside(ask)
+    [first] = [address for address, count in opened(lb).items() if count]
+    [left] = {side.pod, other} - {first}
+    # Not ready any more, and its row stays for those who connect by its address.
+    lb.service(installing.endpoint(first, ready=False, serving=False), left, **values)
+    lb.outside(ask)
+    assert opened(lb)[left] == 1
+    assert opened(lb).get(first, 0) == 0
+
+
 def test_datagrams_open_one_flow(lb: Bench, side: Side) -> None:
     lb.service(side.pod, protocol=model.Protocol.UDP, external_local=True, algorithm=LEAST)
     clear(lb)
