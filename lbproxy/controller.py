@@ -22,6 +22,7 @@ from lbproxy.core import (
     model,
     node_rows,
     plan,
+    quarantine,
     reconcile,
     restoring,
     tables,
@@ -33,7 +34,7 @@ from lbproxy.metrics import metrics
 _log = logging.getLogger(__name__)
 
 # The first pause is as long as the quarantine that a ledger loses when it is restored.
-_RETRY_S: typing.Final = (ledger.RECYCLE_AFTER_S, 30.0)
+_RETRY_S: typing.Final = (quarantine.RECYCLE_AFTER_S, 30.0)
 _DRIFT_S: typing.Final = 1800.0
 _STARVED_RETRY_S: typing.Final = 10.0
 _NODE_WAIT_S: typing.Final = 30.0  # NODE-5

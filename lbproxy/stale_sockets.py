@@ -13,7 +13,7 @@ import logging
 import time
 import typing
 
-from lbproxy.core import addresses, ledger, model, stale, tables
+from lbproxy.core import addresses, model, quarantine, stale, tables
 from lbproxy.kernel import maps, namespaces, sock_diag
 from lbproxy.metrics import metrics
 
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 _PAUSES: typing.Final = 20.0
 _LEAST_PAUSE_S: typing.Final = 0.1
 # A program may have followed an old slot just before it was replaced: look once more after that.
-_AGAIN_S: typing.Final = ledger.RECYCLE_AFTER_S
+_AGAIN_S: typing.Final = quarantine.RECYCLE_AFTER_S
 # A socket that was not found is of TCP, or not connected; it may become so later.
 _FORGET_S: typing.Final = 60.0
 

@@ -2,7 +2,7 @@
 
 import typing
 
-from lbproxy.core import addresses, health, ledger, model, node_rows, plan, port_probes
+from lbproxy.core import addresses, health, ledger, model, node_rows, plan, port_probes, quarantine
 from lbproxy.core import probe as probe_
 from lbproxy.kernel import maps
 from tests import serving
@@ -104,7 +104,7 @@ class Installer:
 
     def expire(self) -> None:
         """Clear what was removed."""
-        self.maps.apply(self.ledger.expire(ledger.RECYCLE_AFTER_S))
+        self.maps.apply(self.ledger.expire(quarantine.RECYCLE_AFTER_S))
 
     def node(
         self,

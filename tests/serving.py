@@ -6,7 +6,7 @@ import struct
 import typing
 
 from lbproxy import abi
-from lbproxy.core import absence, ledger, plan, tables
+from lbproxy.core import absence, ledger, plan, quarantine, tables
 from lbproxy.kernel import fake
 
 SIZES: typing.Final = {
@@ -299,7 +299,7 @@ class Watched:
             self._check_ends(write)
             if before is not None and before != self.maps.row(write.table, write.key):
                 names = self._names(tables.frontend(before).service)
-                self._followed.append((now_s + ledger.RECYCLE_AFTER_S, before, names))
+                self._followed.append((now_s + quarantine.RECYCLE_AFTER_S, before, names))
             self.check(now_s, f"after {write}")
 
     def _check_earlier(self, write: tables.Write, before: bytes | None) -> None:

@@ -17,7 +17,12 @@ _FRONTEND_ENTRY = tables.FRONTEND_KEY_SIZE + tables.FRONTEND_SIZE
 _FLAGS = struct.Struct("=H")
 _FLAGS_AT = tables.FRONTEND_KEY_SIZE + abi.LAYOUTS["frontend"].offset("flags")
 # As plain integers: a flag's operators cost half a microsecond each.
+_MAGLEV = tables.FrontendFlag.MAGLEV.value
+_DROP = tables.FrontendFlag.DROP.value
+_SECOND_ROW = tables.FrontendFlag.EXTERNAL_LOCAL.value
+_SOURCE_RANGES = tables.FrontendFlag.SOURCE_RANGES.value
 _DSR = tables.FrontendFlag.DSR.value
+_LEAST_CONN = tables.FrontendFlag.LEAST_CONN.value
 _HERE = tables.BackendSet.HERE.value
 _INTERNAL_LOCAL = tables.Policy.INTERNAL_LOCAL.value
 _EXTERNAL_LOCAL = tables.Policy.EXTERNAL_LOCAL.value
@@ -150,6 +155,48 @@ def make(
         tuple(earlier),
         tuple(ranges),
     )
+
+
+def frontend_rows(
+    port: plan.PortPlan, service: int, made: typing.Mapping[int, SlotTable]
+) -> dict[bytes, bytes]:
+    """The rows of its frontends by key; `made` are its slot tables by set."""
+    rows: dict[bytes, bytes] = {}
+    for frontend in port.frontends:
+        table = made.get(int(frontend.set))
+        flags = 0
+        if port.algorithm is model.Algorithm.MAGLEV:
+            flags |= _MAGLEV
+        if frontend.drop:
+            flags |= _DROP
+        if frontend.external_local:
+            flags |= _SECOND_ROW
+        if frontend.restricted:
+            flags |= _SOURCE_RANGES
+        if frontend.dsr:
+            flags |= _DSR | _MAGLEV
+        elif port.algorithm is model.Algorithm.LEAST_CONNECTIONS:
+            flags |= _LEAST_CONN
+        node_port = frontend.kind is tables.FrontendKind.NODE_PORT
+        scope = tables.SCOPE_NODE_PORT if node_port else tables.SCOPE_ADDRESS
+        key = tables.pack_frontend_key(
+            frontend.address,
+            frontend.port.to_bytes(2, "big"),
+            port.key.protocol,
+            scope | tables.SCOPE_OUTSIDE if frontend.outside else scope,
+        )
+        row = tables.pack_frontend(
+            service,
+            table.start if table else 0,
+            table.slot_count if table else 0,
+            port.affinity_s,
+            flags,
+            frontend.set,
+            frontend.kind,
+        )
+        # One address may be external and load balancer IP at once: the first kind stands for both.
+        rows.setdefault(key, row)
+    return rows
 
 
 def range_key(service: int, one: model.SourceRange) -> bytes:

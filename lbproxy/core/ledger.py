@@ -4,9 +4,8 @@ A connection may be opened between any two writes. So what is pointed at is
 written first and the pointer last: names, source ranges, backends, slots, the bits that must
 no longer say that there is no such frontend, then the frontend row that leads to them, which a
 hash map replaces atomically; of a pair the one for clients outside before the one that refers to
-it. A new choice of backends always goes to a fresh extent of slots. What is no longer pointed at
-keeps its row for RECYCLE_AFTER_S, because a program on another CPU may just have
-followed the old pointer; only then is it cleared and its id given out again.
+it (`writes`). A new choice of backends always goes to a fresh extent of slots. What is no longer
+pointed at keeps its row for a while (`quarantine`); only then is it cleared and its id given out again.
 
 The slots that a DSR frontend drew from until its last change stay, for its flows
 have no other record on a node that did not see them begin: `earlier_slots` leads
@@ -16,26 +15,12 @@ The ledger assumes that the writes it returned are made. Where one failed, its
 owner throws it away and restores a new one from a dump of the kernel.
 """
 
-import collections
 import typing
 
-from lbproxy import abi
-from lbproxy.core import absence, claims, installed, model, outcomes, plan, pools, tables
+from lbproxy.core import absence, claims, installed, model, plan, pools, quarantine, tables, writes
 
-# Programs run for microseconds, under RCU; a second is for ever to them.
-RECYCLE_AFTER_S: typing.Final = 1.0
 # As plain integers: a flag's operators cost half a microsecond each.
-_MAGLEV: typing.Final = tables.FrontendFlag.MAGLEV.value
-_DROP: typing.Final = tables.FrontendFlag.DROP.value
-_EXTERNAL_LOCAL: typing.Final = tables.FrontendFlag.EXTERNAL_LOCAL.value
-_SOURCE_RANGES: typing.Final = tables.FrontendFlag.SOURCE_RANGES.value
-_DSR: typing.Final = tables.FrontendFlag.DSR.value
-_LEAST_CONN: typing.Final = tables.FrontendFlag.LEAST_CONN.value
 _COUNTED: typing.Final = tables.BackendSet.COUNTED.value
-_NO_BACKEND_STATS: typing.Final = bytes(abi.LAYOUTS["backend_stats"].size)
-_NO_LOAD: typing.Final = bytes(abi.LAYOUTS["backend_load"].size)
-_NO_CORRECTION: typing.Final = bytes(4)
-_NO_SERVICE_STATS: typing.Final = bytes(abi.LAYOUTS["service_stats"].size)
 
 
 class Capacity(typing.NamedTuple):
@@ -72,66 +57,6 @@ class Dump(typing.NamedTuple):
     no_frontends: typing.Mapping[bytes, bytes]  # every row that is not zero
 
 
-class _Retired(typing.NamedTuple):
-    """Something that may be used again from `due_s` on."""
-
-    due_s: float
-    backend: int = 0
-    counted: bool = False  # that backend may have a load
-    service: int = 0
-    extent: pools.Extent | None = None
-
-
-class _Writes:
-    """Writes by phase, so that many services share one batch of each."""
-
-    def __init__(self) -> None:
-        self.names: list[tables.Write] = []
-        self.ranges: list[tables.Write] = []
-        self.backends: list[tables.Write] = []
-        self.slots: list[tables.Write] = []
-        self.earlier: list[tables.Write] = []
-        self.absence_gone: list[tables.Write] = []
-        self.frontends: dict[bytes, bytes] = {}  # the last row that is chosen for each
-        self.frontends_gone: dict[bytes, None] = {}  # a set that keeps its order; nobody claims these
-        self.absence: list[tables.Write] = []
-        self.ranges_gone: list[tables.Write] = []
-        self.earlier_gone: list[tables.Write] = []
-        self.retired: list[tables.Write] = []
-        self.ends_gone: list[tables.Write] = []
-        self.names_gone: list[tables.Write] = []
-
-    def in_order(self) -> list[tables.Write]:
-        """Pointed at before pointing, and the other way round for what goes."""
-        come = [tables.Put(tables.Table.FRONTENDS, key, row) for key, row in self.frontends.items()]
-        gone = [tables.Delete(tables.Table.FRONTENDS, key) for key in self.frontends_gone]
-        return [
-            *self.names,
-            *self.ranges,
-            *self.backends,
-            *self.slots,
-            *self.earlier,
-            *self.absence_gone,
-            *sorted(come, key=_is_for_outside, reverse=True),
-            *sorted(gone, key=_is_for_outside),
-            *self.absence,
-            *self.ranges_gone,
-            *self.earlier_gone,
-            *self.retired,
-            *self.ends_gone,
-            *self.names_gone,
-        ]
-
-    def remove_frontend(self, key: bytes) -> None:
-        """Remove a frontend, and write no row that this change has chosen for it before."""
-        self.frontends.pop(key, None)
-        self.frontends_gone[key] = None
-
-
-def _is_for_outside(write: tables.Write) -> bool:
-    return claims.is_for_outside(write.key)
-
-
 class Ledger:
     """Ids, extents and rows in use; the module's docstring says which order it keeps."""
 
@@ -155,7 +80,7 @@ class Ledger:
         self.earlier_rows = 0
         self._unwritten: list[tables.Write] = []
         self._of_nobody: list[installed.Installed] = []
-        self._quarantine: collections.deque[_Retired] = collections.deque()
+        self._quarantine = quarantine.Quarantine()
 
     def used(self) -> dict[str, int]:
         """How many rows of each table are in use, or wait to be used again."""
@@ -181,7 +106,7 @@ class Ledger:
     @property
     def next_due_s(self) -> float | None:
         """When `expire` next has something to do."""
-        return self._quarantine[0].due_s if self._quarantine else None
+        return self._quarantine.next_due_s
 
     def services(self) -> typing.KeysView[model.ServiceName]:
         """The Services that have something in the kernel."""
@@ -199,7 +124,7 @@ class Ledger:
 
         A service port for which a table has no room left keeps what it has.
         """
-        out = _Writes()
+        out = writes.Writes()
         refused: dict[model.PortKey, pools.Exhausted] = {}
         for found in self._of_nobody:
             out.frontends_gone.update(dict.fromkeys(found.frontends))
@@ -232,31 +157,7 @@ class Ledger:
 
     def expire(self, now_s: float) -> list[tables.Write]:
         """Clear and free what has been in quarantine long enough."""
-        rows: list[tables.Write] = []
-        stats: list[tables.Write] = []
-        loads: list[tables.Write] = []
-        health: list[tables.Write] = []
-        while self._quarantine and self._quarantine[0].due_s <= now_s:
-            retired = self._quarantine.popleft()
-            if retired.backend:
-                key = tables.row_key(retired.backend)
-                rows.append(tables.Put(tables.Table.BACKENDS, key, tables.NO_BACKEND))
-                stats.append(tables.Put(tables.Table.BACKEND_STATS, key, _NO_BACKEND_STATS))
-                if retired.counted:
-                    loads.append(tables.Put(tables.Table.BACKEND_LOAD, key, _NO_LOAD))
-                    loads.append(tables.Put(tables.Table.LOAD_CORRECTIONS, key, _NO_CORRECTION))
-                health += (
-                    tables.Delete(tables.Table.BACKEND_HEALTH, row) for row in outcomes.keys(retired.backend)
-                )
-                self.backend_ids.give_back(retired.backend)
-            if retired.service:
-                key = tables.row_key(retired.service)
-                rows.append(tables.Put(tables.Table.SERVICE_STATS, key, _NO_SERVICE_STATS))
-                self.service_ids.give_back(retired.service)
-            if retired.extent is not None:
-                self.extents.give_back(retired.extent)
-        # The row that is not yet FREE is what tells a successor that its statistics are to be cleared.
-        return stats + loads + health + rows
+        return self._quarantine.expire(now_s, self.service_ids, self.backend_ids, self.extents)
 
     def counted_backends(self) -> dict[int, bytes]:
         """Address and port of each backend whose open connections are counted, by id.
@@ -272,15 +173,15 @@ class Ledger:
 
     # --- one service port ---
 
-    def _install(self, port: plan.PortPlan, out: _Writes, now_s: float) -> None:
+    def _install(self, port: plan.PortPlan, out: writes.Writes, now_s: float) -> None:
         have = self.installed.get(port.key)
-        taken = _Taken(self)
+        taken = pools.Taken(self.service_ids, self.backend_ids, self.extents)
         meta = installed.meta(port)
         try:
             number = have.id if have else taken.service()
             rows = self._backend_rows(port, number, have, taken)
             slot_tables, slot_writes = self._slot_tables(port, list(rows), have, taken)
-            frontends = self._frontend_rows(port, number, slot_tables)
+            frontends = installed.frontend_rows(port, number, slot_tables)
             ranges = [installed.range_key(number, one) for one in port.source_ranges]
             earlier = self._earlier(port, have, slot_tables)
             traits = installed.traits(meta)
@@ -340,7 +241,7 @@ class Ledger:
             self.counted_anew += 1
 
     def _backend_rows(
-        self, port: plan.PortPlan, service: int, have: installed.Installed | None, taken: "_Taken"
+        self, port: plan.PortPlan, service: int, have: installed.Installed | None, taken: pools.Taken
     ) -> dict[int, bytes]:
         ids = have.backend_ids if have else {}
         rows: dict[int, bytes] = {}
@@ -363,7 +264,7 @@ class Ledger:
         return rows
 
     def _slot_tables(
-        self, port: plan.PortPlan, ids: list[int], have: installed.Installed | None, taken: "_Taken"
+        self, port: plan.PortPlan, ids: list[int], have: installed.Installed | None, taken: pools.Taken
     ) -> tuple[dict[int, installed.SlotTable], list[tables.Write]]:
         """A table for each set that a frontend draws from and that has backends; the writes for new ones."""
         made: dict[int, installed.SlotTable] = {}
@@ -386,47 +287,7 @@ class Ledger:
                 writes.append(tables.Put(tables.Table.SLOTS, tables.row_key(extent.start + block), row))
         return made, writes
 
-    def _frontend_rows(
-        self, port: plan.PortPlan, service: int, made: dict[int, installed.SlotTable]
-    ) -> dict[bytes, bytes]:
-        rows: dict[bytes, bytes] = {}
-        for frontend in port.frontends:
-            table = made.get(int(frontend.set))
-            flags = 0
-            if port.algorithm is model.Algorithm.MAGLEV:
-                flags |= _MAGLEV
-            if frontend.drop:
-                flags |= _DROP
-            if frontend.external_local:
-                flags |= _EXTERNAL_LOCAL
-            if frontend.restricted:
-                flags |= _SOURCE_RANGES
-            if frontend.dsr:
-                flags |= _DSR | _MAGLEV
-            elif port.algorithm is model.Algorithm.LEAST_CONNECTIONS:
-                flags |= _LEAST_CONN
-            node_port = frontend.kind is tables.FrontendKind.NODE_PORT
-            scope = tables.SCOPE_NODE_PORT if node_port else tables.SCOPE_ADDRESS
-            key = tables.pack_frontend_key(
-                frontend.address,
-                frontend.port.to_bytes(2, "big"),
-                port.key.protocol,
-                scope | tables.SCOPE_OUTSIDE if frontend.outside else scope,
-            )
-            row = tables.pack_frontend(
-                service,
-                table.start if table else 0,
-                table.slot_count if table else 0,
-                port.affinity_s,
-                flags,
-                frontend.set,
-                frontend.kind,
-            )
-            # One address may be external and load balancer IP at once: the first kind stands for both.
-            rows.setdefault(key, row)
-        return rows
-
-    def _check_room(self, frontends: typing.Iterable[bytes], out: _Writes) -> None:
+    def _check_room(self, frontends: typing.Iterable[bytes], out: writes.Writes) -> None:
         more = sum(1 for key in frontends if key not in self.claims and key not in out.frontends_gone)
         # What goes with this change keeps its row until what comes has been written.
         if more and len(self.claims) + len(out.frontends_gone) + more > self.capacity.frontends:
@@ -473,7 +334,7 @@ class Ledger:
         return kept
 
     def _write_earlier(
-        self, have: installed.Installed | None, want: installed.Installed, out: _Writes
+        self, have: installed.Installed | None, want: installed.Installed, out: writes.Writes
     ) -> None:
         known = {table.set: table for table in have.earlier} if have else {}
         for table in want.earlier:
@@ -486,7 +347,7 @@ class Ledger:
     # --- frontends: two services may claim the same one ---
 
     def _write_frontends(
-        self, port: model.PortKey, want: dict[bytes, bytes], have: dict[bytes, bytes], out: _Writes
+        self, port: model.PortKey, want: dict[bytes, bytes], have: dict[bytes, bytes], out: writes.Writes
     ) -> None:
         for key, row in want.items():
             owner = self.claims.owner(key)
@@ -499,7 +360,7 @@ class Ledger:
         for key in have.keys() - want.keys():
             self._release(key, port, out)
 
-    def _release(self, key: bytes, port: model.PortKey, out: _Writes) -> None:
+    def _release(self, key: bytes, port: model.PortKey, out: writes.Writes) -> None:
         """Give up a frontend to the next one that claims it; without one it goes."""
         had, heir = self.claims.release(key, port)
         if had and heir is not None:
@@ -511,19 +372,18 @@ class Ledger:
     # --- going ---
 
     def _retire(
-        self, have: installed.Installed, want: installed.Installed, out: _Writes, now_s: float
+        self, have: installed.Installed, want: installed.Installed, out: writes.Writes, now_s: float
     ) -> None:
         """Mark what the new version no longer uses; its rows stay readable for now."""
-        due_s = now_s + RECYCLE_AFTER_S
         kept = want.backends
         for number, row in have.backends.items():
             if number in kept:
                 continue
             out.retired.append(_draining(number, row))
             counted = bool(tables.backend(row).sets & _COUNTED)
-            self._quarantine.append(_Retired(due_s, backend=number, counted=counted))
+            self._quarantine.add(now_s, backend=number, counted=counted)
         for extent in sorted(have.extents - want.extents):
-            self._quarantine.append(_Retired(due_s, extent=extent))
+            self._quarantine.add(now_s, extent=extent)
         out.ranges_gone += [
             tables.Delete(tables.Table.SOURCE_RANGES, key) for key in have.ranges if key not in want.ranges
         ]
@@ -537,18 +397,18 @@ class Ledger:
             if table.set not in sets
         ]
 
-    def _remove(self, key: model.PortKey, out: _Writes, now_s: float) -> None:
+    def _remove(self, key: model.PortKey, out: writes.Writes, now_s: float) -> None:
         have = self.installed.pop(key)
         self.counted.pop(key, None)
         for frontend in have.frontends:
             self._release(frontend, key, out)
         self._discard(have, out, now_s)
 
-    def _discard(self, have: installed.Installed, out: _Writes, now_s: float) -> None:
+    def _discard(self, have: installed.Installed, out: writes.Writes, now_s: float) -> None:
         """Retire everything that a service port had but its frontends."""
         self._retire(have, installed.make(have.id, b"", {}, {}, ()), out, now_s)
         out.names_gone.append(tables.Delete(tables.Table.SERVICES, tables.row_key(have.id)))
-        self._quarantine.append(_Retired(now_s + RECYCLE_AFTER_S, service=have.id))
+        self._quarantine.add(now_s, service=have.id)
 
     # --- localities ---
 
@@ -604,7 +464,7 @@ class Ledger:
 
     def adopt_draining(self, number: int, now_s: float) -> None:
         """Take a backend row that nothing leads to any more; it is cleared in due time."""
-        self._quarantine.append(_Retired(now_s + RECYCLE_AFTER_S, backend=number, counted=True))
+        self._quarantine.add(now_s, backend=number, counted=True)
 
     def _count(self, found: installed.Installed) -> None:
         self.range_rows += len(found.ranges)
@@ -615,37 +475,3 @@ class Ledger:
 def _draining(number: int, row: bytes) -> tables.Write:
     marked = tables.backend(row)._replace(state=tables.BackendState.DRAINING, sets=0).pack()
     return tables.Put(tables.Table.BACKENDS, tables.row_key(number), marked)
-
-
-class _Taken:
-    """What an attempt has taken from the pools, so that it can be given back if it fails."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._services: list[int] = []
-        self._backends: list[int] = []
-        self._extents: list[pools.Extent] = []
-
-    def service(self) -> int:
-        """A service id."""
-        self._services.append(self._ledger.service_ids.take())
-        return self._services[-1]
-
-    def backend(self) -> int:
-        """A backend id."""
-        self._backends.append(self._ledger.backend_ids.take())
-        return self._backends[-1]
-
-    def extent(self, blocks: int) -> pools.Extent:
-        """An extent of slots."""
-        self._extents.append(self._ledger.extents.take(blocks))
-        return self._extents[-1]
-
-    def undo(self) -> None:
-        """Give everything back: none of it has been written."""
-        for number in self._services:
-            self._ledger.service_ids.give_back(number)
-        for number in self._backends:
-            self._ledger.backend_ids.give_back(number)
-        for extent in self._extents:
-            self._ledger.extents.give_back(extent)

@@ -134,3 +134,37 @@ class ExtentPool:
                 size += pieces[at][1]
                 at += 1
             self._free.setdefault(size, []).append(start)
+
+
+class Taken:
+    """What an attempt has taken from the pools, so that it can be given back if it fails."""
+
+    def __init__(self, services: IdPool, backends: IdPool, extents: ExtentPool) -> None:
+        self._services, self._backends, self._extents = services, backends, extents
+        self._ids: list[tuple[IdPool, int]] = []
+        self._runs: list[Extent] = []
+
+    def service(self) -> int:
+        """A service id."""
+        return self._id(self._services)
+
+    def backend(self) -> int:
+        """A backend id."""
+        return self._id(self._backends)
+
+    def extent(self, blocks: int) -> Extent:
+        """An extent of slots."""
+        self._runs.append(self._extents.take(blocks))
+        return self._runs[-1]
+
+    def undo(self) -> None:
+        """Give everything back: none of it has been written."""
+        for pool, number in self._ids:
+            pool.give_back(number)
+        for extent in self._runs:
+            self._extents.give_back(extent)
+
+    def _id(self, pool: IdPool) -> int:
+        number = pool.take()
+        self._ids.append((pool, number))
+        return number

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from lbproxy import abi, controller
 from lbproxy.config import config
-from lbproxy.core import addresses, events, ledger, model, tables
+from lbproxy.core import addresses, events, ledger, model, quarantine, tables
 from lbproxy.kernel import fake, maps
 from lbproxy.metrics import metrics
 from tests import polling, serving, strategies, virtual_time
@@ -199,7 +199,7 @@ async def test_what_went_is_cleared_when_its_time_has_come_without_any_event() -
         agent.told(upsert(slice_of(hosts=(2,))))
         await settled(agent)
         assert len(list(agent.kernel.rows(tables.Table.BACKENDS))) == 2
-        await asyncio.sleep(ledger.RECYCLE_AFTER_S)
+        await asyncio.sleep(quarantine.RECYCLE_AFTER_S)
         assert len(list(agent.kernel.rows(tables.Table.BACKENDS))) == 1
 
 
@@ -210,11 +210,11 @@ async def test_a_write_that_fails_is_made_up_for_after_a_pause() -> None:
         await agent.control.ready.wait()
         started_s, agent.kernel.fail_after = agent.clock(), 1
         agent.told(upsert(slice_of(hosts=(3, 4))))
-        await asyncio.sleep(ledger.RECYCLE_AFTER_S / 2)
+        await asyncio.sleep(quarantine.RECYCLE_AFTER_S / 2)
         assert agent.hosts == {1, 2}
         assert agent.sample("lbproxy_sync_failures_total") == 1
         assert agent.control.health.waiting_s(agent.clock()) == agent.clock() - started_s
-        await asyncio.sleep(ledger.RECYCLE_AFTER_S)
+        await asyncio.sleep(quarantine.RECYCLE_AFTER_S)
         assert agent.hosts == {3, 4}
         assert agent.control.health.waiting_s(agent.clock()) == 0
 
@@ -333,7 +333,7 @@ async def test_room_that_the_quarantine_gives_back_is_used_at_once() -> None:
         agent.told(upsert(slice_of(hosts=(2, 3))))
         await settled(agent)
         assert agent.hosts == {2}
-        await asyncio.sleep(ledger.RECYCLE_AFTER_S + 0.01)
+        await asyncio.sleep(quarantine.RECYCLE_AFTER_S + 0.01)
         assert agent.hosts == {2, 3}
 
 

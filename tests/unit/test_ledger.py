@@ -6,7 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbproxy import abi
-from lbproxy.core import addresses, installed, ledger, maglev, model, outcomes, plan, pools, restoring, tables
+from lbproxy.core import (
+    addresses,
+    installed,
+    ledger,
+    maglev,
+    model,
+    outcomes,
+    plan,
+    pools,
+    quarantine,
+    restoring,
+    tables,
+)
 from lbproxy.kernel import fake
 from tests import serving, strategies
 
@@ -74,7 +86,7 @@ def test_no_write_leaves_anything_leading_nowhere(steps: list[strategies.Step]) 
         serving.assert_counted(known, kernel.maps)
     assert known.change(latest, now_s).writes == []
 
-    kernel.apply(known.expire(now_s + ledger.RECYCLE_AFTER_S), now_s + ledger.RECYCLE_AFTER_S)
+    kernel.apply(known.expire(now_s + quarantine.RECYCLE_AFTER_S), now_s + quarantine.RECYCLE_AFTER_S)
     assert known.next_due_s is None
     states = {tables.backend(row).state for _, row in kernel.maps.rows(tables.Table.BACKENDS)}
     assert tables.BackendState.DRAINING not in states
@@ -118,7 +130,7 @@ def test_full_tables_refuse_a_port_and_change_nothing_of_it(
     # What remains to be done needs room only: once everything else has gone, any one service has it.
     kernel.apply(known.change({name: [] for name in known.services() | set()}, now_s).writes, now_s)
     assert not known.installed
-    now_s += ledger.RECYCLE_AFTER_S
+    now_s += quarantine.RECYCLE_AFTER_S
     kernel.apply(known.expire(now_s), now_s)
     assert not list(kernel.maps.rows(tables.Table.BACKENDS))
     assert not list(kernel.maps.rows(tables.Table.FRONTENDS))
@@ -131,7 +143,7 @@ def test_full_tables_refuse_a_port_and_change_nothing_of_it(
         kernel.apply(change.writes, now_s)
         assert fits == (not change.refused)
         kernel.apply(known.change({name: []}, now_s).writes, now_s)
-        now_s += ledger.RECYCLE_AFTER_S
+        now_s += quarantine.RECYCLE_AFTER_S
         kernel.apply(known.expire(now_s), now_s)
 
 
@@ -169,9 +181,9 @@ def test_a_backend_that_goes_stays_readable_until_the_quarantine_is_over() -> No
 
     row = tables.backend(maps.row(tables.Table.BACKENDS, tables.row_key(gone)) or b"")
     assert (row.state, row.sets, row.addr) == (tables.BackendState.DRAINING, 0, address(1))
-    assert known.next_due_s == 10.0 + ledger.RECYCLE_AFTER_S
-    assert known.expire(10.0 + ledger.RECYCLE_AFTER_S - 0.01) == []
-    maps.apply(known.expire(10.0 + ledger.RECYCLE_AFTER_S))
+    assert known.next_due_s == 10.0 + quarantine.RECYCLE_AFTER_S
+    assert known.expire(10.0 + quarantine.RECYCLE_AFTER_S - 0.01) == []
+    maps.apply(known.expire(10.0 + quarantine.RECYCLE_AFTER_S))
     assert not any(maps.row(tables.Table.BACKENDS, tables.row_key(gone)) or b"")
     assert known.next_due_s is None
 
@@ -588,5 +600,5 @@ def test_without_room_for_earlier_slots_a_port_is_served_all_the_same() -> None:
     assert not apply(maps, known, {WEB: [dsr(2, 3)], DB: [more]}).refused
     assert (known.earlier_rows, len(list(maps.rows("earlier_slots")))) == (1, 1)
     assert not apply(maps, known, {WEB: [dsr(1, 2)], DB: [other]}).refused
-    maps.apply(known.expire(ledger.RECYCLE_AFTER_S))
+    maps.apply(known.expire(quarantine.RECYCLE_AFTER_S))
     assert known.extents.used == 3 * 16

@@ -2,7 +2,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbproxy.core import installed, ledger, model, restoring, tables
+from lbproxy.core import installed, ledger, model, quarantine, restoring, tables
 from lbproxy.kernel import fake
 from tests import serving, strategies
 from tests.unit import test_ledger
@@ -241,7 +241,7 @@ def test_the_id_of_a_draining_backend_is_not_given_out_before_its_row_is_cleared
     restored = restoring.restore(serving.capacity(**small), maps.dump(), 0.0)
     grown: serving.Plans = {WEB: [test_ledger.port(hosts=(2, 3, 4))]}
     assert restored.change(grown, 0.0).refused
-    maps.apply(restored.expire(ledger.RECYCLE_AFTER_S))
+    maps.apply(restored.expire(quarantine.RECYCLE_AFTER_S))
     assert not test_ledger.apply(maps, restored, grown, 1.0).refused
     serving.assert_same(maps, serving.of_plans(grown))
 
@@ -280,7 +280,7 @@ def test_earlier_slots_are_kept_over_a_restart_and_replaced_after_it() -> None:
     known, maps = ledger.Ledger(serving.capacity()), fake.FakeMaps(serving.SIZES)
     for hosts in ((1, 2), (1, 3)):
         maps.apply(known.change({WEB: [test_ledger.dsr(*hosts)]}, 0.0).writes)
-    known.expire(ledger.RECYCLE_AFTER_S)
+    known.expire(quarantine.RECYCLE_AFTER_S)
     before, drawn = test_ledger.earlier(maps), test_ledger.drawn(maps)
     restored = restore(maps)
     assert restored.extents.used == known.extents.used == 2 * 16
