@@ -8,10 +8,12 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import ipaddress
 import os
 import pathlib
 import platform
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -52,6 +54,8 @@ _SYSCTLS: typing.Final = (
     *("ipv4/tcp_timestamps", "ipv4/tcp_tw_reuse", "ipv6/conf/all/forwarding", "core/bpf_jit_enable"),
     *("core/somaxconn", "netfilter/nf_conntrack_count", "netfilter/nf_conntrack_max"),
 )
+_ROUTES: typing.Final = ("/proc/thread-self/net/route", "/proc/thread-self/net/ipv6_route")
+_RTF_REJECT, _RTF_LOCAL = 0x0200, 0x80000000
 _PROC: typing.Final = ("net/snmp", "net/snmp6", "net/netstat", "net/softnet_stat")
 
 
@@ -297,7 +301,13 @@ def _log(node: Node) -> str:
     if files:
         return _tail(files[0])
     pid = ["_PID=" + str(node.agent.pid)] if node.agent.pid else ["-t", "lbproxy"]
-    return _output(["journalctl", "--no-pager", "-q", "-n", str(_LOG_LINES), *pid], 10)
+    elsewhere = "it is where the agent's standard error goes; of a pod, `kubectl logs` has it"
+    if shutil.which("journalctl") is None:
+        raise errors.AgentError(f"no log is kept here: {elsewhere}")
+    found = _output(["journalctl", "--no-pager", "-q", "-n", str(_LOG_LINES), *pid], 10)
+    if not found.strip():
+        raise errors.AgentError(f"the journal has no line of the agent's: {elsewhere}")
+    return found
 
 
 def _container(cgroup: pathlib.Path) -> str:
@@ -369,11 +379,36 @@ def _read(path: str) -> str:
 
 
 def _routes(_node: Node) -> str:
+    if shutil.which("ip") is None:  # as in the image
+        return f"# the main table, as /proc/net has it\n{kernel_routes(*map(_read, _ROUTES))}"
     return "\n".join(
         _output(["ip", *family, *what], 10)
         for family in (["-4"], ["-6"])
         for what in (["rule", "show"], ["route", "show", "table", "all"])
     )
+
+
+def kernel_routes(ipv4: str, ipv6: str) -> str:
+    """Routes as people write them, of what /proc/net/route and /proc/net/ipv6_route have."""
+    found = []
+    for line in ipv4.splitlines()[1:]:
+        device, target, gateway, flags, _, _, metric, mask, *_ = line.split()
+        # Words of the machine's own byte order.
+        packed = [int(text, 16).to_bytes(4, sys.byteorder) for text in (target, gateway, mask)]
+        length = int.from_bytes(packed[2], "big").bit_count()
+        found.append(_route(packed[0], length, packed[1], device, int(metric), int(flags, 16)))
+    for line in ipv6.splitlines():
+        target, bits, _, _, gateway, metric, _, _, flags, device = line.split()
+        one = bytes.fromhex(target), int(bits, 16), bytes.fromhex(gateway)
+        found.append(_route(*one, device, int(metric, 16), int(flags, 16)))
+    return "\n".join(found)
+
+
+def _route(target: bytes, length: int, gateway: bytes, device: str, metric: int, flags: int) -> str:
+    where = f"{ipaddress.ip_address(target)}/{length}" if length or any(target) else "default"
+    kind = "unreachable " if flags & _RTF_REJECT else "local " if flags & _RTF_LOCAL else ""
+    via = f" via {ipaddress.ip_address(gateway)}" if any(gateway) else ""
+    return f"{kind}{where}{via} dev {device} metric {metric}"
 
 
 def _system(_node: Node) -> object:

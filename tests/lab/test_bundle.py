@@ -18,7 +18,7 @@ from lbproxy import errors
 from lbproxy.bundle import command as bundle
 from lbproxy.bundle import items as bundle_items
 from lbproxy.config import config
-from lbproxy.lab import cluster
+from lbproxy.lab import cluster, netns
 from tests.lab import agents, manifests
 
 PODS = ("n1/p2", "n2/p1")
@@ -321,3 +321,38 @@ def test_the_log_is_that_of_the_agents_own_container(
         bundle_items.Node, argparse.Namespace(agent=argparse.Namespace(pid=1, running=True), root=tmp_path)
     )
     assert bundle_items._log(node) == "ours"
+
+
+def test_a_log_that_is_not_there_is_said_to_be_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """An empty file would be taken for a log that says nothing."""
+    journal = tmp_path / "journalctl"
+    monkeypatch.setattr(bundle_items, "_CONTAINER_LOGS", tmp_path / "none")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    node = typing.cast(
+        bundle_items.Node, argparse.Namespace(agent=argparse.Namespace(pid=None, running=False))
+    )
+    with pytest.raises(errors.AgentError, match=r"no log is kept here: .*kubectl logs"):
+        bundle_items._log(node)
+    journal.write_text("#!/bin/sh\n")
+    journal.chmod(0o755)
+    with pytest.raises(errors.AgentError, match="the journal has no line of the agent's"):
+        bundle_items._log(node)
+    journal.write_text("#!/bin/sh\necho a line\n")
+    assert bundle_items._log(node) == "a line\n"
+
+
+def test_routes_are_told_where_there_is_no_ip_command(agent: agents.Agent) -> None:
+    """As in the image. What `ip` says of the same namespace has to be in it."""
+
+    def told() -> str:
+        return bundle_items.kernel_routes(*map(bundle_items._read, bundle_items._ROUTES))
+
+    found = netns.inside(agent.lab.netns("n1"), told).splitlines()
+    node, pods = agent.lab["n2"], "10.244.2.0/24"
+    assert f"{pods} via {node.ipv4} dev eth0 metric 0" in found
+    assert "default via 172.18.0.254 dev eth0 metric 0" in found
+    assert "10.244.1.0/24 dev cni0 metric 0" in found
+    assert f"fd00:244:2::/64 via {node.ipv6} dev eth0 metric 1024" in found
+    assert f"local {agent.lab['n1'].ipv6}/128 dev eth0 metric 0" in found
