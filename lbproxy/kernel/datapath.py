@@ -87,12 +87,20 @@ class Datapath:
 
     def _ensure(self, cgroup: pathlib.Path, wanted: typing.Mapping[str, int]) -> Outcome:
         self._lay_out()
+        misplaced = [
+            name
+            for folder in self._generations_dir.iterdir()
+            for name in generation.Generation(folder).remove_misplaced()
+        ]
         finished = self._finish_interrupted(cgroup)
         before = self._current()
         self._remove_others(before)
         known = before.identity() if before is not None else None
         sizes, larger = _sizes(wanted, known)
         notes: tuple[str, ...] = ()
+        if misplaced:
+            names = ", ".join(misplaced)
+            notes += (f"somebody had pinned something else in the place of {names}: it was removed",)
         if finished:
             notes += ("an upgrade that had been interrupted was finished",)
         fingerprint = source.fingerprint(programs.SOURCE, sizes)

@@ -54,6 +54,21 @@ class Generation:
                 found[path.name] = libbpf.prog_info(fd)
         return found
 
+    def remove_misplaced(self) -> list[str]:
+        """Remove what is pinned as a map or program and is none; returns the names.
+
+        What the kernel says of them would be taken for what it says of the others.
+        """
+        removed = []
+        for folder, kind in ((self.maps_dir, "bpf-map"), (self.programs_dir, "bpf-prog")):
+            for path in _pins(folder):
+                with opened(path) as fd:
+                    misplaced = libbpf.kind(fd) != kind
+                if misplaced:
+                    path.unlink()
+                    removed.append(path.name)
+        return removed
+
     def strangers(self) -> list[str]:
         """The programs that use maps other than the pinned ones."""
         pinned = set(self.map_ids().values())

@@ -193,6 +193,11 @@ def _info(fd: int, into: ctypes.Structure, what: str) -> None:
     _check(_LIB.bpf_obj_get_info_by_fd(fd, ctypes.byref(into), ctypes.byref(size)), what)
 
 
+def kind(fd: int) -> str:
+    """What a descriptor is of: bpf-map, bpf-prog, bpf_link, or something else."""
+    return os.readlink(f"/proc/self/fd/{fd}").removeprefix("anon_inode:")
+
+
 def map_info(fd: int) -> MapInfo:
     """Ask the kernel what a map is."""
     info = _MapInfo()

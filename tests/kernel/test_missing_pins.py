@@ -68,6 +68,27 @@ def test_the_agent_ends_where_what_it_feeds_is_gone_and_its_next_start_sets_it_u
     assert successor.verify(cgroup) == []
 
 
+@pytest.mark.parametrize(
+    ("place", "name"), [("maps", "flows"), ("maps", "settings"), ("programs", "connect4")]
+)
+def test_a_pin_of_another_kind_is_no_map_and_no_program(
+    made: datapath.Datapath, cgroup: pathlib.Path, place: str, name: str
+) -> None:
+    """The kernel tells of a program what, read as a map, has keys of any size."""
+    path = made.root / place / name
+    with generation.opened(
+        made.root / ("maps/counters" if place == "programs" else "programs/connect4")
+    ) as fd:
+        path.unlink()
+        libbpf.obj_pin(fd, str(path))
+    successor = datapath.Datapath(made.root)
+    outcome = successor.ensure(cgroup, serving.SIZES)
+    assert outcome.how == "replaced"
+    assert f"in the place of {name}: it was removed" in outcome.notes[0]
+    assert successor.verify(cgroup) == []
+    assert datapath.Datapath(made.root).ensure(cgroup, serving.SIZES).how == "adopted"
+
+
 def test_maps_that_programs_use_and_the_agent_does_not_are_not_fed(
     made: datapath.Datapath, cgroup: pathlib.Path
 ) -> None:
