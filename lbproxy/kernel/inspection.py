@@ -45,7 +45,8 @@ def pinned(root: pathlib.Path) -> identity.Identity:
     try:
         found = identity.read(root)
     except OSError as error:
-        raise errors.AgentError(f"cannot read the pins: {error.strerror}: lbproxy must be root") from error
+        hint = ": lbproxy must be root" if isinstance(error, PermissionError) else ""
+        raise errors.AgentError(f"cannot read the pins in {root}: {error.strerror}{hint}") from error
     if found is None:
         raise errors.AgentError(f"no lbproxy datapath in {root}: start `lbproxy run`, or name its --bpffs")
     if found.abi_version != abi.constant("ABI_VERSION"):

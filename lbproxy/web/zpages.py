@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import lbproxy
 from lbproxy import secrecy
 from lbproxy.config import config, kinds
-from lbproxy.core import healthz
+from lbproxy.core import healthz, model
 
 _WARNING: typing.Final = "For people to read: programs should not rely on how this looks."
 
@@ -74,6 +74,8 @@ def _text(value: object) -> str:
         return ""
     if isinstance(value, config.ListenAddress):
         return str(value)
+    if isinstance(value, model.Algorithm):
+        return value.label
     if isinstance(value, tuple):
         return ",".join(map(_text, value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -201,9 +201,8 @@ async def test_flagz_shows_every_setting(site: Running) -> None:
     response, body = await site.ask("metrics", "/flagz")
     assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
     lines = body.decode().splitlines()
-    assert {"node-name=node-a", "sync-period-s=30.0", "mode=snat", "healthz-bind-address=127.0.0.1:0"} <= {
-        *lines
-    }
+    told = {"node-name=node-a", "sync-period-s=30.0", "mode=snat", "healthz-bind-address=127.0.0.1:0"}
+    assert told | {"algorithm=random"} <= {*lines}
     assert len(lines) == 3 + len(dataclasses.fields(config.Config))
 
 

@@ -259,6 +259,7 @@ async def test_everything_in_the_table_is_exported_as_its_type(agent: Agent) -> 
 async def test_labelled_series_appear_with_their_first_use() -> None:
     scraped = await scrape(metrics.Metrics())
     assert not scraped.series("kubeproxy_proxy_healthz_total")
+    assert scraped("kubeproxy_proxy_livez_total", code="503") == 0
     assert not scraped.series("kubeproxy_sync_proxy_rules_duration_seconds_count")
     assert "_created" not in scraped.text
 
