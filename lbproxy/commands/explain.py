@@ -25,6 +25,7 @@ def main(args: argparse.Namespace) -> int:
         own = _namespaces(source)
         now_s = int(kernel_clock.monotonic_s())
         found = explanation.explain(rows, seen, source, target, now_s, own, port, noting.read(root))
+        found = explanation.with_neighbours(rows, target, found)
     render.show(found, args.output, lambda: _present(found))
     return 0
 

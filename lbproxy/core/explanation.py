@@ -10,6 +10,7 @@ import msgspec
 
 from lbproxy import abi
 from lbproxy.core import (
+    addresses,
     classification,
     inventory,
     known_flow,
@@ -19,6 +20,7 @@ from lbproxy.core import (
     packet_walk,
     tables,
     walk,
+    wording,
 )
 
 
@@ -71,6 +73,32 @@ def explain(
         verdict = walk.Verdict.BALANCED
     steps = tuple(way.steps)
     return Explanation(source, str(target), verdict, reason, way.service, steps, way.choices, way.left_out)
+
+
+def with_neighbours(rows: inventory.Rows, target: walk.Target, found: Explanation) -> Explanation:
+    """The same; where the address is no service's, also what is served at it, or as NodePort, otherwise.
+
+    Of the kernel's steps it is none: whoever asks may have taken the other port or protocol.
+    """
+    if found.reason != walk.NOT_A_SERVICE:
+        return found
+    served = set()
+    here = target.packed in inventory.node_ports(rows).addresses
+    zero = addresses.IPV4_ZERO if target.family is model.Family.IPV4 else addresses.IPV6_ZERO
+    for row, frontend in rows.rows(tables.Table.FRONTENDS):
+        key = tables.frontend_key(row)
+        port = int.from_bytes(key.port, "big")
+        of_node = here and key.scope == tables.SCOPE_NODE_PORT and (key.addr, port) == (zero, target.port)
+        if not of_node and (key.scope, key.addr) != (tables.SCOPE_ADDRESS, target.packed):
+            continue
+        whose = inventory.port_key(rows, tables.frontend(frontend).service)
+        if whose is not None:
+            what = "NodePort " if of_node else ""
+            served.add(f"{what}{port}/{model.Protocol(key.proto).name} of {whose.service}")
+    if not served:
+        return found
+    text = f"served are {wording.few(sorted(served), 5)}"
+    return msgspec.structs.replace(found, steps=(*found.steps, walk.Step("else", text)))
 
 
 def _dials_here(way: walk.Walk, sender: walk.Sender, source_port: int) -> bool:

@@ -64,6 +64,26 @@ def a_cluster() -> fake.FakeMaps:
 CLUSTER = a_cluster()
 
 
+@pytest.mark.parametrize(
+    ("to", "told"),
+    [
+        ("10.96.0.5:53", "served are 53/UDP of default/dns"),
+        ("10.96.0.1:443", "served are 80/TCP of default/web"),
+        ("[fd00::9]:80/UDP", "served are 80/TCP of default/v6"),
+        ("192.0.2.10:30080/UDP", "served are NodePort 30080/TCP of default/web"),
+        ("198.51.100.1:30080/UDP", ""),
+        ("192.0.2.10:30090", ""),
+        ("10.96.0.1:80", ""),
+        ("8.8.8.8:53", ""),
+    ],
+)
+def test_what_is_served_at_another_port_or_protocol_is_said(to: str, told: str) -> None:
+    """DNS is asked by UDP, and a port may be the backends' own."""
+    target = walk.Target(*kinds.parse_destination(to))
+    found = explanation.with_neighbours(CLUSTER, target, ask("pod", to))
+    assert "".join(one.result for one in found.steps if one.step == "else") == told
+
+
 def ask(
     source: str,
     to: str,
