@@ -18,7 +18,7 @@ import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
 
-from lbproxy.core import inventory, leftovers, model
+from lbproxy.core import inventory, leftovers, model, outdated
 from lbproxy.core import ipvs as told
 from lbproxy.kernel import ipvs, legacy_tables, nf_tables
 
@@ -28,6 +28,9 @@ _ATTEMPTS: typing.Final = 5  # to remove chains while others change theirs
 # nf_tables lets go of the sets of rules that are gone a moment later, in the background.
 _SETS_S: typing.Final = 2.0
 _LOOK_AGAIN_S: typing.Final = 0.05
+# So long may a kube-proxy take for what has changed, which it writes once a second by default.
+_CURRENT_S: typing.Final = 10.0
+_CURRENT_PAUSE_S: typing.Final = 0.5
 
 
 class _Flavour(typing.NamedTuple):
@@ -265,32 +268,66 @@ def lacking(rows: inventory.Rows) -> str:
     """What kube-proxy's rules lack for new flows to be left to them; empty where they can be.
 
     Each family that lbproxy has backends of has to have a Service in what is in force: some of that is there
-    before the first of them is, and some may be there though kube-proxy is long gone. Raises OSError where
-    that can not be asked.
+    before the first of them is, and some may be there though kube-proxy is long gone. In iptables-legacy
+    above all, where a kube-proxy that uses nf_tables sees nothing, and lbproxy may have no tool to remove it:
+    what is there alone has to be of what is served now, too. Raises OSError where that can not be asked.
     """
-    ours, theirs = inventory.families(rows), serving()
-    if ours - theirs or not theirs:
-        missing = " and ".join(f"IPv{family.value}" for family in sorted(ours - theirs))
+    ours, theirs = inventory.families(rows), _in_force()
+    if ours - theirs.keys() or not theirs:
+        missing = " and ".join(f"IPv{family.value}" for family in sorted(ours - theirs.keys()))
         of = f" of {missing}" if missing else ""
         return f"kube-proxy's rules have no Service{of} yet: nobody would serve new flows"
+    for flavour in _FLAVOURS:
+        alone = _family(flavour) in ours and theirs[_family(flavour)] == {flavour.legacy}
+        if alone and (stale := _stale(rows, flavour)):
+            more = f" and {len(stale) - 1} more service ports" if len(stale) > 1 else ""
+            return (
+                f"kube-proxy's rules are in {flavour.legacy} alone, and an earlier one's: for "
+                f"{stale[0]}{more} they lead to no endpoint, or to one that is gone"
+            )
     return ""
 
 
 def serving() -> frozenset[model.Family]:
     """The families of which kube-proxy has a Service in force. Raises OSError."""
-    found = set(ipvs.families())
+    return frozenset(_in_force())
+
+
+def _in_force() -> dict[model.Family, set[str]]:
+    """By what kube-proxy has a Service in force, by family. Raises OSError."""
+    found: dict[model.Family, set[str]] = {family: {leftovers.IPVS_DEVICE} for family in ipvs.families()}
     nat = leftovers.SERVICES_TABLE
     for flavour in _FLAVOURS:
-        family = model.Family.IPV4 if flavour.family == socket.AF_INET else model.Family.IPV6
         of = flavour.nft_family
         legacy = legacy_tables.read(flavour.family, nat)
-        if (
-            leftovers.nft_serves(nf_tables.chains(of, leftovers.NFT_NAME))
-            or leftovers.serve(nf_tables.chains(of, nat), _nft_rules(of, nat))
-            or leftovers.serve(legacy.chains, _legacy_rules(legacy))
-        ):
-            found.add(family)
-    return frozenset(found)
+        by = {
+            leftovers.NFT_NAME: leftovers.nft_serves(nf_tables.chains(of, leftovers.NFT_NAME)),
+            flavour.nft: leftovers.serve(nf_tables.chains(of, nat), _nft_rules(of, nat)),
+            flavour.legacy: leftovers.serve(legacy.chains, _legacy_rules(legacy)),
+        }
+        if any(by.values()):
+            found.setdefault(_family(flavour), set()).update(name for name, serves in by.items() if serves)
+    return found
+
+
+def _stale(rows: inventory.Rows, flavour: _Flavour) -> list[model.PortKey]:
+    """Service ports for which iptables-legacy has rules of another time, though they were given some.
+
+    What a kube-proxy is late with is another thing with each look; of a port that it has left, never.
+    """
+    until = time.monotonic() + _CURRENT_S
+    found: dict[model.PortKey, frozenset[str]] | None = None
+    while True:
+        legacy = legacy_tables.read(flavour.family, leftovers.SERVICES_TABLE)
+        now = outdated.outdated(_legacy_rules(legacy), outdated.ports(rows, _family(flavour)))
+        found = now if found is None else {key: to for key, to in found.items() if now.get(key) == to}
+        if not found or time.monotonic() > until:
+            return list(found)
+        time.sleep(_CURRENT_PAUSE_S)
+
+
+def _family(flavour: _Flavour) -> model.Family:
+    return model.Family.IPV4 if flavour.family == socket.AF_INET else model.Family.IPV6
 
 
 def unseen() -> list[str]:

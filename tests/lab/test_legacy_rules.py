@@ -14,8 +14,10 @@ import subprocess
 import msgspec
 import pytest
 
+from benchmarks.kubeproxy import load
+from benchmarks.kubeproxy import model as kubeproxy
 from lbproxy.core import leftovers, migration
-from lbproxy.lab import apiserver, cluster
+from lbproxy.lab import apiserver, cluster, topology
 from tests import polling
 from tests.lab import agents, manifests, test_leftovers
 from tests.lab.conftest import LabFactory
@@ -105,6 +107,52 @@ def test_what_stays_of_old_rules_and_what_to_do_is_one_line_wherever_one_looks(l
             cleaned = run(agent, "cleanup", "--kube-proxy")
             assert (cleaned.returncode, said(cleaned.stderr)) == (1, [f"lbproxy: error: {LINE}"])
             assert f"left alone: {KEPT}\n" in cleaned.stdout
+
+
+def test_new_flows_are_left_to_rules_of_old_only_where_they_are_of_what_is_served(
+    build_lab: LabFactory,
+) -> None:
+    with build_lab(nodes=1, pods=3) as lab:
+        first, later = ([*web(lab, "n1/p2"), *others(lab)], [*web(lab, "n1/p3"), *others(lab)])
+        ports = [kubeproxy.ports(objects, "n1") for objects in (first, later)]
+        rules = load.Rules(
+            lambda argv: lab.command("n1", argv, cgroup=False), load.Backend.LEGACY, kubeproxy.Settings()
+        )
+        rules.start(ports[0])
+        node = manifests.node("n1", *lab["n1"].addresses)
+        with (
+            agents.Api(lab.netns("n1"), node, *first) as api,
+            agents.Agent(lab, api.source, *agents.SMALL_MAPS) as agent,
+        ):
+            agent.has_backends("web", {"n1/p2"}, [("http", 4)])
+            back = run(agent, "migrate", "return", "--dry-run")
+            assert (back.returncode, back.stderr) == (0, "")
+            # Whoever wrote these rules has gone, and the pod is another one.
+            api.put(*later)
+            agent.has_backends("web", {"n1/p3"}, [("http", 4)])
+            back = run(agent, "migrate", "return", "--dry-run")
+            assert back.returncode == 1
+            assert "iptables-legacy alone, and an earlier one's: for default/web" in back.stderr
+            assert "more" not in back.stderr.partition("they lead")[0]
+            assert run(agent, "migrate", "return", "--dry-run", "--force").returncode == 0
+            rules.change(ports[0], ports[1])
+            back = run(agent, "migrate", "return", "--dry-run")
+            assert (back.returncode, back.stderr) == (0, "")
+
+
+def web(lab: cluster.Lab, pod: str) -> list[manifests.Object]:
+    return of_ipv4("web", 1, lab[pod])
+
+
+def others(lab: cluster.Lab) -> list[manifests.Object]:
+    return [*of_ipv4("other", 2, lab["n1/p1"], lab["n1/p2"]), *of_ipv4("vacant", 3)]
+
+
+def of_ipv4(name: str, number: int, *places: topology.Place) -> list[manifests.Object]:
+    ports = [manifests.HTTP]
+    address = manifests.cluster_ip(number)
+    service = manifests.service(name, number, ports=ports, clusterIPs=[address], ipFamilies=["IPv4"])
+    return [service, *manifests.slices(name, places, ports=ports)[:1]]
 
 
 def said(text: str) -> list[str]:

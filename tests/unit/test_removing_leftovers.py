@@ -13,7 +13,8 @@ from lbproxy.core import leftovers as core
 from lbproxy.core import model, tables
 from lbproxy.kernel import fake, ipvs, legacy_tables, nf_tables
 from lbproxy.migrate import command as migrate
-from tests import installing
+from tests import installing, serving
+from tests.unit import test_outdated
 
 SVC = "KUBE-SVC-NPX46M4PTMTKRN6Y"
 NAT = {"PREROUTING": True, "KUBE-SERVICES": False, SVC: False}
@@ -200,3 +201,64 @@ def test_the_command_asks_what_the_agent_asks(monkeypatch: pytest.MonkeyPatch) -
     args = cli._parsers()[0].parse_args(["migrate", "return", "--dry-run", "--bpffs", "/none"])
     with pytest.raises(errors.AgentError, match=r"have no Service yet.*start kube-proxy first"):
         migrate._return(args, maps)
+
+
+class Legacy:
+    """The nat table of iptables-legacy, which has the rules of one Service; and maps that serve that."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *endpoints: str) -> None:
+        self.looks = list(endpoints)  # whom the rules lead to, from one look to the next
+        self.maps: typing.Any = fake.FakeMaps(installing.SIZES)
+        made = installing.Installer(self.maps, serving.capacity())
+        made.service("test/web", ["10.96.0.1"], [installing.endpoint("10.244.1.5")], port_name="")
+        kernel = Kernel(patch)
+        kernel.chains.clear()
+        patch.setattr(legacy_tables, "read", self.read)
+        patch.setattr(ipvs, "families", frozenset)
+        patch.setattr(leftovers, "_CURRENT_PAUSE_S", 0)
+
+    def read(self, family: socket.AddressFamily, _table: str) -> legacy_tables.Table:
+        if family != socket.AF_INET:
+            return legacy_tables.Table({}, [])
+        endpoint = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+        written = [(rule.chain, rule.target) for rule in test_outdated.written(endpoint)]
+        rules = [("PREROUTING", "KUBE-SERVICES"), *written]
+        jumps = [legacy_tables.Jump(chain, at, target) for at, (chain, target) in enumerate(rules)]
+        return legacy_tables.Table({"PREROUTING": True, **{one.target: False for one in jumps}}, jumps)
+
+
+def test_rules_of_old_that_are_of_another_time_are_nobody_to_leave_new_flows_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node = Legacy(monkeypatch, "10.244.3.7")
+    monkeypatch.setattr(leftovers, "_CURRENT_S", 0.01)
+    assert leftovers.serving() == {V4}
+    problem = leftovers.lacking(node.maps)
+    assert problem.startswith("kube-proxy's rules are in iptables-legacy alone, and an earlier one's: for ")
+    assert "test/web" in problem
+    node.looks = ["10.244.1.5"]
+    assert leftovers.lacking(node.maps) == ""
+
+
+def test_what_kube_proxy_is_about_to_write_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "_CURRENT_S", 3600)
+    node = Legacy(monkeypatch, *["10.244.3.7"] * 3, "10.244.1.5")
+    assert leftovers.lacking(node.maps) == ""
+    # Late again, with another endpoint at each look: somebody writes there.
+    node.looks = [f"10.244.3.{number}" for number in range(1, 9)]
+    assert leftovers.lacking(node.maps) == ""
+    assert len(node.looks) > 1
+
+
+def test_beside_rules_of_nf_tables_those_of_old_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Legacy(monkeypatch, "10.244.3.7")
+    monkeypatch.setattr(
+        nf_tables,
+        "chains",
+        lambda of, table: (
+            {"nat-prerouting": True, "service-ABCD-test/web/tcp/": False}
+            if (of, table) == ("ip", "kube-proxy")
+            else {}
+        ),
+    )
+    assert leftovers.lacking(node.maps) == ""
