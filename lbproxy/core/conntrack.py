@@ -72,7 +72,7 @@ class Entry(typing.NamedTuple):
 
 
 class Reserved(typing.NamedTuple):
-    """A connection from this node that the tracker does not know, and how long it may stay idle."""
+    """A connection from this node that the tracker does not know, and for how long to enter it."""
 
     proto: int
     ends: Tuple
@@ -99,10 +99,12 @@ def reserved(keys: bytes, rows: bytes, now: int, settings: tables.Settings) -> I
         # An answer to a masqueraded flow where it comes in.
         if answer.stage != _INGRESS or flow.state & (_STATE.ORIGINAL | _STATE.RESET) or is_held(flow.state):
             continue
-        left = flow.seen + flows.timeout_ticks(settings, answer.proto, flow.state) - now
+        whole = flows.timeout_ticks(settings, answer.proto, flow.state)
+        left = flow.seen + whole - now
         if left > 0:
             ends = Tuple(answer.dst, answer.src, answer.dport, answer.sport)
-            yield Reserved(answer.proto, ends, int(left * node_rows.TICK_S) + 1)
+            # No packet renews what is entered: what comes as late as it may gives the flow its time anew.
+            yield Reserved(answer.proto, ends, int((left + whole) * node_rows.TICK_S) + 1)
 
 
 def reservation(flow: Reserved) -> bytes:

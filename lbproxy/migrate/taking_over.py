@@ -19,6 +19,9 @@ from lbproxy.migrate import handover
 _BATCH_ROWS: typing.Final = 4096
 RESUME_S: typing.Final = 30.0  # the agent looks every second, and reads the tracker twice
 _PAUSE_S: typing.Final = 0.1
+# How many flows may have begun, and be without a reservation, when kube-proxy begins flows; or rounds of it.
+_FEW: typing.Final = 8
+_MOST_ROUNDS: typing.Final = 5
 _KUBE_PROXY: typing.Final = "kube-proxy"
 _PORTS: typing.Final = {config.HEALTHZ_PORT: "healthz", config.METRICS_PORT: "metrics"}  # kube-proxy's too
 
@@ -154,7 +157,12 @@ def give_back(kernel: maps.Maps) -> Returned:
     count, problem = 0, ""
     try:
         # Before and after: else what begins meanwhile, or what kube-proxy begins at once, had none.
-        count = reserve()
+        # Before, until few begin in a round of it: where there are many flows the first takes seconds.
+        for _ in range(_MOST_ROUNDS):
+            made = reserve()
+            count += made
+            if made <= _FEW:
+                break
         kernel.apply([returns])
         count += reserve()
     except OSError as error:

@@ -231,7 +231,8 @@ def test_ports_that_are_masqueraded_with_are_reserved_while_they_are_in_use() ->
     keys, values = b"".join(key.pack() for key in rows), b"".join(row.pack() for row in rows.values())
     [found] = conntrack.reserved(keys, values, NOW, SETTINGS)
     assert (found.proto, found.ends) == (6, (node, backend, port[5000], port[8080]))
-    assert 80 <= found.left_s <= 90
+    # If something comes at the end of its time, it has its time once more.
+    assert 170 <= found.left_s <= 180
     # What is entered reads as a connection whose destination nobody translates.
     packed = conntrack.reservation(found)
     assert conntrack.decode(packed) is None
