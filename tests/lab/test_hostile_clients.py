@@ -21,7 +21,7 @@ told = {}
 for _ in range(int(sys.argv[1])):
     for url in sys.argv[2:]:
         began = time.monotonic()
-        status = urllib.request.urlopen(url, timeout=5).status
+        status = urllib.request.urlopen(url, timeout=60).status
         statuses, longest = told.get(url, ([], 0))
         told[url] = sorted({*statuses, status}), max(longest, round(1e3 * (time.monotonic() - began)))
 print(json.dumps(told))

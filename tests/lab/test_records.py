@@ -98,7 +98,7 @@ def test_multipath_tcp_holds_no_row_after_it_is_closed(lab: cluster.Lab, agent: 
     )
     answers = agents.run_script(lab, "n1/p1", script, manifests.cluster_ip(WEB), manifests.TCP_PORT)
     assert answers == ["n1/p2"] * 5
-    assert agent.live_sockets() == 0
+    polling.eventually(lambda: agent.live_sockets() == 0, what="rows given back")
 
 
 def test_rows_that_change_places_in_memory_are_not_mixed_up(lab: cluster.Lab, agent: agents.Agent) -> None:
@@ -120,7 +120,7 @@ def test_rows_that_change_places_in_memory_are_not_mixed_up(lab: cluster.Lab, ag
     # At a million writes a second, one row may leave and come back to its place while a lookup stands on
     # it, which then finds nothing and leaves the address alone. A wrong answer it must never give.
     assert set(result.failures) <= {"ETIMEDOUT"}
-    assert result.count > 29_000
+    assert result.count > 29 * result.failed
     assert set(result.servers) == {"n1/p2"}
     assert agent.port("other").connections == before
     assert agent.counter("bad_slot") == agent.counter("unsteady") == 0

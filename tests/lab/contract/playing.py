@@ -19,7 +19,7 @@ PROBER = pathlib.Path(__file__).with_name("prober.py")
 TO_SERVICES = ("10.96.0.0/16", "198.18.0.0/15", "203.0.0.0/16", "fd00:96::/32", "2001:db8::/32")
 TO_PODS = ("10.244.0.0/16", "fd00:244::/32")
 # Longer than a first answer may take on a busy machine, shorter than a second SYN.
-QUIET_S, ANSWER_S = 0.7, 4.0
+QUIET_S, ANSWER_S = 0.7, 10.0
 
 
 class Player:

@@ -8,12 +8,13 @@ import time
 
 import pytest
 
+from tests import polling
 from tests.lab.contract import book, lots, playing, variants
 from tests.lab.contract.book import LOCAL, REMOTE, Endpoint, Object
 from tests.lab.contract.patterns import BOTH_LOCAL, PATTERNS
 
 STEPS = 40 if os.environ.get("LBPROXY_CONTRACT") == "all" else 5
-SOON_S = 10.0
+ANSWER_S = 2.0  # for an answer that may never come
 PROXY_NAME = {"service.kubernetes.io/service-proxy-name": "another"}
 
 
@@ -39,9 +40,9 @@ def become(player: playing.Player, scenario: book.Scenario, *, chance: random.Ra
 
 def soon_right(player: playing.Player, what: str) -> None:
     """Wait until all answers are as they should be."""
-    deadline = time.monotonic() + SOON_S
+    deadline = time.monotonic() + polling.TIMEOUT_S
     while True:
-        wrong = [str(one) for several in player.play(answer_s=SOON_S / 5).values() for one in several]
+        wrong = [str(one) for several in player.play(answer_s=ANSWER_S).values() for one in several]
         if not wrong:
             return
         assert time.monotonic() < deadline, f"{what}\n" + "\n".join(wrong)
