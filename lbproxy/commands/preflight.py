@@ -17,7 +17,7 @@ from lbproxy.commands import render
 from lbproxy.config import config
 from lbproxy.core import addresses, devices, model
 from lbproxy.core.preflight import facts, findings, verdict
-from lbproxy.kernel import attached, ipvs, links, node, probes, surroundings
+from lbproxy.kernel import attached, ipvs, links, probes, surroundings
 
 _AGENT_BYTES: typing.Final = 90 << 20  # with 10,000 services, see docs/benchmarks.md
 _COMPILER_BYTES: typing.Final = 250 << 20  # two processes, each about 125 MB
@@ -97,7 +97,7 @@ def _cluster(settings: config.Config) -> tuple[facts.Cluster, model.Node | None]
         credentials.check(kubeconfig, settings.master)
     except errors.ConfigError as error:
         return facts.Cluster(url="", problem=str(error), by_service=None, node=None), None
-    local = node.local_addresses()
+    local = links.every_address()
     return asyncio.run(reach.look(kubeconfig, settings.master, settings.node_name, local))
 
 

@@ -3,12 +3,16 @@
 import asyncio
 import collections.abc
 import contextlib
+import socket
+import struct
 
 import pytest
 
 from lbproxy.core import addresses
 from lbproxy.kernel import links
 from tests.kernel.test_device_links import Namespace, namespace
+
+RTM_NEWADDR, NLMSG_DONE, NLM_F_DUMP_INTR, IFA_LOCAL = 20, 3, 0x10, 2
 
 
 @pytest.fixture
@@ -96,3 +100,57 @@ def test_of_routes_only_default_ones_are_worth_a_look(ns: Namespace) -> None:
             await asyncio.wait_for(changed, 60)
 
     ns(lambda: asyncio.run(main()))
+
+
+class Kernel:
+    """Answers what is asked over netlink, as often as it is asked, by the dumps it is given."""
+
+    def __init__(self, *dumps: tuple[list[str], int]) -> None:
+        self.dumps = list(dumps)
+
+    def __call__(self, *_: object) -> "Kernel":
+        return self
+
+    def __enter__(self) -> "Kernel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def bind(self, _address: tuple[int, int]) -> None:
+        pass
+
+    def send(self, _request: bytes) -> None:
+        pass
+
+    def recv(self, _size: int) -> bytes:
+        texts, flags = self.dumps.pop(0)
+        told = b"".join(
+            struct.pack("=IHHIIBBBBIHH4s", 32, RTM_NEWADDR, flags, 0, 0, 2, 32, 0, 0, 1, 8, IFA_LOCAL, packed)
+            for packed in map(socket.inet_aton, texts)
+        )
+        return told + struct.pack("=IHHIIi", 20, NLMSG_DONE, flags, 0, 0, 0)
+
+
+def test_addresses_that_changed_while_they_were_told_are_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # 192.0.2.2 was there all the time: the kernel counts places, and one before it has gone.
+    kernel = Kernel((["192.0.2.1", "192.0.2.3"], NLM_F_DUMP_INTR), (["192.0.2.2", "192.0.2.3"], 0))
+    monkeypatch.setattr(socket, "socket", kernel)
+    assert [addresses.text(one) for one in links.every_address()] == ["192.0.2.2", "192.0.2.3"]
+    assert not kernel.dumps
+
+
+def test_of_addresses_that_never_cease_to_change_none_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    dumps = [(["192.0.2.1", "192.0.2.3"], NLM_F_DUMP_INTR), (["192.0.2.2", "192.0.2.3"], NLM_F_DUMP_INTR)] * 2
+    monkeypatch.setattr(socket, "socket", Kernel(*dumps))
+    told = [addresses.text(one) for one in links.every_address()]
+    assert sorted(told) == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+
+
+def test_every_address_is_told_once(ns: Namespace) -> None:
+    for address, device in (("192.0.2.1/24", "up0"), ("192.0.2.1/24", "pod0"), ("2001:db8::1/64", "up0")):
+        ns.ip("addr", "add", address, "dev", device, *(["nodad"] if ":" in address else []))
+    told = [text for one in ns(links.every_address) if not (text := addresses.text(one)).startswith("fe80:")]
+    assert sorted(told) == ["192.0.2.1", "2001:db8::1"]
