@@ -1,6 +1,5 @@
-"""Says at the start what else is at work on this node: kube-proxy's rules, another lbproxy."""
+"""Says what else is at work on this node: kube-proxy's rules, another lbproxy."""
 
-import contextlib
 import logging
 import pathlib
 
@@ -23,17 +22,25 @@ def tell_leftovers() -> None:
 
 def tell_another(root: pathlib.Path, cgroup: pathlib.Path) -> None:
     """Say that another lbproxy balances the same sockets."""
+    if said := another(root, cgroup):
+        _log.error("%s", said)
+
+
+def another(root: pathlib.Path, cgroup: pathlib.Path) -> str:
+    """What is said of another lbproxy that balances the same sockets; empty where none is seen."""
     from lbproxy.core.preflight import owners  # noqa: PLC0415 - needed once
     from lbproxy.kernel import attached  # noqa: PLC0415
 
-    with contextlib.suppress(OSError):
+    try:
         mount = cgroup2.mount_point() or cgroup
         others = attached.at_cgroup(cgroup, mount, attached.own_programs(root))
-        theirs = [one for one in others if one.owner == owners.LBPROXY]
-        if theirs:
-            _log.error(
-                "another lbproxy's programs are at %s of %s: both balance the same sockets; stop that one "
-                "and remove it with: lbproxy cleanup --bpffs PATH (lbproxy preflight names it)",
-                ", ".join(sorted({one.hook for one in theirs})),
-                theirs[0].place,
-            )
+    except OSError:
+        return ""
+    theirs = [one for one in others if one.owner == owners.LBPROXY]
+    if not theirs:
+        return ""
+    hooks = ", ".join(sorted({one.hook for one in theirs}))
+    return (
+        f"another lbproxy's programs are at {hooks} of {theirs[0].place}: both balance the same sockets; "
+        "stop that one and remove it with: lbproxy cleanup --bpffs PATH (lbproxy preflight names it)"
+    )

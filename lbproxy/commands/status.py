@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from lbproxy import abi, noting
+from lbproxy import abi, beside, noting
 from lbproxy.commands import render
 from lbproxy.core import events, fill, inventory, listing, notes, tables, wording
 from lbproxy.kernel import inspection, maps
@@ -154,6 +154,7 @@ def read(root: pathlib.Path, opened: maps.BpfMaps) -> Status:
         warnings=(
             *_off(identity.refused),
             *_given_back(opened),
+            *_another(root, identity.cgroup),
             *_rejected(noting.read(root), agent.running),
             *_warnings(hooks, devices, counters, opened),
             *listing.warnings(found),
@@ -169,6 +170,11 @@ def _off(refused: str) -> Iterator[str]:
 def _given_back(opened: maps.BpfMaps) -> Iterator[str]:
     if inventory.is_set(opened, tables.Handover.RETURN):
         yield handover.RETURNING
+
+
+def _another(root: pathlib.Path, cgroup: str) -> Iterator[str]:
+    if said := beside.another(root, pathlib.Path(cgroup)):
+        yield said
 
 
 def _rejected(noted: notes.Notes, agent_runs: bool) -> Iterator[str]:
@@ -227,7 +233,10 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[str]:
     """A line for each uplink, and one for all others of a kind: a node may have hundreds."""
     others: dict[str, list[str]] = {}
     for device in devices:
-        if device.role == "uplink":
+        if device.problem:
+            # A warning says which; of what is missing its role may be told.
+            yield f"{device.name}: not as it should be"
+        elif device.role == "uplink":
             yield f"{device.name} uplink, tc{f' and {device.xdp} XDP' if device.xdp else ''}"
         else:
             others.setdefault(device.role, []).append(device.name)

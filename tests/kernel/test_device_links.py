@@ -275,6 +275,7 @@ def test_status_shows_devices_and_what_is_wrong_with_them(made: datapath.Datapat
     assert [(one.name, one.tc, one.problem) for one in devices()] == [
         ("pod0", False, "only one of its directions is attached")
     ]
+    assert list(status._devices(devices())) == ["pod0: not as it should be"]
     up1 = ns.ifindex("up1")
     ns(lambda: made.attach(both(up1)))
     pinned, link = made.programs_dir / "tc_from_inside", made.links_dir / both(up1)[1].pin

@@ -229,6 +229,10 @@ def test_a_second_lbproxy(lab: cluster.Lab, api: agents.Api) -> None:
         ports = ("--healthz-bind-address", "127.0.0.1:9991", "--metrics-bind-address", "127.0.0.1:9992")
         with agents.Agent(lab, api.source, *agents.SMALL_MAPS, *ports) as second:
             polling.eventually(lambda: "another lbproxy's programs are at" in second.log)
+            # Of the first one's log that is too late.
+            for one in (agent, second):
+                assert "another lbproxy's programs are at connect4, " in one.lbproxy("status")
+        assert "another lbproxy" not in agent.lbproxy("status")
         # On its own pins nothing is anybody else's.
         own = look(lab, api.source, "--bpffs", str(agent.root))
         assert (own.status, own.in_the_way) == (1, {"lbproxy here"})
