@@ -186,8 +186,8 @@ class Bed:
         defaults = plan.Defaults(model.Algorithm.RANDOM)
         plans = {one.name: plan.plan(known, one.name, defaults) for one in known.services()}
         kept = ledger.Ledger(self.maps.capacity())
-        writes += [*kept.absence.begin({}), *kept.change(plans, 0.0).writes]
-        self.maps.apply(writes)
+        self.maps.set_column(tables.Table.NO_FRONTENDS, "none", kept.absence.begin())
+        self.maps.apply([*writes, *kept.change(plans, 0.0).writes])
         self._say_no_flows(b"")
         self.backends = {
             (row.addr, int.from_bytes(row.port, "big"), row.proto, row.service): int.from_bytes(key, "little")

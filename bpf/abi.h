@@ -18,7 +18,7 @@
 /* Bumped when the meaning of a row changes in a way its layout does not show, such as which bit is
  * of which addresses (absence.h): the rows of the version before would be taken over as they are.
  */
-#define LB_ABI_VERSION 4
+#define LB_ABI_VERSION 5
 
 /* frontend_key.scope: where a frontend listens, and whom its row is for. */
 #define LB_SCOPE_ADDRESS 0   /* the address in the key */
@@ -90,9 +90,10 @@
  * table of zeros says nothing, and it is looked up. Which bit: absence.h.
  */
 #define LB_NO_FLOWS_ROWS 2048
-#define LB_NO_FRONTENDS_ADDRESSES 2048 /* of so many rows, each bit is of some addresses */
-#define LB_NO_FRONTENDS_ROWS 3072      /* in those behind, of a NodePort each */
-#define LB_ABSENCE_SHIFT 47	       /* leaves the 17 bits that number them */
+#define LB_NO_FLOWS_SHIFT 47	       /* leaves the 17 bits that number theirs */
+#define LB_NO_FRONTENDS_ADDRESSES 4096 /* of so many rows, each bit is of some addresses */
+#define LB_NO_FRONTENDS_ROWS 5120      /* in those behind, of a NodePort each */
+#define LB_NO_FRONTENDS_SHIFT 52       /* leaves the 12 bits that number an address's row */
 #define LB_ABSENCE_FACTOR_0 0x9e3779b97f4a7c15
 #define LB_ABSENCE_FACTOR_1 0xc2b2ae3d27d4eb4f
 #define LB_ABSENCE_FACTOR_2 0x165667b19e3779f9

@@ -10,28 +10,29 @@
 
 #include "maps.h"
 
-/* Of what these make of addresses the upper 17 bits number a bit. lbproxy/core/absence.py does the
- * same, and tests/packets/test_absence.py holds one against the other.
+/* lbproxy/core/absence.py does the same, and tests/packets/test_absence.py holds one against the
+ * other.
  */
 static __always_inline __u64 absence_mix(const __be32 addr[4], __u64 high, __u64 low)
 {
 	return ((__u64)addr[0] << 32 | addr[1]) * high ^ ((__u64)addr[2] << 32 | addr[3]) * low;
 }
 
-static __always_inline __u32 absence_of_pair(const struct flow_key *key)
+/* Of what this makes of addresses the upper bits number a bit. They are folded before the last
+ * product: products alone keep equal distances equal, and addresses are given out in a row.
+ * Then a node's pods may share most of their bits with services.
+ */
+static __always_inline __u64 absence_hash(__u64 mixed)
 {
-	__u64 hash = absence_mix(key->src, LB_ABSENCE_FACTOR_0, LB_ABSENCE_FACTOR_1) +
-		     absence_mix(key->dst, LB_ABSENCE_FACTOR_2, LB_ABSENCE_FACTOR_3);
-
-	hash += key->stage * LB_ABSENCE_FACTOR_0;
-	return hash * LB_ABSENCE_FACTOR_1 >> LB_ABSENCE_SHIFT;
+	return (mixed ^ mixed >> 32) * LB_ABSENCE_FACTOR_1;
 }
 
-static __always_inline __u32 absence_of_address(const __be32 addr[4])
+static __always_inline __u32 absence_of_pair(const struct flow_key *key)
 {
-	__u64 hash = absence_mix(addr, LB_ABSENCE_FACTOR_0, LB_ABSENCE_FACTOR_1);
+	__u64 mixed = absence_mix(key->src, LB_ABSENCE_FACTOR_0, LB_ABSENCE_FACTOR_1) +
+		      absence_mix(key->dst, LB_ABSENCE_FACTOR_2, LB_ABSENCE_FACTOR_3);
 
-	return hash * LB_ABSENCE_FACTOR_1 >> LB_ABSENCE_SHIFT;
+	return absence_hash(mixed + key->stage * LB_ABSENCE_FACTOR_0) >> LB_NO_FLOWS_SHIFT;
 }
 
 /* Whether no flow at all has a row between a packet's addresses, at its stage. */
@@ -54,24 +55,27 @@ static __always_inline void pair_begins(const struct flow_key *key)
 		__sync_fetch_and_or(&known->begun, bit);
 }
 
-static __always_inline bool absence_bit(__u32 place, __u32 first)
-{
-	__u32 row = first + (place >> 6);
-	struct no_frontends *known = no_frontends.lookup(&row);
-
-	return known && (known->none >> (place & 63) & 1);
-}
-
-/* Whether an address is no frontend's. */
+/* Whether an address is no frontend's. Two bits of a row say so, either is enough, and both are
+ * seldom those of services' addresses: a row costs no more than a bit. They are numbered by what
+ * comes below the row's number.
+ */
 static __always_inline bool address_has_no_frontend(const __be32 addr[4])
 {
-	return absence_bit(absence_of_address(addr), 0);
+	__u64 hash = absence_hash(absence_mix(addr, LB_ABSENCE_FACTOR_0, LB_ABSENCE_FACTOR_1));
+	__u32 row = hash >> LB_NO_FRONTENDS_SHIFT;
+	struct no_frontends *known = no_frontends.lookup(&row);
+
+	return known && (known->none >> (hash >> (LB_NO_FRONTENDS_SHIFT - 6) & 63) & 1 ||
+			 known->none >> (hash >> (LB_NO_FRONTENDS_SHIFT - 12) & 63) & 1);
 }
 
 /* Whether a port, in network order, is no NodePort of any protocol. */
 static __always_inline bool port_is_no_node_port(__be16 port)
 {
-	return absence_bit(port, LB_NO_FRONTENDS_ADDRESSES);
+	__u32 row = LB_NO_FRONTENDS_ADDRESSES + (port >> 6);
+	struct no_frontends *known = no_frontends.lookup(&row);
+
+	return known && (known->none >> (port & 63) & 1);
 }
 
 #endif

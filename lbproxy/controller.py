@@ -319,9 +319,8 @@ class Controller:
             self._astray = True
 
     def _restored(self) -> ledger.Ledger:
-        dump = self._kernel.dump()
-        known = restoring.restore(self._capacity, dump, self._clock())
-        self._kernel.apply(known.absence.begin(dump.no_frontends))
+        known = restoring.restore(self._capacity, self._kernel.dump(), self._clock())
+        self._kernel.set_column(tables.Table.NO_FRONTENDS, "none", known.absence.begin())
         return known
 
     # --- what others ask ---

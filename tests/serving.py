@@ -91,21 +91,22 @@ def dead_ends(
 
 def says_none(maps: fake.FakeMaps, frontend: bytes) -> bool:
     """Whether the programs are told that there is no such frontend."""
-    place = absence.frontend_place(frontend)
-    row = maps.row(tables.Table.NO_FRONTENDS, tables.row_key(place >> 6)) or b""
-    return bool(int.from_bytes(row, tables.BYTE_ORDER) >> (place & 63) & 1)
+    places = absence.frontend_places(frontend)
+    row = maps.row(tables.Table.NO_FRONTENDS, tables.row_key(places[0] >> 6)) or b""
+    return any(int.from_bytes(row, tables.BYTE_ORDER) >> (place & 63) & 1 for place in places)
 
 
 def begin_absence(known: ledger.Ledger, maps: fake.FakeMaps) -> None:
     """Tell the programs from now on what is no frontend, as the agent does once it has a ledger."""
-    maps.apply(known.absence.begin(maps.dump().no_frontends))
+    maps.set_column(tables.Table.NO_FRONTENDS, "none", known.absence.begin())
 
 
 def assert_all_absence_said(maps: fake.FakeMaps) -> None:
     """Whatever bit no frontend has says so."""
-    rows = {absence.frontend_place(key) for key, _ in maps.rows(tables.Table.FRONTENDS)}
+    keys = [key for key, _ in maps.rows(tables.Table.FRONTENDS)]
+    places = {place for key in keys for place in absence.frontend_places(key)}
     words = array.array("Q", maps.column(tables.Table.NO_FRONTENDS, "none"))
-    assert sum(64 - word.bit_count() for word in words) == len(rows)
+    assert sum(64 - word.bit_count() for word in words) == len(places)
 
 
 def dangling(maps: fake.FakeMaps) -> list[str]:

@@ -12,45 +12,51 @@ from lbproxy import abi
 from lbproxy.core import tables
 
 PAIR_ROWS: typing.Final = abi.constant("NO_FLOWS_ROWS")
+_PAIR_SHIFT: typing.Final = abi.constant("NO_FLOWS_SHIFT")
 _ADDRESS_ROWS: typing.Final = abi.constant("NO_FRONTENDS_ADDRESSES")
 _FRONTEND_ROWS: typing.Final = abi.constant("NO_FRONTENDS_ROWS")
-_SHIFT: typing.Final = abi.constant("ABSENCE_SHIFT")
+_ADDRESS_SHIFT: typing.Final = abi.constant("NO_FRONTENDS_SHIFT")
 _FACTORS: typing.Final = tuple(abi.constant(f"ABSENCE_FACTOR_{number}") for number in range(4))
 _BITS: typing.Final = 64  # of a row
 _WORD: typing.Final = (1 << _BITS) - 1
-_MOST: typing.Final = 0xFFFF  # counted no further: such a bit stays clear until the agent starts again
+MOST: typing.Final = 0xFF  # counted no further: such a bit stays clear until frontends are counted anew
+_IS_NONE: typing.Final = b"1".ljust(MOST + 1, b"0")  # of each count the digit of its bit
 _ADDRESS: typing.Final = struct.Struct("=4I")
 _PAIR: typing.Final = struct.Struct("=4I4I4xxB2x")
 _KEY: typing.Final = abi.LAYOUTS["flow_key"]
 assert (_PAIR.size, _KEY.offset("src"), _KEY.offset("dst"), _KEY.offset("stage")) == (_KEY.size, 0, 16, 37)
-assert PAIR_ROWS * _BITS == _ADDRESS_ROWS * _BITS == 1 << (_BITS - _SHIFT)
+assert PAIR_ROWS * _BITS == 1 << (_BITS - _PAIR_SHIFT)
+assert _ADDRESS_ROWS == 1 << (_BITS - _ADDRESS_SHIFT)
 assert (_FRONTEND_ROWS - _ADDRESS_ROWS) * _BITS == 1 << 16  # a bit for each port
 
 
-def address_place(address: bytes) -> int:
-    """The number of the bit for an address of 16 bytes."""
+def address_places(address: bytes) -> tuple[int, int]:
+    """The numbers of the two bits for an address of 16 bytes; they are of one row, and may be the same."""
     first, second, third, fourth = _ADDRESS.unpack(address)
     mixed = (first << 32 | second) * _FACTORS[0] & _WORD ^ (third << 32 | fourth) * _FACTORS[1] & _WORD
-    return int((mixed * _FACTORS[1] & _WORD) >> _SHIFT)
+    hashed = (mixed ^ mixed >> 32) * _FACTORS[1] & _WORD
+    row = hashed >> _ADDRESS_SHIFT << 6
+    return row | hashed >> _ADDRESS_SHIFT - 6 & 63, row | hashed >> _ADDRESS_SHIFT - 12 & 63
 
 
 def pair_places(keys: bytes) -> typing.Iterator[int]:
     """The numbers of the bits for the addresses of flow keys, packed in order."""
-    # Mixed in place, as address_place does it with one: a look has a hundred thousand of these.
+    # Hashed in place, as address_places does it with one: a look has a hundred thousand of these.
     high_of_src, low_of_src, high_of_dst, low_of_dst = _FACTORS
     for s0, s1, s2, s3, d0, d1, d2, d3, stage in _PAIR.iter_unpack(keys):
         src = (s0 << 32 | s1) * high_of_src & _WORD ^ (s2 << 32 | s3) * low_of_src & _WORD
         dst = (d0 << 32 | d1) * high_of_dst & _WORD ^ (d2 << 32 | d3) * low_of_dst & _WORD
-        yield ((src + dst + stage * high_of_src) * low_of_src & _WORD) >> _SHIFT
+        mixed = src + dst + stage * high_of_src & _WORD
+        yield ((mixed ^ mixed >> 32) * low_of_src & _WORD) >> _PAIR_SHIFT
 
 
-def frontend_place(key: bytes) -> int:
-    """The number of the bit for a frontend: that of its address, or behind those that of its NodePort."""
+def frontend_places(key: bytes) -> tuple[int, ...]:
+    """The numbers of the bits for a frontend: those of its address, or behind all of these its NodePort's."""
     found = tables.frontend_key(key)
     if found.scope & tables.SCOPE_NODE_PORT:
         # As programs read it: a packet has it in network order.
-        return _ADDRESS_ROWS * _BITS + int.from_bytes(found.port, tables.BYTE_ORDER)
-    return address_place(found.addr)
+        return (_ADDRESS_ROWS * _BITS + int.from_bytes(found.port, tables.BYTE_ORDER),)
+    return address_places(found.addr)
 
 
 class Pairs:
@@ -79,43 +85,41 @@ class Frontends:
     """
 
     def __init__(self) -> None:
-        self._counts = array.array("H", bytes(2 * _BITS * _FRONTEND_ROWS))
+        # Frontends that have the bit. A byte each: of an agent's memory this is a part that shows.
+        self._counts = bytearray(_BITS * _FRONTEND_ROWS)
         self._none: array.array[int] | None = None  # as the table will have it after `taken`
         self._taken: set[int] = set()  # rows
         self._freed: set[int] = set()  # bits
 
     def comes(self, key: bytes) -> None:
         """A frontend will be written that was not there."""
-        place = frontend_place(key)
-        if self._counts[place] < _MOST:
-            self._counts[place] += 1
-        if self._none is not None and self._none[place >> 6] >> (place & 63) & 1:
-            self._none[place >> 6] &= ~(1 << (place & 63))
-            self._taken.add(place >> 6)
+        counts, none = self._counts, self._none
+        for place in frontend_places(key):
+            if counts[place] < MOST:
+                counts[place] += 1
+            if none is not None and none[place >> 6] >> (place & 63) & 1:
+                none[place >> 6] &= ~(1 << (place & 63))
+                self._taken.add(place >> 6)
 
     def goes(self, key: bytes) -> None:
         """A frontend will be removed."""
-        place = frontend_place(key)
-        if self._counts[place] == _MOST:
-            return
-        self._counts[place] -= 1
-        if not self._counts[place]:
-            self._freed.add(place)
+        counts = self._counts
+        for place in frontend_places(key):
+            if counts[place] == MOST:
+                continue
+            counts[place] -= 1
+            if not counts[place]:
+                self._freed.add(place)
 
-    def begin(self, known: typing.Mapping[bytes, bytes]) -> list[tables.Write]:
-        """Say from now on what is so, beginning with these writes; all frontends that are there have come.
+    def begin(self) -> bytes:
+        """Say from now on what is so; all frontends that are there have come.
 
-        `known` are the table's rows that are not zero.
+        Returns what the table is to say first: its column `none`.
         """
-        wrong = []
-        self._none = array.array("Q", bytes(8 * _FRONTEND_ROWS))
-        for row in range(_FRONTEND_ROWS):
-            counts = self._counts[row * _BITS : (row + 1) * _BITS]
-            some = sum(1 << bit for bit, count in enumerate(counts) if count) if any(counts) else 0
-            self._none[row] = ~some & _WORD
-            if known.get(tables.row_key(row), bytes(8)) != self._none[row].to_bytes(8, tables.BYTE_ORDER):
-                wrong.append(row)
-        return self._writes(wrong)
+        counts = self._counts[::-1].translate(_IS_NONE)  # the lowest bit last, as `int` reads it
+        ends = range(len(counts), 0, -_BITS)
+        self._none = array.array("Q", (int(counts[end - _BITS : end], 2) for end in ends))
+        return self._none.tobytes()
 
     def taken(self) -> list[tables.Write]:
         """The writes to be made before any frontend's that comes."""

@@ -54,7 +54,6 @@ class Dump(typing.NamedTuple):
     source_ranges: typing.Mapping[bytes, bytes]
     tunnel_ends: typing.Mapping[bytes, bytes]
     earlier_slots: typing.Mapping[bytes, bytes]
-    no_frontends: typing.Mapping[bytes, bytes]  # every row that is not zero
 
 
 class Ledger:

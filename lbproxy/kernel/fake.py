@@ -129,17 +129,21 @@ class FakeMaps:
     def column(self, table: str, field: str) -> bytes:
         """A field of each row."""
         place = _place(table, field)
-        keys = (tables.row_key(number) for number in range(self._sizes[table]))
-        return b"".join((self.row(table, key) or b"")[place] for key in keys)
+        values = bytearray(8 * self._sizes[table])
+        for key, row in self._rows[table].items():
+            at = 8 * int.from_bytes(key, tables.BYTE_ORDER)
+            values[at : at + 8] = row[place]
+        return bytes(values)
 
     def set_column(self, table: str, field: str, values: bytes) -> None:
         """Write that field of each row."""
         place = _place(table, field)
         for number in range(self._sizes[table]):
             key = tables.row_key(number)
-            row = bytearray(self.row(table, key) or b"")
-            row[place] = values[8 * number : 8 * number + 8]
-            self._one(tables.Put(tables.Table(table), key, bytes(row)))
+            row, value = bytearray(self.row(table, key) or b""), values[8 * number : 8 * number + 8]
+            if row[place] != value:
+                row[place] = value
+                self._one(tables.Put(tables.Table(table), key, bytes(row)))
 
     def wait_for_programs(self) -> None:
         """Nobody's programs run on these."""

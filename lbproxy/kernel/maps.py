@@ -101,7 +101,6 @@ def dump(kernel: Maps) -> ledger.Dump:
         dict(kernel.rows(tables.Table.SOURCE_RANGES)),
         dict(kernel.rows(tables.Table.TUNNEL_ENDS)),
         dict(kernel.rows(tables.Table.EARLIER_SLOTS)),
-        dict(kernel.rows(tables.Table.NO_FRONTENDS)),
     )
 
 

@@ -208,8 +208,7 @@ class Harness:
             column.words[:] = memoryview(bytes(8 * len(column.words))).cast("Q")
         self.installer = installing.Installer(self.maps, maps.capacity(self.sizes))
         if said:
-            known = dict(self.maps.rows(tables.Table.NO_FRONTENDS))
-            self.maps.apply(self.installer.ledger.absence.begin(known))
+            self.maps.set_column("no_frontends", "none", self.installer.ledger.absence.begin())
         else:
             self.maps.set_column("no_frontends", "none", bytes(8 * self.maps.rows_of("no_frontends")))
 

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from lbproxy import abi
 from lbproxy.core import absence, model, tables
 from lbproxy.kernel import libbpf
 from tests import installing
@@ -22,17 +23,43 @@ def forget_begun(lb: Bench) -> None:
     lb.made.maps.set_column("no_flows", "begun", bytes(8 * absence.PAIR_ROWS))
 
 
+def drawn(lot: random.Random, side: Side) -> str:
+    """An address that no other test has."""
+    last = lot.randrange(1, 1 << 16)
+    return f"198.18.{last >> 8}.{last & 255}" if side is packets.V4 else f"2001:db8:{last:x}::{last:x}"
+
+
 def test_programs_and_agent_number_pairs_alike(lb: Bench, side: Side) -> None:
     lb.service(side.pod)
     lot = random.Random(1)
     for _ in range(50):
-        last = lot.randrange(1, 1 << 16)
-        client = f"198.18.{last >> 8}.{last & 255}" if side is packets.V4 else f"2001:db8:{last:x}::{last:x}"
-        lb.outside(frame(ip(client, side.external_ip, tcp(40000, 80, SYN))))
+        lb.outside(frame(ip(drawn(lot, side), side.external_ip, tcp(40000, 80, SYN))))
     both = (tables.Table.FLOWS, tables.Table.FLOWS_NEW)
     keys = [key for table in both for key, _ in lb.made.maps.rows(table)]
     assert len(keys) == 200  # four each: they are masqueraded
     assert begun(lb) == set(absence.pair_places(b"".join(keys)))
+
+
+def test_programs_and_agent_number_addresses_alike(lb: Bench, side: Side) -> None:
+    """Each of an address's two bits says that there is nothing, and none but these does."""
+    lot = random.Random(1)
+    addresses = [drawn(lot, side) for _ in range(30)]
+    lb.service(side.pod, external=addresses)
+    of_addresses, count = abi.constant("NO_FRONTENDS_ADDRESSES"), lb.made.maps.rows_of("no_frontends")
+    node_ports = b"\xff" * 8 * (count - of_addresses)
+    for address in addresses:
+        asked = frame(ip(side.client, address, tcp(40000, 80, SYN)))
+        places = set(absence.address_places(installing.address(address)))
+        for place in places:
+            bits = array.array("Q", bytes(8 * of_addresses) + node_ports)
+            bits[place >> 6] |= 1 << (place & 63)
+            lb.made.maps.set_column("no_frontends", "none", bits.tobytes())
+            assert lb.made.run("tc_from_outside", asked) == (NEXT, asked)
+        bits = array.array("Q", b"\xff" * 8 * of_addresses + node_ports)
+        for place in places:
+            bits[place >> 6] &= ~(1 << (place & 63))
+        lb.made.maps.set_column("no_frontends", "none", bits.tobytes())
+        assert lb.made.run("tc_from_outside", asked).frame != asked
 
 
 def test_a_row_is_not_looked_up_where_there_is_said_to_be_none(lb: Bench, side: Side) -> None:
@@ -122,7 +149,5 @@ def test_a_frontend_that_comes_is_seen_by_the_next_packet(
     assert lb.made.run("tc_from_outside", asked).frame != asked
     lb.made.installer.remove("test/web")
     key = tables.FrontendKey(installing.address(side.external_ip), b"\0\x50", 0, tables.SCOPE_ADDRESS)
-    place = absence.frontend_place(key.pack())
-    row = lb.made.maps.row(tables.Table.NO_FRONTENDS, tables.row_key(place >> 6))
-    assert row is not None
-    assert int.from_bytes(row, tables.BYTE_ORDER) >> (place & 63) & 1
+    words = array.array("Q", lb.made.maps.column("no_frontends", "none"))
+    assert all(words[place >> 6] >> (place & 63) & 1 for place in absence.frontend_places(key.pack()))

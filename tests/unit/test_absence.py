@@ -1,4 +1,8 @@
 import array
+import collections
+import ipaddress
+import random
+import statistics
 import typing
 
 import pytest
@@ -6,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbproxy import abi, absent_flows
-from lbproxy.core import absence, tables
+from lbproxy.core import absence, addresses, tables
 from lbproxy.kernel import fake
 from tests import serving
 
@@ -32,68 +36,140 @@ def says_none(rows: typing.Mapping[bytes, bytes], place: int) -> bool:
     return bool(int.from_bytes(row, tables.BYTE_ORDER) >> (place & 63) & 1)
 
 
+def rows_of(column: bytes) -> dict[bytes, bytes]:
+    """A table's rows, of what all of them say."""
+    return {tables.row_key(at // 8): column[at : at + 8] for at in range(0, len(column), 8)}
+
+
 # --- frontends ---
 
-KEY_SETS = st.sets(st.sampled_from(KEYS))
+# What comes and goes together: single frontends, and so many of one address that with a few of the others
+# they are as many as are counted, or one more or less.
+CROWD = frozenset(
+    frontend(ADDRESSES[0], port, tables.SCOPE_ADDRESS) for port in range(1000, 999 + absence.MOST)
+)
+ONCE = st.sets(st.sampled_from([*(frozenset([key]) for key in KEYS), CROWD])).map(
+    lambda chosen: frozenset().union(*chosen)
+)
 
 
-@given(st.lists(st.tuples(KEY_SETS, KEY_SETS)), st.integers(0, 3))
+@given(st.lists(st.tuples(ONCE, ONCE)), st.integers(0, 3))
 def test_no_bit_ever_denies_a_frontend_and_in_the_end_every_other_one_does(
-    changes: list[tuple[set[bytes], set[bytes]]], begins_at: int
+    changes: list[tuple[frozenset[bytes], frozenset[bytes]]], begins_at: int
 ) -> None:
+    """But for bits that had more frontends than are counted: they stay as they were then."""
     known, there, rows = absence.Frontends(), set[bytes](), dict[bytes, bytes]()
+    counts, crowded = collections.Counter[int](), set[int]()
 
     def write(writes: list[tables.Write]) -> None:
         for one in writes:
             assert isinstance(one, tables.Put)
             assert one.table is tables.Table.NO_FRONTENDS
             rows[one.key] = one.value
-        assert not [key for key in there if says_none(rows, absence.frontend_place(key))]
+        used = {place for key in there for place in absence.frontend_places(key)}
+        assert not [place for place in used if says_none(rows, place)]
 
     for number, (go, come) in enumerate(changes):
         if number == begins_at:
-            write(known.begin(rows))
+            rows |= rows_of(known.begin())
+            write([])
         # One that goes and comes in the same change is there all the time.
         for key in sorted(go & there):
             known.goes(key)
+            counts.subtract(absence.frontend_places(key))
         for key in sorted(come - (there - go)):
             known.comes(key)
+            counts.update(absence.frontend_places(key))
+        crowded |= {place for place, count in counts.items() if count >= absence.MOST}
         before, after = known.taken(), known.freed()
         there |= come
         write(before)
         there -= go - come
         write(after)
-    used = {absence.frontend_place(key) for key in there}
+    used = crowded | {place for place, count in counts.items() if count}
     for row in range(abi.constant("NO_FRONTENDS_ROWS")):
         some = sum(1 << (place & 63) for place in used if place >> 6 == row)
         said = int.from_bytes(rows.get(tables.row_key(row), bytes(8)), tables.BYTE_ORDER)
         assert said == (WORD & ~some if len(changes) > begins_at else 0)
 
 
-def test_what_the_table_says_already_is_not_written_again() -> None:
-    known = absence.Frontends()
-    known.comes(KEYS[0])
-    rows = {write.key: write.value for write in known.begin({}) if isinstance(write, tables.Put)}
-    successor = absence.Frontends()
-    successor.comes(KEYS[0])
-    assert successor.begin(rows) == []
-    # Left by whoever was killed before it could say so.
-    wrong = {**rows, tables.row_key(7): bytes(8)}
-    assert [write.key for write in absence.Frontends().begin(wrong)] == sorted(
-        [tables.row_key(7), tables.row_key(absence.frontend_place(KEYS[0]) >> 6)],
-        key=lambda key: int.from_bytes(key, tables.BYTE_ORDER),
-    )
-
-
-def test_an_address_with_more_frontends_than_are_counted_stays_one_with_some() -> None:
-    known = absence.Frontends()
-    keys = [frontend(ADDRESSES[0], port, tables.SCOPE_ADDRESS) for port in range(65536)]
+def test_what_was_counted_no_further_is_so_until_all_are_counted_anew() -> None:
+    known, keys = absence.Frontends(), sorted(CROWD)[: absence.MOST - 1]
+    more = frontend(ADDRESSES[0], 1, tables.SCOPE_ADDRESS)
+    known.begin()
     for key in keys:
         known.comes(key)
-    known.begin({})
+    known.taken()
     for key in keys:
         known.goes(key)
+    places = set(absence.address_places(ADDRESSES[0]))
+    assert len(places) == 2
+    [freed] = known.freed()
+    assert isinstance(freed, tables.Put)
+    assert all(says_none({freed.key: freed.value}, place) for place in places)
+    for key in [*keys, more]:
+        known.comes(key)
+    known.taken()
+    for key in [*keys, more]:
+        known.goes(key)
     assert known.freed() == []
+    anew = rows_of(absence.Frontends().begin())
+    assert all(says_none(anew, place) for place in places)
+
+
+def test_both_bits_of_an_address_may_be_one() -> None:
+    some = (bytes(10) + b"\xff\xff\x0a\x60" + number.to_bytes(2, "big") for number in range(4096))
+    alone = next(one for one in some if len(set(absence.address_places(one))) == 1)
+    known, [place, _] = absence.Frontends(), absence.address_places(alone)
+    known.begin()
+    keys = [frontend(alone, port, tables.SCOPE_ADDRESS) for port in (80, 443)]
+    for key in keys:
+        known.comes(key)
+    [taken] = known.taken()
+    assert isinstance(taken, tables.Put)
+    assert int.from_bytes(taken.value, tables.BYTE_ORDER) == WORD & ~(1 << (place & 63))
+    known.goes(keys[0])
+    assert known.freed() == []
+    known.goes(keys[1])
+    [freed] = known.freed()
+    assert isinstance(freed, tables.Put)
+    assert freed.value == b"\xff" * 8
+
+
+SERVICES, NODES, PODS = 10_000, 24, range(2, 252)  # of each node
+
+
+def packed(network: str, number: int) -> bytes:
+    found = addresses.parse(str(ipaddress.ip_network(network)[number]))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("services", "pods", "of_a_node"),
+    [
+        ("10.96.0.0/12", "10.244.0.0/16", 1 << 8),
+        ("10.96.0.0/16", "10.0.0.0/16", 1 << 8),
+        ("fd00:10:96::/108", "fd00:10:244::/48", 1 << 64),
+        ("fd00:10:96::/112", "fd00:10:244::/112", 1 << 8),
+    ],
+)
+@pytest.mark.parametrize("how", ["in a row", "at random"])
+def test_few_pods_of_any_node_have_no_bits_but_those_of_services(
+    services: str, pods: str, of_a_node: int, how: str
+) -> None:
+    """Addresses are given out by rules, and must not meet by rules: of numbers drawn 0.7 % would meet."""
+    size = ipaddress.ip_network(services).num_addresses
+    drawn = random.Random(1).sample(range(size), SERVICES) if how == "at random" else range(1, SERVICES + 1)
+    used = {place for number in drawn for place in absence.address_places(packed(services, number))}
+    shares = [
+        statistics.mean(
+            used.issuperset(absence.address_places(packed(pods, node * of_a_node + pod))) for pod in PODS
+        )
+        for node in range(NODES)
+    ]
+    assert statistics.mean(shares) < 0.015
+    assert max(shares) < 0.05
 
 
 @pytest.mark.parametrize("protocol", [6, 17, 132])
@@ -101,7 +177,7 @@ def test_an_address_with_more_frontends_than_are_counted_stays_one_with_some() -
 def test_a_node_port_has_one_bit_whatever_its_family_and_protocol(protocol: int, address: bytes) -> None:
     key = tables.FrontendKey(address, (30080).to_bytes(2, "big"), protocol, tables.SCOPE_NODE_PORT).pack()
     first = abi.constant("NO_FRONTENDS_ADDRESSES") * 64
-    assert absence.frontend_place(key) == first + int.from_bytes(key[16:18], tables.BYTE_ORDER)
+    assert absence.frontend_places(key) == (first + int.from_bytes(key[16:18], tables.BYTE_ORDER),)
 
 
 # --- flows ---
