@@ -393,6 +393,59 @@ def test_rows_of_an_older_layout_are_translated_once_whenever_the_upgrade_was_ki
             assert libbpf.lookup(fd, key, spec.value_size) == (row if back else expected)
 
 
+def test_bits_of_another_numbering_are_never_read_whenever_the_upgrade_was_killed(
+    folder: pathlib.Path, cgroup: pathlib.Path
+) -> None:
+    """ABI 4 had fewer bits, of other addresses: as it is, its table would deny services."""
+    spec, of_this_version = abi.MAPS["no_frontends"], identity.of_this_version
+    frontend = {bytes(range(abi.MAPS["frontends"].key_size)): bytes([7]) * abi.MAPS["frontends"].value_size}
+
+    def identity_of_abi_4(_: str, group: str, sizes: typing.Mapping[str, int]) -> identity.Identity:
+        return msgspec.structs.replace(of_this_version("abi 4", group, sizes), abi_version=4)
+
+    @contextlib.contextmanager
+    def abi_4() -> collections.abc.Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(abi.MAPS, spec.name, spec._replace(rows="3072"))
+            patch.setattr(identity, "of_this_version", identity_of_abi_4)
+            patch.setattr(source, "fingerprint", lambda *_: "abi 4")
+            yield
+
+    def said(made: datapath.Datapath) -> dict[str, bytes]:
+        with contextlib.closing(maps.BpfMaps(str(made.maps_dir))) as kernel:
+            assert dict(kernel.rows("frontends")) == frontend
+            return {name: kernel.column(name, "none") for name in ("no_frontends", "no_flows")}
+
+    def prepare() -> None:
+        begin_anew(folder)
+        with abi_4():
+            datapath.Datapath(folder).ensure(cgroup, OLD)
+        with contextlib.closing(maps.BpfMaps(str(folder / "maps"))) as kernel:
+            kernel.apply([tables.Put(tables.Table.FRONTENDS, *row) for row in frontend.items()])
+            for name in ("no_frontends", "no_flows"):
+                kernel.set_column(name, "none", b"\xff" * 8 * kernel.rows_of(name))
+
+    nothing = {
+        rows: {"no_frontends": bytes(8 * rows), "no_flows": bytes(8 * abi.constant("NO_FLOWS_ROWS"))}
+        for rows in (3072, abi.map_rows(spec, OLD))
+    }
+    found = []
+    for number in each_step(prepare, lambda: datapath.Datapath(folder).ensure(cgroup, OLD), least=50):
+        back = number % 2 == 1
+        made = datapath.Datapath(folder)
+        with abi_4() if back else contextlib.nullcontext():
+            made.ensure(cgroup, OLD)
+            assert_serves(folder, cgroup, OLD)
+        found.append(said(made))
+        if not back:
+            assert found[-1] == nothing[abi.map_rows(spec, OLD)]
+    # Where no program of the new version ran yet, the earlier one goes on with what it has said itself.
+    of_abi_4 = [one for one in found[1::2] if one != nothing[3072]]
+    assert 0 < len(of_abi_4) < len(found[1::2])
+    assert all(set(bits) == {0xFF} for one in of_abi_4 for bits in one.values())
+    assert {len(one["no_frontends"]) for one in of_abi_4} == {8 * 3072}
+
+
 # --- the real programs ---
 
 # Joins a cgroup, connects as often as it is told, and tells how many sockets are shown the service.

@@ -355,6 +355,32 @@ def test_rows_of_another_meaning_are_copied_even_if_they_look_alike(
     assert_runs(made, cgroup)
 
 
+def test_what_was_said_not_to_be_there_is_not_carried_into_another_numbering(
+    made: datapath.Datapath, cgroup: pathlib.Path
+) -> None:
+    """As from ABI 4, which had fewer bits, and of other addresses: until all is said anew, nothing is."""
+    written = fill(made)
+    before = identity.read(made.root)
+    assert before is not None
+    name, spec = "no_frontends", abi.MAPS["no_frontends"]
+    (made.maps_dir / name).unlink()
+    fd = libbpf.map_create(spec.type, name, spec.key_size, spec.value_size, 3072, spec.flags)
+    libbpf.obj_pin(fd, str(made.maps_dir / name))
+    os.close(fd)
+    with contextlib.closing(maps.BpfMaps(str(made.maps_dir))) as kernel:
+        for table in (name, "no_flows"):
+            kernel.set_column(table, "none", b"\xff" * 8 * kernel.rows_of(table))
+    identity.write(made.root, msgspec.structs.replace(before, fingerprint="older", abi_version=4))
+
+    assert made.ensure(cgroup, SIZES).how == "replaced"
+    assert_runs(made, cgroup)
+    with contextlib.closing(maps.BpfMaps(str(made.maps_dir))) as kernel:
+        assert kernel.column(name, "none") == bytes(8 * abi.constant("NO_FRONTENDS_ROWS"))
+        assert not any(kernel.column("no_flows", "none"))
+    rows = rows_of(made)
+    assert (rows["frontends"], rows["backends"]) == (written["frontends"], written["backends"])
+
+
 def test_an_identity_that_can_not_be_read_starts_afresh(
     made: datapath.Datapath, cgroup: pathlib.Path
 ) -> None:
