@@ -25,6 +25,7 @@ WATCH_S = (300, 600)  # how long a watch is to last, drawn anew each time so tha
 SHORT_WATCH_S = 1.0  # one that ends sooner and says nothing counts as a failure
 IDLE_TIMEOUT_S = 150.0  # API servers send a bookmark a minute
 SILENT_S = 60.0  # after so long without a watch people are told; a server that starts over takes less
+MOST_FAILURES = 4  # that the server tells of in a row, from one version: it may never come past it
 MOST_SILENCES = 2  # so many watches in a row: what they watch may be of an earlier life of the server
 _DECODED_AT_ONCE = 50
 BACKOFF_S = (0.5, 30.0)  # first and longest; each wait is drawn between half and one and a half of it
@@ -123,6 +124,10 @@ class Bookmark(msgspec.Struct):
     metadata: BookmarkMetadata
 
 
+class WatchFailed(client.ClientError):
+    """The server says in a watch that it can not go on with it."""
+
+
 class Relist(Exception):  # noqa: N818
     """The watch can not go on from where it is."""
 
@@ -169,6 +174,7 @@ class Reflector:
         self._monotonic = monotonic
         self._closed_s = monotonic()  # when the last watch ended
         self._silences = 0  # watches in a row that were given up for being silent
+        self._failures = 0  # and that have failed where they began
         self._known: dict[events.ObjectName, None] = {}  # a set of half the size
         self._unreadable: set[events.ObjectName] = set()  # as far as lines of the watch could be read
         self._backoff_s = BACKOFF_S[0]
@@ -198,9 +204,11 @@ class Reflector:
                 await self._wait(f"has to be listed again: {reason}")
             except client.ClientError as error:
                 self._silences += isinstance(error, client.Stalled)
-                if error.status in (400, 410) or _is_ahead(error) or self._silences >= MOST_SILENCES:
+                self._failures += isinstance(error, WatchFailed)
+                stuck = self._silences >= MOST_SILENCES or self._failures >= MOST_FAILURES
+                if error.status in (400, 410) or _is_ahead(error) or stuck:
                     self.state.version = ""
-                    self._silences = 0
+                    self._silences = self._failures = 0
                 await self._wait(str(error))
 
     async def _wait(self, reason: str) -> None:
@@ -322,6 +330,7 @@ class Reflector:
             if version != self.state.version:
                 self.state.version = version
                 self._backoff_s = BACKOFF_S[0]
+                self._failures = 0
 
     def _event(self, line: bytes, batch: list[events.Event]) -> str:
         """Add what one line says to the batch; returns the version it moves to, empty if to none."""
@@ -352,7 +361,7 @@ class Reflector:
 
     def _fail(self, status: client.Status) -> typing.NoReturn:
         message = status.message or status.reason or "no reason given"
-        raise client.ClientError(f"{self.watched.path}: the watch failed: {message}", status.code)
+        raise WatchFailed(f"{self.watched.path}: the watch failed: {message}", status.code)
 
     def _heard(self) -> None:
         self.state.last_heard_s = self._clock()

@@ -308,6 +308,28 @@ async def test_an_error_event_of_another_kind_resumes_the_watch(services: Runnin
     assert "etcd is away" in services.state.last_error
 
 
+async def test_a_watch_that_fails_time_and_again_where_it_is_leads_to_a_list(services: Running) -> None:
+    status = {"kind": "Status", "code": 500, "message": "no kind is registered for this"}
+
+    async def fails() -> None:
+        await services.until_watching()
+        before = services.state.failures
+        services.server.send("services", msgspec.json.encode({"type": "ERROR", "object": status}) + b"\n")
+        await eventually(lambda: services.state.failures > before)
+
+    for name in ("web", "one", "other"):
+        # What a watch brings in between is progress.
+        for _ in range(reflector.MOST_FAILURES - 1):
+            await fails()
+        await services.until_watching()
+        services.server.store.put(objects.service(name))
+        await eventually(lambda: services.state.version == str(services.server.store.version))
+    assert services.state.lists == 1
+    for _ in range(reflector.MOST_FAILURES):
+        await fails()
+    await eventually(lambda: services.state.lists == 2)
+
+
 async def test_one_malformed_object_in_a_list_is_rejected_alone(server: apiserver.ApiServer) -> None:
     server.store.put(objects.service("web"))
     server.store.put(objects.service("bad", "not-an-ip", metadata={"uid": "u-1"}))
