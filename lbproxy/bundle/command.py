@@ -68,6 +68,8 @@ def main(args: argparse.Namespace) -> int:
         output.write(f"{target}: {whole} of {len(manifest)} files, {len(packed) >> 10} KiB")
         if names is not None:
             output.write(_keep_names(names, target))
+    elif names is not None:
+        print("lbproxy: who is who is not kept: -o FILE writes it beside the bundle", file=sys.stderr)
     return 0
 
 
@@ -85,7 +87,11 @@ def _learn_secrets(node: items.Node) -> None:
 
 def _learn_names(names: redaction.Pseudonyms, node: items.Node) -> None:
     host = platform.node()
-    names.learn("node", {host, host.split(".")[0], node.settings.node_name})
+    own = node.settings.node_name
+    words = (word for argument in node.arguments for word in (argument, argument.partition("=")[2]))
+    # As it was given: the agent writes it in lower case.
+    given = {word.strip() for word in words if word.strip().lower() == own}
+    names.learn("node", {host, host.split(".")[0], own, *given})
     try:
         with node.maps() as opened:
             found = inventory.read(opened)

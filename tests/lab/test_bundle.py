@@ -2,6 +2,8 @@
 
 import argparse
 import collections.abc
+import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -265,6 +267,29 @@ def test_what_no_table_has_is_redacted_too(
     hidden = "namespace-1/service-1:port-1/TCP/IPv4: the backends table is full"
     assert files["text"] == hidden
     assert json.loads(files["json"]) == {"warnings": [hidden], "names": ["service-1"]}
+
+
+def test_the_nodes_name_is_hidden_as_it_was_given(
+    nothing_pinned: argparse.Namespace,
+    monkeypatch: pytest.MonkeyPatch,
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    arguments = ("--node-name", "Shop-West-7", "--hostname-override=SHOP-WEST-7")
+    node = bundle_items.look(nothing_pinned.bpffs, 0.0)
+    settings = dataclasses.replace(node.settings, node_name="shop-west-7")
+    given = dataclasses.replace(node, arguments=arguments, settings=settings)
+    monkeypatch.setattr(bundle_items, "look", lambda *_: given)
+    few = tuple(item for item in bundle_items.ITEMS if item.file in ("about.json", "configuration.txt"))
+    monkeypatch.setattr(bundle_items, "ITEMS", few)
+    nothing_pinned.redact, nothing_pinned.output = True, "-"
+    assert bundle.main(nothing_pinned) == 0
+    told = capfdbinary.readouterr()
+    assert b"who is who is not kept: -o FILE" in told.err
+    with tarfile.open(fileobj=io.BytesIO(told.out)) as archive:
+        files = [archive.extractfile(member) for member in archive]
+        text = b"".join(file.read() for file in files if file is not None)
+    assert b"node-name=node-" in text
+    assert b"shop-west" not in text.lower()
 
 
 def test_what_is_no_plain_file_is_not_replaced(
