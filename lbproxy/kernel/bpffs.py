@@ -56,9 +56,12 @@ def _mount(path: pathlib.Path) -> None:
 def lock(path: pathlib.Path) -> int:
     """Keep every other agent off this folder for as long as the returned descriptor is open.
 
-    Raises AgentError where another process has it.
+    Raises AgentError where another process has it, or one may not open it.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise errors.AgentError(f"cannot open {path}: {error.strerror}") from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

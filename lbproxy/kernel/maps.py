@@ -281,7 +281,9 @@ def _opened(folder: str) -> dict[str, _Map]:
         try:
             fd = libbpf.obj_get(f"{folder}/{spec.name}")
         except OSError as error:
-            raise errors.AgentError(f"no lbproxy datapath here: {error.strerror}") from error
+            what = "a part of the datapath is gone" if os.path.isdir(folder) else "no lbproxy datapath here"
+            what = what if isinstance(error, FileNotFoundError) else "cannot open the tables"
+            raise errors.AgentError(f"{what}: {error.strerror}") from error
         maps[spec.name] = found = _KINDS.get(spec.type, _Map)(spec.name, fd)
         if (found.info.key_size, found.info.value_size) != (spec.key_size, spec.value_size):
             raise errors.AgentError(

@@ -1,5 +1,7 @@
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -59,6 +61,16 @@ def test_one_agent_keeps_every_other_off_until_it_ends(root: pathlib.Path) -> No
     assert len(os.listdir("/proc/self/fd")) == before
     os.close(first)
     os.close(bpffs.lock(root))
+
+
+def test_a_folder_that_may_not_be_opened_is_told_in_a_sentence(root: pathlib.Path) -> None:
+    """Somebody else's, in a container, whose root is not above permissions."""
+    os.chown(root, 1000, 1000)
+    unable = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+    script = "import pathlib, sys; from lbproxy.kernel import bpffs; bpffs.lock(pathlib.Path(sys.argv[1]))"
+    argv = [*unable, sys.executable, "-c", script, str(root)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stderr.splitlines()[-1].endswith(f"AgentError: cannot open {root}: Permission denied")
 
 
 def test_the_cgroup_is_the_given_one_or_the_root(
