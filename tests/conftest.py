@@ -9,10 +9,17 @@ import collections.abc
 import contextlib
 import pathlib
 
+import hypothesis
 import pytest
 
 from lbproxy import interrupts
 from tests import capabilities, folders
+
+# No clock decides whether a property test passes, in whichever folder it is: so before any of them is read.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:

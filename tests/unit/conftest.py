@@ -1,6 +1,0 @@
-"""Settings of the property tests: no clock decides whether one passes."""
-
-from hypothesis import HealthCheck, settings
-
-settings.register_profile("unit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("unit")
