@@ -27,7 +27,7 @@ from benchmarks import arena, cluster, frames, test_runs
 from lbproxy import abi, cgroup2
 from lbproxy.config import config
 from lbproxy.core import absence, addresses, decode, ledger, model, node_rows, plan, state, tables
-from lbproxy.kernel import bpffs, datapath, device_links, libbpf, maps, namespaces, programs
+from lbproxy.kernel import bpffs, datapath, device_links, libbpf, map_rows, maps, namespaces, programs
 from lbproxy.lab import cluster as lab_cluster
 from lbproxy.lab import netns
 
@@ -222,7 +222,7 @@ class Bed:
     def put_flows(self, keys: bytes, rows: bytes, count: int) -> None:
         """Write rows of flows that are assured."""
         self._say_no_flows(keys)
-        libbpf.update_batch(self._fds["flows"], keys, rows, count)
+        map_rows.update_batch(self._fds["flows"], keys, rows, count)
 
     def _say_no_flows(self, but: bytes) -> None:
         """Tell the programs that there are no flows but those they have begun, and those with these keys."""

@@ -14,7 +14,7 @@ import struct
 import typing
 
 from benchmarks import frames
-from lbproxy.kernel import libbpf, loader
+from lbproxy.kernel import libbpf, loader, map_rows
 from lbproxy.lab import prog_test_run
 
 _LIB = ctypes.CDLL("libbpf.so.1", use_errno=True)
@@ -101,9 +101,9 @@ class Runner:
             first.sport if source else first.dport,
             0,
         )
-        libbpf.update(self._tables["recipes"], bytes(4), recipe)
+        map_rows.update(self._tables["recipes"], bytes(4), recipe)
         target = self._programs[program]
-        libbpf.update(self._tables[f"to_{kind_of(program)}"], bytes(4), target.to_bytes(4, "little"))
+        map_rows.update(self._tables[f"to_{kind_of(program)}"], bytes(4), target.to_bytes(4, "little"))
 
     def repeat(self, program: str, frame: bytes, ifindex: int, times: int) -> tuple[int, int]:
         """Run what was prepared so many times; returns the last verdict and ns a run."""
@@ -160,7 +160,7 @@ def kind_of(program: str) -> str:
 def empty(fd: int) -> None:
     """Remove all rows of a hash map."""
     info = libbpf.map_info(fd)
-    for keys in [keys for keys, _ in libbpf.batches(fd, info)]:
+    for keys in [keys for keys, _ in map_rows.batches(fd, info)]:
         count = ctypes.c_uint32(len(keys) // info.key_size)
         if count.value and _LIB.bpf_map_delete_batch(fd, keys, ctypes.byref(count), None) < 0:
             number = ctypes.get_errno()

@@ -16,7 +16,7 @@ import sys
 import typing
 
 from lbproxy import abi
-from lbproxy.kernel import generation, identity, libbpf, moving
+from lbproxy.kernel import generation, grace, identity, libbpf, map_rows, moving
 
 _SPILL_PEER: typing.Final = abi.constant("SPILL_PEER")
 _SPILL_FORWARD: typing.Final = abi.constant("SPILL_FORWARD")
@@ -70,7 +70,7 @@ def carry(
         _carry_array(old_fd, new_fd, value_of)
     else:
         flow_of = _flows_of_both_addresses(before, after) if name in _FLOWS else None
-        for key, value in libbpf.dump(old_fd, libbpf.map_info(old_fd)):
+        for key, value in map_rows.dump(old_fd, libbpf.map_info(old_fd)):
             if done is not None:
                 if key in done:
                     continue
@@ -109,7 +109,7 @@ def _flows_of_both_addresses(before: identity.Identity, after: identity.Identity
 
 def _put_if_absent(fd: int, key: bytes, value: bytes) -> None:
     try:
-        libbpf.update(fd, key, value, libbpf.NOEXIST)
+        map_rows.update(fd, key, value, map_rows.NOEXIST)
     except OSError as error:
         if error.errno != errno.EEXIST:
             raise
@@ -117,8 +117,8 @@ def _put_if_absent(fd: int, key: bytes, value: bytes) -> None:
 
 def _carry_array(old_fd: int, new_fd: int, value_of: Translate) -> None:
     info = libbpf.map_info(new_fd)
-    there = {key for key, _ in libbpf.dump_array(new_fd, info)}
-    rows = libbpf.dump_array(old_fd, libbpf.map_info(old_fd))
+    there = {key for key, _ in map_rows.dump_array(new_fd, info)}
+    rows = map_rows.dump_array(old_fd, libbpf.map_info(old_fd))
     missing = (
         (key, value_of(row))
         for key, row in rows
@@ -126,7 +126,7 @@ def _carry_array(old_fd: int, new_fd: int, value_of: Translate) -> None:
     )
     while batch := list(itertools.islice(missing, _BATCH_ROWS)):
         keys, values = map(b"".join, zip(*batch, strict=True))
-        libbpf.update_batch(new_fd, keys, values, len(batch))
+        map_rows.update_batch(new_fd, keys, values, len(batch))
 
 
 class Transfer:
@@ -180,7 +180,7 @@ class Transfer:
         if self._moving is not None:
             self._moving.end()
         else:
-            libbpf.wait_for_programs()
+            grace.wait_for_programs()
         self._carry_tables()
         if self._sockets is not None:
             self._sockets.settle(_pinned_records(self._snapshot, self._after))
@@ -223,7 +223,7 @@ def _pin_records(path: pathlib.Path, records: Records) -> None:
     fd = libbpf.map_create("array", path.name, 4, size, len(records), _MMAPABLE)
     try:
         keys = b"".join(number.to_bytes(4, sys.byteorder) for number in range(len(records)))
-        libbpf.update_batch(fd, keys, b"".join(records.values()), len(records))
+        map_rows.update_batch(fd, keys, b"".join(records.values()), len(records))
         libbpf.obj_pin(fd, str(path))
     finally:
         os.close(fd)
@@ -233,7 +233,7 @@ def _pinned_records(path: pathlib.Path, made_by: identity.Identity) -> Records:
     record = _Struct(made_by, "socket_record")
     try:
         with generation.opened(path) as fd:
-            rows = [row for _, row in libbpf.dump_array(fd, libbpf.map_info(fd))]
+            rows = [row for _, row in map_rows.dump_array(fd, libbpf.map_info(fd))]
     except FileNotFoundError:
         return {}
     return {record.number("cookie", row): row for row in rows}
@@ -329,7 +329,7 @@ class Sockets:
         self._memory.close()
 
     def _records(self) -> Records:
-        rows = libbpf.dump_array(self._old_fd, libbpf.map_info(self._old_fd))
+        rows = map_rows.dump_array(self._old_fd, libbpf.map_info(self._old_fd))
         records = {
             self._record.number("cookie", row): row for row in (self._value_of(row) for _, row in rows)
         }
@@ -359,8 +359,8 @@ class Sockets:
             self._store("backend", cookie, bytes(4))
             self._store("cookie", cookie, bytes(8))
         key = self._spill_key.pack(cookie=cookie, kind=_SPILL_PEER)
-        if libbpf.lookup(self._spill_fd, key, self._size) == copied:
-            libbpf.delete(self._spill_fd, key)
+        if map_rows.lookup(self._spill_fd, key, self._size) == copied:
+            map_rows.delete(self._spill_fd, key)
 
     def _spill(self, cookie: int, record: bytes) -> None:
         # A record does not tell whether its socket is connected: it can be found either way.
@@ -372,5 +372,5 @@ class Sockets:
 
     def _mark_spilled(self) -> None:
         """Say in their rows which sockets have records in the spill map: it is looked at only then."""
-        for key, _ in libbpf.dump(self._spill_fd, libbpf.map_info(self._spill_fd)):
+        for key, _ in map_rows.dump(self._spill_fd, libbpf.map_info(self._spill_fd)):
             self._store("spilled", self._spill_key.number("cookie", key), _MARKED)

@@ -3,7 +3,7 @@
 import typing
 
 from lbproxy import errors
-from lbproxy.kernel import libbpf
+from lbproxy.kernel import libbpf, trials
 
 _CAPABILITIES: typing.Final = {12: "CAP_NET_ADMIN", 39: "CAP_BPF"}
 _CAP_SYS_ADMIN: typing.Final = 21
@@ -37,7 +37,7 @@ FEATURES: typing.Final = (
 
 def has_tcx() -> bool:
     """Whether programs can be attached to devices through links: since Linux 6.6."""
-    return libbpf.probe_device_hook(libbpf.TCX_INGRESS)
+    return trials.device_hook(libbpf.TCX_INGRESS)
 
 
 def effective_capabilities() -> int:
@@ -59,8 +59,8 @@ def check_capabilities() -> None:
 
 
 def check(
-    probe_type: typing.Callable[[int], bool | None] = libbpf.probe_prog_type,
-    probe_helper: typing.Callable[[int, int], bool | None] = libbpf.probe_helper,
+    probe_type: typing.Callable[[int], bool | None] = trials.prog_type,
+    probe_helper: typing.Callable[[int, int], bool | None] = trials.helper,
 ) -> None:
     """Raise UnsupportedKernel for the first feature that this kernel surely lacks.
 

@@ -22,7 +22,7 @@ import sys
 import typing
 
 from lbproxy import abi, errors
-from lbproxy.kernel import btf, bytecode, libbpf, programs
+from lbproxy.kernel import btf, bytecode, libbpf, map_rows, programs
 
 _log = logging.getLogger(__name__)
 _WITH_BTF: typing.Final = "#define LB_BTF 1\n"
@@ -208,7 +208,7 @@ def _load_all(
         loaded = _verified(linked, stack)
         for number, program in enumerate(programs.TAILS):
             if program in loaded:
-                libbpf.update(maps[abi.TAILS], _u32(number), _u32(loaded[program]))
+                map_rows.update(maps[abi.TAILS], _u32(number), _u32(loaded[program]))
         for program, fd in loaded.items():
             pathlib.Path(pins[program.name]).parent.mkdir(parents=True, exist_ok=True)
             libbpf.obj_pin(fd, pins[program.name])

@@ -13,7 +13,7 @@ import weakref
 
 from lbproxy import abi, errors
 from lbproxy.core import ledger, tables
-from lbproxy.kernel import libbpf
+from lbproxy.kernel import grace, libbpf, map_rows
 
 
 class MapWriteError(errors.AgentError):
@@ -121,19 +121,19 @@ class _Map:
 
     def put(self, keys: list[bytes], values: list[bytes]) -> None:
         if len(keys) == 1:
-            libbpf.update(self.fd, keys[0], values[0])
+            map_rows.update(self.fd, keys[0], values[0])
         else:
-            libbpf.update_batch(self.fd, b"".join(keys), b"".join(values), len(keys))
+            map_rows.update_batch(self.fd, b"".join(keys), b"".join(values), len(keys))
 
     def delete(self, keys: list[bytes]) -> None:
         for key in keys:
-            libbpf.delete(self.fd, key)
+            map_rows.delete(self.fd, key)
 
     def rows(self) -> typing.Iterator[tuple[bytes, bytes]]:
-        yield from libbpf.dump(self.fd, self.info)
+        yield from map_rows.dump(self.fd, self.info)
 
     def row(self, key: bytes) -> bytes | None:
-        return libbpf.lookup(self.fd, key, self.info.value_size)
+        return map_rows.lookup(self.fd, key, self.info.value_size)
 
 
 class _Array(_Map):
@@ -143,7 +143,7 @@ class _Array(_Map):
         self.put(keys, [bytes(self.info.value_size)] * len(keys))
 
     def rows(self) -> typing.Iterator[tuple[bytes, bytes]]:
-        yield from libbpf.dump_array(self.fd, self.info)
+        yield from map_rows.dump_array(self.fd, self.info)
 
 
 class _Trie(_Map):
@@ -151,7 +151,7 @@ class _Trie(_Map):
 
     def put(self, keys: list[bytes], values: list[bytes]) -> None:
         for key, value in zip(keys, values, strict=True):
-            libbpf.update(self.fd, key, value)
+            map_rows.update(self.fd, key, value)
 
 
 _KINDS: typing.Final = {"array": _Array, "lpm_trie": _Trie}
@@ -213,14 +213,14 @@ class BpfMaps:
     def batches(self, table: str, rows: int) -> typing.Iterator[tuple[bytes, bytes]]:
         """The keys and the values of a hash map, joined, about so many rows at a time."""
         opened = self._maps[table]
-        yield from libbpf.batches(opened.fd, opened.info, rows)
+        yield from map_rows.batches(opened.fd, opened.info, rows)
 
     def put_absent(self, table: str, rows: typing.Mapping[bytes, bytes]) -> int:
         """Write those rows that are not there."""
         opened, made = self._maps[table], 0
         for key, row in rows.items():
             try:
-                libbpf.update(opened.fd, key, row, libbpf.NOEXIST)
+                map_rows.update(opened.fd, key, row, map_rows.NOEXIST)
             except FileExistsError:
                 continue
             made += 1
@@ -231,7 +231,7 @@ class BpfMaps:
         opened, made = self._maps[table], 0
         for key, (was, becomes) in rows.items():
             if opened.row(key) == was:
-                libbpf.update(opened.fd, key, becomes)
+                map_rows.update(opened.fd, key, becomes)
                 made += 1
         return made
 
@@ -240,7 +240,7 @@ class BpfMaps:
     ) -> int:
         """Remove rows, unless they are worth keeping as they are now."""
         opened = self._maps[table]
-        return libbpf.take(opened.fd, keys, opened.info.value_size, unless)
+        return map_rows.take(opened.fd, keys, opened.info.value_size, unless)
 
     def column(self, table: str, field: str) -> bytes:
         """A field of each row."""
@@ -254,7 +254,7 @@ class BpfMaps:
 
     def wait_for_programs(self) -> None:
         """Return when those that run now have ended."""
-        libbpf.wait_for_programs()
+        grace.wait_for_programs()
 
     @contextlib.contextmanager
     def _words(self, table: str, field: str) -> typing.Iterator[memoryview]:

@@ -20,7 +20,7 @@ import typing
 
 from lbproxy import abi
 from lbproxy.core import tables
-from lbproxy.kernel import libbpf
+from lbproxy.kernel import grace, libbpf, map_rows
 
 _ROW: typing.Final = tables.row_key(abi.constant("HANDOVER_MOVING"))
 _BEFORE: typing.Final = abi.constant("MOVING_BEFORE")
@@ -44,16 +44,16 @@ class Moving:
 
     def end(self) -> None:
         """When all are: move what there is. Whoever finds it half done does it again. Raises OSError."""
-        libbpf.wait_for_programs()
+        grace.wait_for_programs()
         self._tell(_HERE)
-        libbpf.wait_for_programs()
+        grace.wait_for_programs()
         info = libbpf.map_info(self._before_fd)
         at: bytes | None = None
         while True:
-            found = libbpf.batch(self._before_fd, info, _ROWS, at)
-            ours = libbpf.insert_all(self._flows_fd, found.keys, found.values, info.key_size)
-            libbpf.wait_for_programs()
-            again = libbpf.batch(self._before_fd, info, _ROWS, at)
+            found = map_rows.batch(self._before_fd, info, _ROWS, at)
+            ours = map_rows.insert_all(self._flows_fd, found.keys, found.values, info.key_size)
+            grace.wait_for_programs()
+            again = map_rows.batch(self._before_fd, info, _ROWS, at)
             if (again.keys, again.values) != (found.keys, found.values):
                 self._follow(_rows(found, info, ours), dict(_rows(again, info)))
             if found.position is None:
@@ -61,7 +61,7 @@ class Moving:
             at = found.position
 
     def _tell(self, where: int) -> None:
-        libbpf.update(self._handover_fd, _ROW, where.to_bytes(8, tables.BYTE_ORDER))
+        map_rows.update(self._handover_fd, _ROW, where.to_bytes(8, tables.BYTE_ORDER))
 
     def _follow(
         self, copied: typing.Iterable[tuple[bytes, bytes]], now: typing.Mapping[bytes, bytes]
@@ -71,19 +71,19 @@ class Moving:
             original = now.get(key)
             if original == row:
                 continue
-            copy = libbpf.lookup(self._flows_fd, key, len(row))
+            copy = map_rows.lookup(self._flows_fd, key, len(row))
             if copy is None:
                 continue
             if original is None:
                 # Forgotten before there was a copy to be forgotten with it.
                 if copy == row:
-                    libbpf.delete(self._flows_fd, key)
+                    map_rows.delete(self._flows_fd, key)
             elif merged := _merged(row, original, copy):
-                libbpf.update(self._flows_fd, key, merged)
+                map_rows.update(self._flows_fd, key, merged)
 
 
 def _rows(
-    found: libbpf.Batch, info: libbpf.MapInfo, those: typing.Iterable[int] | None = None
+    found: map_rows.Batch, info: libbpf.MapInfo, those: typing.Iterable[int] | None = None
 ) -> typing.Iterator[tuple[bytes, bytes]]:
     """Those rows of a batch, or all."""
     count = len(found.keys) // info.key_size

@@ -13,7 +13,18 @@ import typing
 
 from lbproxy import abi, errors, trace_abi
 from lbproxy.core import tables
-from lbproxy.kernel import device_links, generation, identity, libbpf, loader, programs, source
+from lbproxy.kernel import (
+    device_links,
+    generation,
+    identity,
+    libbpf,
+    loader,
+    map_rows,
+    programs,
+    ring_buffer,
+    source,
+    trials,
+)
 
 SOURCE: typing.Final = "trace.c"
 _ADDR: typing.Final = libbpf.PROG_TYPE_CGROUP_SOCK_ADDR
@@ -59,7 +70,7 @@ def all_programs() -> tuple[programs.Program, ...]:
 
 def check_kernel() -> None:
     """Raise UnsupportedKernel where observers can not tell who connects."""
-    if libbpf.probe_helper(_ADDR, _CURRENT_PID) is False:
+    if trials.helper(_ADDR, _CURRENT_PID) is False:
         raise errors.UnsupportedKernel(
             "programs of a cgroup that may ask which process they run for", "6.1", "trace needs them"
         )
@@ -120,9 +131,9 @@ class Observers:
     ) -> None:
         self._stack.close()
 
-    def ring(self) -> libbpf.Ring:
+    def ring(self) -> ring_buffer.Ring:
         """The reading end of what they tell; closed with this."""
-        ring = libbpf.Ring(self._own["trace_events"])
+        ring = ring_buffer.Ring(self._own["trace_events"])
         self._stack.callback(ring.close)
         return ring
 
@@ -132,7 +143,7 @@ class Observers:
 
     def lost(self) -> int:
         """How many events nobody was told of: too many in a second, or the ring was full."""
-        row = libbpf.lookup(
+        row = map_rows.lookup(
             self._own["trace_cpus"], tables.row_key(0), trace_abi.CPU.size * abi.possible_cpus()
         )
         size, at = trace_abi.CPU.size, trace_abi.CPU.names.index("lost")
@@ -145,10 +156,10 @@ class Observers:
         for name, spec in trace_abi.MAPS.items():
             fd = libbpf.map_create(spec.type, name, spec.key_size, spec.value_size, spec.rows, 0)
             self._own[name] = self._keep(fd)
-        libbpf.update(self._own["trace_filter"], tables.row_key(0), self._filter)
+        map_rows.update(self._own["trace_filter"], tables.row_key(0), self._filter)
         for name, keys in self._rows.items():
             for key in keys[: trace_abi.MAPS[name].rows]:
-                libbpf.update(self._own[name], key, tables.row_key(1))
+                map_rows.update(self._own[name], key, tables.row_key(1))
         links = self._device_links()
         wanted = (*SOCKET, *(PACKET.values() if links else ()))
         loaded = self._load(wanted, while_loading)

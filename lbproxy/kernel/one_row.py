@@ -3,7 +3,7 @@
 import os
 import typing
 
-from lbproxy.kernel import libbpf
+from lbproxy.kernel import libbpf, map_rows
 
 _KEY: typing.Final = bytes(4)
 
@@ -15,7 +15,7 @@ def read(path: str) -> bytes | None:
     except FileNotFoundError:
         return None
     try:
-        return libbpf.lookup(fd, _KEY, libbpf.map_info(fd).value_size) or b""
+        return map_rows.lookup(fd, _KEY, libbpf.map_info(fd).value_size) or b""
     finally:
         os.close(fd)
 
@@ -28,7 +28,7 @@ def write(path: str, name: str, size_bytes: int, content: bytes) -> None:
     pinned = os.path.exists(path)
     fd = libbpf.obj_get(path) if pinned else libbpf.map_create("array", name, 4, size_bytes, 1, 0)
     try:
-        libbpf.update(fd, _KEY, content.ljust(size_bytes, b"\0"))
+        map_rows.update(fd, _KEY, content.ljust(size_bytes, b"\0"))
         if not pinned:
             libbpf.obj_pin(fd, path)
     finally:

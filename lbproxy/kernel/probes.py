@@ -12,7 +12,7 @@ import typing
 
 from lbproxy import abi
 from lbproxy.core.preflight import facts
-from lbproxy.kernel import bytecode, features, libbpf, loader, programs, source
+from lbproxy.kernel import bytecode, features, libbpf, loader, programs, source, trials
 
 _JIT: typing.Final = pathlib.Path("/proc/sys/net/core/bpf_jit_enable")
 _BTF: typing.Final = pathlib.Path("/sys/kernel/btf/vmlinux")
@@ -44,17 +44,17 @@ def kernel(*, allowed: bool) -> facts.Kernel:
 def _features() -> typing.Iterator[facts.Feature]:
     for one in features.FEATURES:
         if one.helper is None:
-            answer = libbpf.probe_prog_type(one.prog_type)
+            answer = trials.prog_type(one.prog_type)
         else:
-            answer = libbpf.probe_helper(one.prog_type, one.helper)
+            answer = trials.helper(one.prog_type, one.helper)
         yield facts.Feature(one.what, one.since, answer)
     for kind, since in _MAPS_SINCE.items():
         spec = next(spec for spec in abi.MAPS.values() if spec.type == kind)
-        answer = libbpf.probe_map(kind, spec.key_size, spec.value_size, spec.flags)
+        answer = trials.map_kind(kind, spec.key_size, spec.value_size, spec.flags)
         yield facts.Feature(f"maps of type {kind}", since, answer)
-    yield facts.Feature("arrays that processes can map", "5.5", libbpf.probe_map("array", 4, 8, _MMAPABLE))
-    yield facts.Feature("reading and writing maps in batches", "5.6", libbpf.probe_batches())
-    yield facts.Feature("links to cgroups", "5.7", libbpf.probe_links())
+    yield facts.Feature("arrays that processes can map", "5.5", trials.map_kind("array", 4, 8, _MMAPABLE))
+    yield facts.Feature("reading and writing maps in batches", "5.6", trials.batches())
+    yield facts.Feature("links to cgroups", "5.7", trials.links())
 
 
 def _jit() -> bool | None:

@@ -17,9 +17,9 @@ import typing
 import pytest
 
 from lbproxy import abi
-from lbproxy.kernel import libbpf, loader, programs, source
+from lbproxy.kernel import libbpf, loader, map_rows, programs, source
 
-_LIB = libbpf._LIB
+_LIB = libbpf.LIB
 _PINNED = re.compile(r'^#define LB_PIN_(\w+) "(.*)"$', re.MULTILINE)
 PASS = {libbpf.PROG_TYPE_SCHED_CLS: -1, libbpf.PROG_TYPE_XDP: 2}
 RECORD = abi.LAYOUTS["socket_record"]
@@ -27,7 +27,7 @@ SPILL_KEY = abi.LAYOUTS["socket_spill_key"]
 SPILL_PEER = abi.constant("SPILL_PEER")
 
 # Whoever tests patches these; here nothing may be counted as a step.
-_update, _lookup, _delete, _pin = libbpf.update, libbpf.lookup, libbpf.delete, libbpf.obj_pin
+_update, _lookup, _delete, _pin = map_rows.update, map_rows.lookup, map_rows.delete, libbpf.obj_pin
 
 
 class _LoadOpts(ctypes.Structure):
@@ -149,7 +149,7 @@ class Traffic:
     def owners(self) -> set[int]:
         """The sockets that own a row."""
         with self._tables("sock_release") as tables:
-            rows = libbpf.dump(tables.rows, libbpf.map_info(tables.rows))
+            rows = map_rows.dump(tables.rows, libbpf.map_info(tables.rows))
             return {int(RECORD.unpack(row)[0]) for _, row in rows} - {0}
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lbproxy import abi
 from lbproxy.core import tables
-from lbproxy.kernel import carry, identity, libbpf
+from lbproxy.kernel import carry, identity, libbpf, map_rows
 
 THIS = identity.of_this_version("", "", {})
 RECORD = abi.LAYOUTS["socket_record"]
@@ -39,12 +39,12 @@ def create() -> collections.abc.Iterator[Create]:
 
 
 def contents(fd: int) -> dict[bytes, bytes]:
-    return {key: row for key, row in libbpf.dump(fd, libbpf.map_info(fd)) if any(row)}
+    return {key: row for key, row in map_rows.dump(fd, libbpf.map_info(fd)) if any(row)}
 
 
 def fill(fd: int, rows: typing.Mapping[bytes, bytes]) -> None:
     for key, row in rows.items():
-        libbpf.update(fd, key, row)
+        map_rows.update(fd, key, row)
 
 
 def some_rows(name: str, count: int) -> dict[bytes, bytes]:
@@ -87,7 +87,7 @@ def test_a_second_copy_of_flows_takes_only_those_that_have_begun_since(create: C
     done: set[bytes] = set()
     carry.carry(name, old, new, THIS, THIS, done)
     assert done == set(early)
-    libbpf.delete(new, early[0])  # it has ended
+    map_rows.delete(new, early[0])  # it has ended
     fill(old, {late: rows[late]})
     carry.carry(name, old, new, THIS, THIS, done)
     assert contents(new) == {key: row for key, row in rows.items() if key != early[0]}

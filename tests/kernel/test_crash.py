@@ -25,6 +25,7 @@ from lbproxy.kernel import (
     inspection,
     libbpf,
     loader,
+    map_rows,
     maps,
     programs,
     source,
@@ -43,8 +44,8 @@ KILLED = 9
 # Whatever changes something that outlives the process.
 STEPS: typing.Final[tuple[tuple[typing.Any, str], ...]] = (
     *((os, name) for name in ("mkdir", "rename", "symlink", "unlink", "rmdir")),
-    *((libbpf, name) for name in ("obj_pin", "update", "update_batch", "insert_all")),
-    *((libbpf, name) for name in ("link_create", "link_update")),
+    *((libbpf, name) for name in ("obj_pin", "link_create", "link_update")),
+    *((map_rows, name) for name in ("update", "update_batch", "insert_all")),
     (loader, "compile_and_pin"),
 )
 
@@ -174,7 +175,7 @@ def fill(found: datapath.Datapath) -> dict[str, dict[bytes, bytes]]:
         written[name] = {bytes(spec.key_size): bytes([7]) * spec.value_size}
         with generation.opened(found.maps_dir / name) as fd:
             for key, row in written[name].items():
-                libbpf.update(fd, key, row)
+                map_rows.update(fd, key, row)
     return written
 
 
@@ -310,7 +311,7 @@ def test_flows_that_were_being_moved_arrive_whenever_that_was_killed(
         made.ensure(cgroup, OLD)
         with generation.opened(made.maps_dir / "flows") as fd:
             for key, row in rows.items():
-                libbpf.update(fd, key, row)
+                map_rows.update(fd, key, row)
 
     def move() -> None:
         assert datapath.Datapath(folder).ensure(cgroup, larger).how == "replaced"
@@ -322,7 +323,7 @@ def test_flows_that_were_being_moved_arrive_whenever_that_was_killed(
         found = made.ensure(cgroup, wanted).identity.sizes
         assert_serves(folder, cgroup, wanted | {"flows": found["flows"]})
         with generation.opened(made.maps_dir / "flows") as fd:
-            assert dict(libbpf.dump(fd, libbpf.map_info(fd))) == rows
+            assert dict(map_rows.dump(fd, libbpf.map_info(fd))) == rows
         sizes.add(found["flows"])
     # Before a program of the new ones ran, it was as if nothing had been begun.
     assert sizes == {OLD["flows"], larger["flows"], 4 * OLD["flows"]}
@@ -382,7 +383,7 @@ def test_rows_of_an_older_layout_are_translated_once_whenever_the_upgrade_was_ki
         with older_version():
             datapath.Datapath(folder).ensure(cgroup, OLD)
         with generation.opened(folder / "maps" / "frontends") as fd:
-            libbpf.update(fd, key, row)
+            map_rows.update(fd, key, row)
 
     for number in each_step(prepare, lambda: datapath.Datapath(folder).ensure(cgroup, OLD), least=50):
         back = number % 2 == 1
@@ -390,7 +391,7 @@ def test_rows_of_an_older_layout_are_translated_once_whenever_the_upgrade_was_ki
             datapath.Datapath(folder).ensure(cgroup, OLD)
             assert_serves(folder, cgroup, OLD)
         with generation.opened(folder / "maps" / "frontends") as fd:
-            assert libbpf.lookup(fd, key, spec.value_size) == (row if back else expected)
+            assert map_rows.lookup(fd, key, spec.value_size) == (row if back else expected)
 
 
 def test_bits_of_another_numbering_are_never_read_whenever_the_upgrade_was_killed(

@@ -17,7 +17,7 @@ import pytest
 
 from lbproxy import abi, errors
 from lbproxy.core import tables
-from lbproxy.kernel import datapath, identity, libbpf, loader, maps, programs
+from lbproxy.kernel import datapath, identity, libbpf, loader, map_rows, maps, programs
 from tests import serving
 from tests.kernel import conftest
 
@@ -124,7 +124,7 @@ def fill(found: datapath.Datapath) -> dict[str, dict[bytes, bytes]]:
     for name, rows in written.items():
         with opened(found.maps_dir / name) as fd:
             for key, row in rows.items():
-                libbpf.update(fd, key, row)
+                map_rows.update(fd, key, row)
     return written
 
 
@@ -306,7 +306,7 @@ def test_rows_of_an_older_layout_are_translated(made: datapath.Datapath, cgroup:
     fd = older_layout(made, "frontends", "frontend", fields)
     key = tables.FrontendKey(bytes(range(16)), b"\x00\x50", 6, 0).pack()
     words = [number.to_bytes(4, "little") for number in (9, 1, 1, 3, 4)]
-    libbpf.update(fd, key, b"".join(words) + b"\x01\x02\x00\x00")
+    map_rows.update(fd, key, b"".join(words) + b"\x01\x02\x00\x00")
     os.close(fd)
 
     assert made.ensure(cgroup, SIZES).how == "replaced"
@@ -387,7 +387,7 @@ def test_an_identity_that_can_not_be_read_starts_afresh(
     fill(made)
     with opened(made.root / identity.PIN) as fd:
         size = libbpf.map_info(fd).value_size
-        libbpf.update(fd, bytes(4), b'{"fingerprint": 7}'.ljust(size, b"\0"))
+        map_rows.update(fd, bytes(4), b'{"fingerprint": 7}'.ljust(size, b"\0"))
     assert identity.read(made.root) is None
     assert made.ensure(cgroup, SIZES).how == "created"
     assert not rows_of(made)["frontends"]

@@ -88,7 +88,7 @@ def attached(ns: Namespace, ifindex: int, attach_type: int) -> int:
 
     def query() -> int:
         count = ctypes.c_uint32(0)
-        assert libbpf._LIB.bpf_prog_query(ifindex, attach_type, 0, None, None, ctypes.byref(count)) == 0
+        assert libbpf.LIB.bpf_prog_query(ifindex, attach_type, 0, None, None, ctypes.byref(count)) == 0
         return int(count.value)
 
     return ns(query)

@@ -3,7 +3,7 @@ import io
 import pytest
 
 from lbproxy import errors
-from lbproxy.kernel import features, libbpf
+from lbproxy.kernel import features, libbpf, trials
 
 
 def test_this_kernel_has_them_all() -> None:
@@ -30,8 +30,8 @@ def test_a_probe_without_an_answer_decides_nothing() -> None:
 
 
 def test_probes_of_what_no_kernel_has_say_no() -> None:
-    assert libbpf.probe_helper(libbpf.PROG_TYPE_CGROUP_SOCK_ADDR, 100_000) is not True
-    assert libbpf.probe_prog_type(libbpf.PROG_TYPE_CGROUP_SOCK_ADDR) is True
+    assert trials.helper(libbpf.PROG_TYPE_CGROUP_SOCK_ADDR, 100_000) is not True
+    assert trials.prog_type(libbpf.PROG_TYPE_CGROUP_SOCK_ADDR) is True
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from lbproxy import abi, errors, flow_table
 from lbproxy.core import tables
-from lbproxy.kernel import fake, libbpf, maps
+from lbproxy.kernel import fake, libbpf, map_rows, maps
 from tests import serving
 from tests.kernel import conftest
 
@@ -294,8 +294,8 @@ def test_a_batch_that_stops_says_how_far_it_came(pinned: pathlib.Path) -> None:
     rows: typing.Final = 6
     keys = b"".join(key("localities", number) for number in range(rows))
     values = b"".join(value("localities", number) for number in range(rows))
-    with pytest.raises(libbpf.BatchError) as stopped:
-        libbpf.update_batch(fd, keys, values, rows)
+    with pytest.raises(map_rows.BatchError) as stopped:
+        map_rows.update_batch(fd, keys, values, rows)
     assert stopped.value.rows_written == 3
     os.close(fd)
 

@@ -6,7 +6,7 @@ import pytest
 
 from lbproxy import errors
 from lbproxy.core import trace_events
-from lbproxy.kernel import datapath, inspection, libbpf, observers
+from lbproxy.kernel import datapath, inspection, observers, trials
 from tests import serving
 
 FILTER = trace_events.Filter().pack()
@@ -45,7 +45,7 @@ def test_a_cgroup_that_is_not_the_datapaths_is_not_watched(
 def test_a_kernel_that_does_not_tell_who_connects_lacks_something(
     made: datapath.Datapath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(libbpf, "probe_helper", lambda _kind, _helper: False)
+    monkeypatch.setattr(trials, "helper", lambda _kind, _helper: False)
     with (
         pytest.raises(errors.UnsupportedKernel, match=r"since Linux 6\.1"),
         observers.Observers(made.root, inspection.pinned(made.root), FILTER),

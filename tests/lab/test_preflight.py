@@ -196,7 +196,7 @@ def test_what_keeps_others_out_is_what_the_kernel_says(
         closing(os.open(cgroup if where == "here" else cgroup.parent, os.O_RDONLY)) as place,
         closing(os.open(cgroup, os.O_RDONLY)) as here,
     ):
-        assert libbpf._LIB.bpf_prog_attach(fd, place, CONNECT4, flags) == 0
+        assert libbpf.LIB.bpf_prog_attach(fd, place, CONNECT4, flags) == 0
         try:
             assert look(lab, api.source, cgroup=cgroup).level("cgroup hooks: single") == level
             # What lbproxy would do.
@@ -207,7 +207,7 @@ def test_what_keeps_others_out_is_what_the_kernel_says(
             else:
                 os.close(libbpf.link_create(fd, here, CONNECT4))
         finally:
-            libbpf._LIB.bpf_prog_detach2(fd, place, CONNECT4)
+            libbpf.LIB.bpf_prog_detach2(fd, place, CONNECT4)
 
 
 def test_a_second_lbproxy(lab: cluster.Lab, api: agents.Api) -> None:

@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from lbproxy.core import addresses, inventory, tables
-from lbproxy.kernel import libbpf
+from lbproxy.kernel import libbpf, map_rows
 from lbproxy.lab import cluster, shell
 from tests import polling
 from tests.lab import agents, manifests
@@ -115,7 +115,7 @@ def test_rows_that_change_places_in_memory_are_not_mixed_up(lab: cluster.Lab, ag
     client = lab.client("n1/p1", "short", address, manifests.TCP_PORT, count=30_000, seconds=60)
     fd = libbpf.obj_get(str(agent.root / "maps" / "frontends"))
     while client.process.poll() is None:
-        libbpf.update_batch(fd, keys, values, 1024)
+        map_rows.update_batch(fd, keys, values, 1024)
     result = client.result()
     # At a million writes a second, one row may leave and come back to its place while a lookup stands on
     # it, which then finds nothing and leaves the address alone. A wrong answer it must never give.

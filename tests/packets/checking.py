@@ -13,7 +13,7 @@ import typing
 
 from lbproxy import abi
 from lbproxy.core import addresses, model, tables
-from lbproxy.kernel import libbpf
+from lbproxy.kernel import map_rows
 from tests.packets import harness, packets, parsing
 from tests.packets.reference import Device, Outcome, Place, Reference, UnexplainedError
 
@@ -100,7 +100,7 @@ class Checker:
         return bytes(self.harness.columns[name].words)
 
     def flow(self, table: str, key: tables.FlowKey) -> tables.Flow | None:
-        row = libbpf.lookup(self.harness.fds[table], key.pack(), _FLOW.size)
+        row = map_rows.lookup(self.harness.fds[table], key.pack(), _FLOW.size)
         return None if row is None else harness.flow_of(key, row)
 
     def _loaded(self, used_ports: UsedPorts) -> Reference:
@@ -227,9 +227,9 @@ class Checker:
             if table in ("flows", "flows_new"):
                 have = self.flow(table, key)
             elif table == "fragments":
-                have = libbpf.lookup(self.harness.fds[table], key, 4)
+                have = map_rows.lookup(self.harness.fds[table], key, 4)
             else:
-                packed = libbpf.lookup(self.harness.fds[table], _AFFINITY_KEY.pack(*key, 0), _AFFINITY.size)
+                packed = map_rows.lookup(self.harness.fds[table], _AFFINITY_KEY.pack(*key, 0), _AFFINITY.size)
                 have = packed and _AFFINITY.unpack(packed)
             if have != row:
                 wrong.append(f"{table} {key!r}\n    programs:  {have!r}\n    reference: {row!r}")

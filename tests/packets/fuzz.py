@@ -15,7 +15,7 @@ import time
 import typing
 
 from lbproxy.core import model, node_rows, tables
-from lbproxy.kernel import libbpf
+from lbproxy.kernel import map_rows
 from tests import installing
 from tests.packets import checking, harness, packets, reference
 from tests.packets.packets import (
@@ -332,7 +332,7 @@ def disturb(checker: checking.Checker, lot: random.Random) -> None:
         for key, row in list(known.flows.items()):
             if now - row.seen > known.timeout(key.proto, row.state) or lot.random() < 0.2:
                 del known.flows[key]
-                libbpf.delete(made.fds["flows"], key.pack())
+                map_rows.delete(made.fds["flows"], key.pack())
         known.unassured = sum(1 for row in known.flows.values() if not row.state & tables.FlowState.ASSURED)
         made.unassured[0] = known.unassured
     elif what == 5:  # a flood comes or goes, says the agent's count

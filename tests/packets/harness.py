@@ -22,7 +22,7 @@ import typing
 
 from lbproxy import abi, absent_flows
 from lbproxy.core import absence, node_rows, tables
-from lbproxy.kernel import bpffs, generation, libbpf, loader, maps, namespaces, programs, source
+from lbproxy.kernel import bpffs, generation, libbpf, loader, map_rows, maps, namespaces, programs, source
 from lbproxy.lab import netns, prog_test_run
 from tests import installing
 from tests.packets import packets
@@ -228,7 +228,7 @@ class Harness:
 
     def empty(self, table: str) -> None:
         for key, _ in list(self.maps.rows(table)):
-            libbpf.delete(self.fds[table], key)
+            map_rows.delete(self.fds[table], key)
 
     def node(self, rules: node_rows.PacketRules, *local: str, pod_device: bool = False) -> None:
         """Write what the agent would of this node: settings, its addresses and its devices."""
@@ -254,7 +254,7 @@ class Harness:
         return {key: flow_of(key, row) for key, row in found}
 
     def put_flow(self, key: tables.FlowKey, row: tables.Flow, table: str = "flows") -> None:
-        libbpf.update(self.fds[table], key.pack(), row.pack())
+        map_rows.update(self.fds[table], key.pack(), row.pack())
         [place] = absence.pair_places(key.pack())
         begun = array.array("Q", self.maps.column("no_flows", "begun"))
         begun[place >> 6] |= 1 << (place & 63)

@@ -7,7 +7,7 @@ import pytest
 
 from lbproxy import abi
 from lbproxy.core import absence, model, tables
-from lbproxy.kernel import libbpf
+from lbproxy.kernel import map_rows
 from tests import installing
 from tests.packets import packets
 from tests.packets.bench import NEXT, Bench
@@ -84,11 +84,11 @@ def test_a_frontend_is_not_looked_up_where_there_is_said_to_be_none(
     asked = frame(ip(side.client, to, tcp(40000, port, SYN)))
     rows = list(lb.made.maps.rows(tables.Table.FRONTENDS))
     for key, _ in rows:
-        libbpf.delete(lb.made.fds["frontends"], key)
+        map_rows.delete(lb.made.fds["frontends"], key)
     count = lb.made.maps.rows_of("no_frontends")
     lb.made.maps.set_column("no_frontends", "none", b"\xff" * 8 * count)
     for key, row in rows:
-        libbpf.update(lb.made.fds["frontends"], key, row)
+        map_rows.update(lb.made.fds["frontends"], key, row)
     assert lb.made.run("tc_from_outside", asked) == (NEXT, asked)
     lb.made.maps.set_column("no_frontends", "none", bytes(8 * count))
     assert lb.made.run("tc_from_outside", asked).frame != asked

@@ -6,7 +6,7 @@ import pytest
 
 from lbproxy import abi
 from lbproxy.core import model, node_rows, tables
-from lbproxy.kernel import libbpf
+from lbproxy.kernel import map_rows
 from tests.packets import harness, packets
 from tests.packets.bench import DROP, LEAVING, NEXT, OUTSIDE, REDIRECT, Bench
 from tests.packets.packets import ACK, FIN, RST, SYN, Side, frame, ip, tcp, udp
@@ -109,7 +109,7 @@ def test_a_syn_opens_anew_where_its_answers_would_not_be_understood(tcp_flow: Co
     assert tcp_flow.ask(SYN) == NEXT
     rows = tcp_flow.lb.flows()
     [answers] = [key for key in rows if key.stage]
-    libbpf.delete(tcp_flow.lb.made.fds["flows"], answers.pack())
+    map_rows.delete(tcp_flow.lb.made.fds["flows"], answers.pack())
     tcp_flow.lb.look()
     assert tcp_flow.ask(SYN) == NEXT
     assert tcp_flow.lb.flows() == rows
@@ -274,7 +274,7 @@ def test_a_full_table_sends_new_flows_aside(lb: Bench, side: Side) -> None:
     assert flow.answer(ACK) == NEXT
     # The other has to wait until the agent has made some.
     gone = tables.FlowKey(there, here, b"\0\1", b"\0\1", packets.TCP, 1)
-    libbpf.delete(lb.made.fds["flows"], gone.pack())
+    map_rows.delete(lb.made.fds["flows"], gone.pack())
     lb.age(1)
     assert flow.answer(ACK) == NEXT
     assert lb.made.flows("flows_new") == {}
@@ -354,7 +354,7 @@ def test_a_client_is_remembered_for_a_while(lb: Bench, side: Side, since_s: int,
     seen, told, ports = set(), 0, itertools.count(50000)
     while told < 30:
         now_s = harness.second()
-        libbpf.update(lb.made.fds["affinity"], key, layout.pack(backend, now_s - since_s))
+        map_rows.update(lb.made.fds["affinity"], key, layout.pack(backend, now_s - since_s))
         lb.look()
         lb.outside(frame(ip(side.client, side.external_ip, tcp(next(ports), 80))))
         [(_, packed)] = lb.made.maps.rows("affinity")

@@ -15,7 +15,7 @@ import pytest
 
 from lbproxy import abi
 from lbproxy.core import tables
-from lbproxy.kernel import libbpf, moving
+from lbproxy.kernel import grace, libbpf, map_rows, moving
 from tests.packets import bench, harness
 from tests.packets.bench import NEXT, Bench
 from tests.packets.packets import ACK, FIN, SYN, Side, frame, ip, tcp
@@ -41,7 +41,7 @@ class Grown:
         }
 
     def rows(self) -> dict[bytes, tables.Flow]:
-        return {key: tables.flow(row) for key, row in libbpf.dump(self.fd, libbpf.map_info(self.fd))}
+        return {key: tables.flow(row) for key, row in map_rows.dump(self.fd, libbpf.map_info(self.fd))}
 
     def states(self) -> list[State]:
         """Of what clients send, where that comes in."""
@@ -69,7 +69,7 @@ def programs_of_all(made: harness.Harness) -> collections.abc.Iterator[Grown]:
 @pytest.fixture
 def grown(programs_of_all: Grown, lb: Bench) -> collections.abc.Iterator[Grown]:
     for key in programs_of_all.rows():
-        libbpf.delete(programs_of_all.fd, key)
+        map_rows.delete(programs_of_all.fd, key)
     yield programs_of_all
     lb.made.programs = dict(programs_of_all.before)
 
@@ -159,7 +159,7 @@ class Interrupted:
         self.calls: list[str] = []
 
     def __getattr__(self, name: str) -> typing.Any:
-        real = getattr(libbpf, name)
+        real = getattr(grace if name == "wait_for_programs" else map_rows, name)
         if name not in ("wait_for_programs", "update", "batch", "insert_all"):
             return real
 
@@ -189,7 +189,8 @@ def test_no_flow_is_lost_on_the_way_whenever_it_begins(
     story.goes_on()
     with monkeypatch.context() as patch:
         step_by_step = Interrupted(story.goes_on)
-        patch.setattr(moving, "libbpf", step_by_step)
+        patch.setattr(moving, "map_rows", step_by_step)
+        patch.setattr(moving, "grace", step_by_step)
         grown.moving.end()
     # Some begin while others are moved, and are looked at again.
     assert {"update", "batch", "insert_all", "wait_for_programs"} == set(step_by_step.calls)
@@ -229,7 +230,7 @@ def moved(grown: Grown, patch: pytest.MonkeyPatch, **meanwhile: collections.abc.
             return called if name in ("batch", "insert_all") else call
 
     with patch.context() as patched:
-        patched.setattr(moving, "libbpf", Meanwhile())
+        patched.setattr(moving, "map_rows", Meanwhile())
         grown.moving.end()
     assert not meanwhile
 
@@ -251,7 +252,7 @@ def test_what_is_done_to_the_original_is_done_to_the_copy(
     def late() -> None:
         lb.made.put_flow(key, row._replace(state=row.state | State.FIN))
         if touched:  # by a program that has found the copy
-            libbpf.update(grown.fd, key.pack(), row._replace(seen=row.seen + 1).pack())
+            map_rows.update(grown.fd, key.pack(), row._replace(seen=row.seen + 1).pack())
 
     moved(grown, monkeypatch, insert_all=late)
     expected = row._replace(state=row.state | State.FIN, seen=row.seen + touched)
@@ -286,7 +287,7 @@ def test_a_flow_that_begins_anew_is_not_closed_by_what_was_there(
 
     def anew() -> None:
         lb.made.put_flow(key, row._replace(state=row.state | State.RESET))
-        libbpf.delete(grown.fd, key.pack())
+        map_rows.delete(grown.fd, key.pack())
         connection.asks(SYN)
 
     moved(grown, monkeypatch, insert_all=anew)
