@@ -342,6 +342,14 @@ class Agent:
             what=f"connections to {names}",
         )
 
+    def has_seen_off(self, name: str) -> None:
+        """Wait until whatever a storm had begun with a Service has ended: each client has one at a time."""
+        before = {key: port.connections for key, port in self.ports(name).items()}
+        polling.eventually(
+            lambda: all(port.connections >= before[key] + 2 for key, port in self.ports(name).items()),
+            what=f"more connections to each port of {name}",
+        )
+
     def _connections(self, name: str) -> int:
         return sum(port.connections for port in self.ports(name).values())
 

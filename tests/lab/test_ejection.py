@@ -30,7 +30,7 @@ ASKED = {
 }
 NUMBERS = {name: number for number, name in enumerate(ASKED, 1)}
 
-# Answers as the lab's servers do; or resets whoever says something; or does not listen at all.
+# Answers as the lab's servers do, or resets whoever says something, or does not listen; and says which.
 SERVER = """
 import pathlib, socket, struct, sys, threading
 name, told, port = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
@@ -41,17 +41,19 @@ def answer(one, what):
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 return
             one.send(f"{name}\\n".encode())
-listener = None
+listener = said = None
 while True:
     what = told.read_text()
     if listener is None and what != "closed":
         both = {"family": socket.AF_INET6, "dualstack_ipv6": True}
         listener = socket.create_server(("::", port), backlog=999, **both)
         listener.settimeout(0.02)
-        print("ready", flush=True)
     elif listener is not None and what == "closed":
         listener.close()
         listener = None
+    if said != what:
+        said = what
+        print(said, flush=True)
     try:
         one = listener.accept()[0] if listener else None
     except TimeoutError:
@@ -67,20 +69,31 @@ class Backends:
     """Servers that do as they are told."""
 
     def __init__(self, lab: cluster.Lab, folder: pathlib.Path) -> None:
-        self._lab = lab
         self._files = {pod: folder / pod.replace("/", "-") for pod in PODS}
+        self._doing = dict.fromkeys(PODS, "closed")
+        self._servers: dict[str, subprocess.Popen[str]] = {}
         for pod in PODS:
-            self.do("answers", pod)
+            self._files[pod].write_text(self._doing[pod])
             argv = [sys.executable, "-I", "-S", "-c", SERVER, pod, self._files[pod], manifests.TARGET_PORT]
-            process = lab.popen(pod, list(map(str, argv)), stdout=subprocess.PIPE)
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
+            self._servers[pod] = lab.popen(pod, list(map(str, argv)), stdout=subprocess.PIPE)
+            self._await(pod)
+        self.do("answers", *PODS)
 
     def do(self, what: str, *pods: str) -> None:
-        for pod in pods:
+        """Have them do so; returns once they all do: one that is late is no outlier of a test's making."""
+        changed = [pod for pod in pods if self._doing[pod] != what]
+        for pod in changed:
+            self._doing[pod] = what
             draft = self._files[pod].with_suffix(".new")
             draft.write_text(what)
             draft.replace(self._files[pod])
+        for pod in changed:
+            self._await(pod)
+
+    def _await(self, pod: str) -> None:
+        said = self._servers[pod].stdout
+        assert said is not None
+        assert said.readline() == f"{self._doing[pod]}\n"
 
 
 def annotated(name: str, text: str) -> manifests.Object:

@@ -20,6 +20,7 @@ from lbproxy.core import model, notes
 from lbproxy.kernel import bpffs, datapath, inspection, maps, node, one_row, programs
 from lbproxy.lab import cgroups
 from tests import installing, polling
+from tests import ports as free_ports
 
 pytestmark = pytest.mark.usefixtures("needs_bpf")
 
@@ -74,7 +75,7 @@ class Node:
 
 def listen(stack: contextlib.ExitStack, *hosts: str) -> int:
     """Listen for TCP and UDP on one free port of these addresses."""
-    port = 0
+    port = free_ports.unused()
     for host in hosts:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):

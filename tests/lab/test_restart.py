@@ -303,8 +303,7 @@ def test_a_backend_goes_and_comes_back_unnoticed(agent: agents.Agent, api: agent
                 agent.serves_on("web", more=200)
                 api.put(*manifests.slices("web", trio[:2]))
                 agent.has_backends("web", set(PODS))
-                # So long that whatever was on its way has arrived.
-                agent.serves_on("web", more=500)
+                agent.has_seen_off("web")
                 remote.stop()
                 agent.serves_on("web", more=200)
                 remote = lab.serve("n2/p2")
