@@ -6,6 +6,7 @@ test is.
 """
 
 import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -24,8 +25,12 @@ FAILED = 1
 def start(*before: str) -> subprocess.Popen[str]:
     """A command that comes to nothing, with all that it imports."""
     command = [*before, sys.executable, "-X", "importtime", "-m", "lbproxy", "status", "--bpffs=/nowhere"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    fcntl.fcntl(lines_of(process), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    # Before anybody writes: a pipe that holds more than that can not be made so small any more.
+    end, into = os.pipe()
+    fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    process = subprocess.Popen(command, stderr=into, text=True)
+    os.close(into)
+    process.stderr = os.fdopen(end)
     return process
 
 
