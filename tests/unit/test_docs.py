@@ -40,3 +40,9 @@ def test_links_lead_somewhere(page: pathlib.Path) -> None:
         assert target.exists(), path
         if anchor and target.suffix == ".md":
             assert anchor in anchors(target), f"{path}#{anchor}"
+
+
+def test_every_folder_of_the_package_is_where_a_newcomer_looks_for_it() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    folders = {path.parent.name for path in (ROOT / "lbproxy").glob("*/__init__.py")}
+    assert folders == set(re.findall(r"^\| `lbproxy/([a-z]+)/` \|", page, re.MULTILINE))
