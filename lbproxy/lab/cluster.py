@@ -243,7 +243,12 @@ class Lab:
         return process
 
     def check_output(
-        self, where: str, argv: collections.abc.Sequence[str], *, cgroup: bool = True, timeout_s: float = 30.0
+        self,
+        where: str,
+        argv: collections.abc.Sequence[str],
+        *,
+        cgroup: bool = True,
+        timeout_s: float = 120.0,
     ) -> str:
         """Run a command in a place to its end and return its output; CalledProcessError if it fails."""
         return subprocess.run(

@@ -75,7 +75,7 @@ class Api:
             return function(self.server)
 
         assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(polling.TIMEOUT_S)
 
     def put(self, *objects: manifests.Object) -> None:
         """Create or replace objects."""
@@ -91,7 +91,7 @@ class Api:
 
     def __enter__(self) -> "Api":
         self._thread.start()
-        assert self._listening.wait(30)
+        assert self._listening.wait(polling.TIMEOUT_S)
         assert self.server is not None
         return self
 
@@ -209,7 +209,7 @@ class Agent:
     def wait(self) -> int:
         """Wait until it ends by itself, and return its exit status."""
         assert self.process is not None
-        status = self.process.wait(30)
+        status = self.process.wait(polling.TIMEOUT_S)
         self.process = None
         return status
 

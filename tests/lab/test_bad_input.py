@@ -441,7 +441,7 @@ def run(
     """Start another agent that ends by itself: its status and what it said."""
     argv = [*wrapper, *agent.command(*flags, "--healthz-bind-address", "", "--metrics-bind-address", "")]
     ended = subprocess.run(
-        agent.lab.command("n1", argv, cgroup=False), capture_output=True, text=True, check=False, timeout=30
+        agent.lab.command("n1", argv, cgroup=False), capture_output=True, text=True, check=False, timeout=120
     )
     return ended.returncode, ended.stderr.splitlines()
 

@@ -60,7 +60,7 @@ def iptables(lab: cluster.Lab, *arguments: str) -> None:
 def restore(lab: cluster.Lab) -> None:
     subprocess.run(
         lab.command("n1", [f"{TOOL}-restore"], cgroup=False),
-        input=test_leftovers.KUBE_PROXY, text=True, check=True, timeout=30,
+        input=test_leftovers.KUBE_PROXY, text=True, check=True, timeout=120,
     )  # fmt: skip
 
 

@@ -361,7 +361,7 @@ def test_an_api_server_that_goes_away_is_waited_for(lab: cluster.Lab, servers: N
 def test_a_second_agent_on_the_same_pins_says_so_and_ends(agent: agents.Agent) -> None:
     second = subprocess.run(
         agent.lab.command("n1", agent.command("--healthz-bind-address", ""), cgroup=False),
-        capture_output=True, text=True, check=False, timeout=30,
+        capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert second.returncode == 1
     (line,) = second.stderr.splitlines()

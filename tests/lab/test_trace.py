@@ -82,14 +82,14 @@ class Tracing:
     def leave(self) -> None:
         """Wait until it has ended, whatever it still says: a killed one may end within a letter."""
         typing.cast("io.TextIOWrapper", self.process.stdout).buffer.read()
-        self.process.wait(30)
+        self.process.wait(polling.TIMEOUT_S)
 
     def end(self) -> Told:
         """End it, and read the rest."""
         self.process.send_signal(signal.SIGINT)
         assert self.process.stdout is not None
         self.told += [json.loads(line) for line in self.process.stdout]
-        assert self.process.wait(30) == 0
+        assert self.process.wait(polling.TIMEOUT_S) == 0
         return self.told
 
 
@@ -254,7 +254,7 @@ def test_only_what_was_asked_for_is_followed(lab: cluster.Lab, agent: agents.Age
         of_pod.until("closing")
         of_node.until("release", 2)
         of_all.until("end")
-        assert of_all.process.wait(30) == 0
+        assert of_all.process.wait(polling.TIMEOUT_S) == 0
         assert (of_all.told[-1]["lines"], of_all.told[-1]["full"]) == (1, True)
         (outcome,) = verdicts(of_pod.end())
         assert outcome["source"].startswith(f"{pod}:")
