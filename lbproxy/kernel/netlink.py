@@ -16,6 +16,7 @@ _ACK: typing.Final = 0x4
 _DUMP: typing.Final = 0x300
 _ERROR: typing.Final = 2
 _DONE: typing.Final = 3
+_DUMP_INTERRUPTED: typing.Final = 0x10
 _BATCH_BEGIN: typing.Final = 0x10
 _BATCH_END: typing.Final = 0x11
 _NESTED: typing.Final = 0x8000
@@ -35,6 +36,7 @@ class Netlink:
     def __init__(self, protocol: int) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.settimeout(_TIMEOUT_S)
+        self.torn = False  # there were changes during the last dump: what was there throughout may be missing
 
     def __enter__(self) -> "Netlink":
         return self
@@ -43,11 +45,13 @@ class Netlink:
         self._socket.close()
 
     def dump(self, kind: int, request: bytes) -> collections.abc.Iterator[bytes]:
-        """What each message of a dump holds. Raises OSError."""
+        """What each message of a dump holds; `torn` is of all of them, once they are read. Raises OSError."""
         self._send(kind, _DUMP, request)
+        self.torn = False
         while True:
             answer = self._socket.recv(_RECEIVE_BYTES)
-            for answered, start, end in _messages(answer):
+            for answered, start, end, flags in _messages(answer):
+                self.torn |= bool(flags & _DUMP_INTERRUPTED)
                 if answered == _DONE:
                     return
                 if answered == _ERROR:
@@ -59,14 +63,14 @@ class Netlink:
         """Have something done. Raises OSError with the kernel's reason where it is not."""
         self._send(kind, _ACK | flags, request)
         answer = self._socket.recv(_RECEIVE_BYTES)
-        for answered, start, end in _messages(answer):
+        for answered, start, end, _ in _messages(answer):
             if answered == _ERROR:
                 _check(answer[start:end])
 
     def get(self, kind: int, request: bytes) -> bytes:
         """What the one message holds that answers. Raises OSError."""
         self._send(kind, 0, request)
-        answered, start, end = next(_messages(answer := self._socket.recv(_RECEIVE_BYTES)))
+        answered, start, end, _ = next(_messages(answer := self._socket.recv(_RECEIVE_BYTES)))
         if answered == _ERROR:
             _check(answer[start:end])
         return answer[start:end]
@@ -98,7 +102,7 @@ class Netlink:
         self._socket.send(whole)
         while True:
             answer = self._socket.recv(_RECEIVE_BYTES)
-            for answered, start, end in _messages(answer):
+            for answered, start, end, _ in _messages(answer):
                 if answered == _ERROR:
                     _check(answer[start:end])
                     if _HEADER.unpack_from(answer, start + 4)[3] == _LAST:
@@ -135,12 +139,12 @@ def each_attribute(packed: bytes) -> collections.abc.Iterator[tuple[int, bytes]]
         at += max(_aligned(length), _ATTRIBUTE.size)
 
 
-def _messages(answer: bytes) -> collections.abc.Iterator[tuple[int, int, int]]:
-    """Kind of each message in a datagram, and where its payload begins and ends."""
+def _messages(answer: bytes) -> collections.abc.Iterator[tuple[int, int, int, int]]:
+    """Kind of each message in a datagram, where its payload begins and ends, and its flags."""
     at = 0
     while at + _HEADER.size <= len(answer):
-        length, kind, _, _, _ = _HEADER.unpack_from(answer, at)
-        yield kind, at + _HEADER.size, at + length
+        length, kind, flags, _, _ = _HEADER.unpack_from(answer, at)
+        yield kind, at + _HEADER.size, at + length, flags
         at += max(_aligned(length), _HEADER.size)
 
 

@@ -16,24 +16,36 @@ _IFA_FLAGS: typing.Final = 8
 _GROUPS: typing.Final = 0x1 | 0x10 | 0x100  # links, IPv4 and IPv6 addresses
 _SOL_NETLINK: typing.Final = 270
 _LISTEN_ALL_NSID: typing.Final = 8
+_TRIES: typing.Final = 4
 
 
 def here() -> netns_rows.Namespace:
-    """The caller's namespace. Raises OSError."""
-    found: list[netns_rows.Address] = []
+    """The caller's namespace. Raises OSError.
+
+    Where addresses come and go meanwhile it is asked again, as often as that may help.
+    """
+    seen: dict[netns_rows.Address, None] = {}
     with netlink.Netlink(socket.NETLINK_ROUTE) as route:
-        for message in route.dump(_RTM_GETADDR, bytes(_MESSAGE.size)):
-            _, _, flags, scope, device = _MESSAGE.unpack_from(message)
-            told = netlink.attributes(message[_MESSAGE.size :])
-            # On a point-to-point link IFA_ADDRESS is the peer.
-            packed = told.get(_IFA_LOCAL) or told.get(_IFA_ADDRESS) or b""
-            if len(packed) not in (4, 16):
-                continue
-            if _IFA_FLAGS in told:
-                (flags,) = struct.unpack("=I", told[_IFA_FLAGS])
-            address = packed if len(packed) == 16 else addresses.IPV4_PREFIX + packed
-            found.append(netns_rows.Address(address, device, scope, flags))
-    return netns_rows.Namespace(node.netns_cookie(), tuple(found))
+        for _ in range(_TRIES):
+            now = dict.fromkeys(_addresses(route))
+            if not route.torn:
+                return netns_rows.Namespace(node.netns_cookie(), tuple(now))
+            seen |= now
+    return netns_rows.Namespace(node.netns_cookie(), tuple(seen))
+
+
+def _addresses(route: netlink.Netlink) -> typing.Iterator[netns_rows.Address]:
+    for message in route.dump(_RTM_GETADDR, bytes(_MESSAGE.size)):
+        _, _, flags, scope, device = _MESSAGE.unpack_from(message)
+        told = netlink.attributes(message[_MESSAGE.size :])
+        # On a point-to-point link IFA_ADDRESS is the peer.
+        packed = told.get(_IFA_LOCAL) or told.get(_IFA_ADDRESS) or b""
+        if len(packed) not in (4, 16):
+            continue
+        if _IFA_FLAGS in told:
+            (flags,) = struct.unpack("=I", told[_IFA_FLAGS])
+        address = packed if len(packed) == 16 else addresses.IPV4_PREFIX + packed
+        yield netns_rows.Address(address, device, scope, flags)
 
 
 def having(address: bytes) -> tuple[int, ...]:

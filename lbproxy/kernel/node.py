@@ -1,6 +1,7 @@
 """The node's own addresses and network namespace, and word of when they change."""
 
 import asyncio
+import logging
 import socket
 import struct
 import typing
@@ -11,6 +12,8 @@ _RTMGRP_IPV4_IFADDR: typing.Final = 0x10
 _RTMGRP_IPV6_IFADDR: typing.Final = 0x100
 _SO_NETNS_COOKIE: typing.Final = 71
 _SETTLE_S: typing.Final = 0.05
+_RETRY_S: typing.Final = 1.0
+_log = logging.getLogger(__name__)
 
 
 def netns_cookie() -> int:
@@ -26,8 +29,18 @@ async def watch_addresses(changed: typing.Callable[[tuple[bytes, ...]], None]) -
         notices.bind((0, _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
         loop = asyncio.get_running_loop()
         last: tuple[bytes, ...] | None = None
+        failure = ""
         while True:
-            now = await asyncio.to_thread(links.every_address)
+            try:
+                now = await asyncio.to_thread(links.every_address)
+            except OSError as error:
+                # For want of a file descriptor, say. What was known stays.
+                if str(error) != failure:
+                    _log.error("cannot look at the node's addresses: %s", error)
+                failure = str(error)
+                await asyncio.sleep(_RETRY_S)
+                continue
+            failure = ""
             if now != last:
                 changed(now)
                 last = now

@@ -3,13 +3,15 @@
 import asyncio
 import collections.abc
 import contextlib
+import errno
 import socket
 import struct
 
 import pytest
 
 from lbproxy.core import addresses
-from lbproxy.kernel import links
+from lbproxy.kernel import links, netns_addresses, node
+from tests import polling
 from tests.kernel.test_device_links import Namespace, namespace
 
 RTM_NEWADDR, NLMSG_DONE, NLM_F_DUMP_INTR, IFA_LOCAL = 20, 3, 0x10, 2
@@ -120,6 +122,15 @@ class Kernel:
     def bind(self, _address: tuple[int, int]) -> None:
         pass
 
+    def settimeout(self, _timeout_s: float) -> None:
+        pass
+
+    def getsockopt(self, *_: int) -> bytes:
+        return bytes(8)
+
+    def close(self) -> None:
+        pass
+
     def send(self, _request: bytes) -> None:
         pass
 
@@ -132,21 +143,32 @@ class Kernel:
         return told + struct.pack("=IHHIIi", 20, NLMSG_DONE, flags, 0, 0, 0)
 
 
+def of_this_namespace() -> collections.abc.Iterator[bytes]:
+    return (one.address for one in netns_addresses.here().addresses)
+
+
+LOOKS = pytest.mark.parametrize("look", [links.every_address, of_this_namespace])
+Look = collections.abc.Callable[[], collections.abc.Iterable[bytes]]
+
+
+@LOOKS
 def test_addresses_that_changed_while_they_were_told_are_asked_for_again(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, look: Look
 ) -> None:
     # 192.0.2.2 was there all the time: the kernel counts places, and one before it has gone.
     kernel = Kernel((["192.0.2.1", "192.0.2.3"], NLM_F_DUMP_INTR), (["192.0.2.2", "192.0.2.3"], 0))
     monkeypatch.setattr(socket, "socket", kernel)
-    assert [addresses.text(one) for one in links.every_address()] == ["192.0.2.2", "192.0.2.3"]
+    assert [addresses.text(one) for one in look()] == ["192.0.2.2", "192.0.2.3"]
     assert not kernel.dumps
 
 
-def test_of_addresses_that_never_cease_to_change_none_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+@LOOKS
+def test_of_addresses_that_never_cease_to_change_none_is_missing(
+    monkeypatch: pytest.MonkeyPatch, look: Look
+) -> None:
     dumps = [(["192.0.2.1", "192.0.2.3"], NLM_F_DUMP_INTR), (["192.0.2.2", "192.0.2.3"], NLM_F_DUMP_INTR)] * 2
     monkeypatch.setattr(socket, "socket", Kernel(*dumps))
-    told = [addresses.text(one) for one in links.every_address()]
-    assert sorted(told) == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+    assert sorted(addresses.text(one) for one in look()) == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
 
 
 def test_every_address_is_told_once(ns: Namespace) -> None:
@@ -154,3 +176,25 @@ def test_every_address_is_told_once(ns: Namespace) -> None:
         ns.ip("addr", "add", address, "dev", device, *(["nodad"] if ":" in address else []))
     told = [text for one in ns(links.every_address) if not (text := addresses.text(one)).startswith("fe80:")]
     assert sorted(told) == ["192.0.2.1", "2001:db8::1"]
+
+
+async def test_a_look_that_fails_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    address, looks = bytes(15) + b"\1", 0
+
+    def look() -> tuple[bytes, ...]:
+        nonlocal looks
+        looks += 1
+        if looks <= 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return (address,)
+
+    monkeypatch.setattr(links, "every_address", look)
+    monkeypatch.setattr(node, "_RETRY_S", 0.001)
+    told: list[tuple[bytes, ...]] = []
+    watching = asyncio.ensure_future(node.watch_addresses(told.append))
+    await polling.eventually_async(lambda: told)
+    watching.cancel()
+    assert told == [(address,)]
+    assert [one.levelname for one in caplog.records if "Too many open files" in one.message] == ["ERROR"]
