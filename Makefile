@@ -20,7 +20,7 @@ demo: setup ## set up, then run the main job: a small cluster of namespaces, bal
 	@$(VENV)/bin/lbproxy demo
 
 .PHONY: test
-test: setup ## set up, then lint and run the whole test suite (about 11 minutes on two CPUs, 17 with WORKERS=0)
+test: setup ## set up, then lint and run the whole test suite (about 12 minutes on two CPUs, 17 with WORKERS=0)
 	@$(MAKE) --no-print-directory lint
 	@LBPROXY_REQUIRE_ROOT=1 $(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
