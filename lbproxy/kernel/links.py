@@ -12,30 +12,26 @@ import struct
 import typing
 
 from lbproxy.core import devices
+from lbproxy.kernel import netlink
 
 # A table can hold more routes than one answer has room for; what comes is at most so large.
 _BUFFER_BYTES: typing.Final = 1 << 16
 _SETTLE_S: typing.Final = 0.05
 _GROUPS: typing.Final = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links; addresses and routes of both families
-_REQUEST_DUMP: typing.Final = 0x301
-_SEVERAL_TRIES: typing.Final = 4
 
 _BRIDGES_CALL: typing.Final = tuple(
     pathlib.Path("/proc/sys/net/bridge", name)
     for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables")
 )
 _TRACKED: typing.Final = pathlib.Path("/proc/sys/net/netfilter/nf_conntrack_count")
-_ERROR, _DONE = 2, 3
-_NEWLINK, _GETLINK = 16, 18
-_NEWADDR, _GETADDR = 20, 22
+_GETLINK, _GETADDR = 18, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
-_DUMP_INTERRUPTED: typing.Final = 0x10
 
-_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, prefix length of target and source, tos, table, …, type, flags
+_EVERYTHING: typing.Final = bytes(_LINK.size)  # no part of links, addresses or routes alone
 _NEXT_HOP = struct.Struct("=HBBi")  # length, flags, hops, index
 
 _LOOPBACK: typing.Final = 0x8
@@ -58,12 +54,6 @@ class Found(typing.NamedTuple):
     default_routes: frozenset[int]
 
 
-class _Message(typing.NamedTuple):
-    type: int
-    flags: int
-    body: bytes
-
-
 def ports_are_tracked() -> bool:
     """Whether netfilter's tracker sees the frames that come in at ports of bridges (br_netfilter)."""
     return any(_setting(path) for path in _BRIDGES_CALL) and bool(_setting(_TRACKED))
@@ -78,48 +68,34 @@ def _setting(path: pathlib.Path) -> int:
 
 def look() -> Found:
     """Everything there is. Raises OSError."""
-    for _ in range(_SEVERAL_TRIES):
-        try:
-            return _look()
-        except InterruptedError:
-            continue
-    return _look(may_be_torn=True)
+    for _ in range(netlink.SEVERAL_TRIES):
+        found, torn = _look()
+        if not torn:
+            return found
+    return _look()[0]
 
 
 def every_address() -> tuple[bytes, ...]:
-    """The addresses of all links, each once, 16 bytes each, IPv4 as ::ffff:a.b.c.d. Raises OSError.
-
-    Of what is asked while there are changes some may be missing that was there throughout: then it is
-    asked for again. Where the changes do not cease, all that was told of counts.
-    """
-    seen: dict[bytes, None] = {}
-    for _ in range(_SEVERAL_TRIES):
-        now: dict[bytes, None] = {}
-        try:
-            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as route:
-                route.bind((0, 0))
-                for body in _dump(route, _GETADDR, _NEWADDR, may_be_torn=False):
-                    _, address = _address(body)
-                    if address is not None:
-                        now[address.packed] = None
-        except InterruptedError:
-            seen |= now
-            continue
-        return tuple(now)
-    return tuple(seen)
+    """The addresses of all links, each once, 16 bytes each, IPv4 as ::ffff:a.b.c.d. Raises OSError."""
+    with netlink.Netlink(socket.NETLINK_ROUTE) as route:
+        told = (_address(body)[1] for body in route.dump_again(_GETADDR, _EVERYTHING))
+        return tuple(dict.fromkeys(address.packed for address in told if address is not None))
 
 
-def _look(*, may_be_torn: bool = False) -> Found:
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as route:
-        route.bind((0, 0))
-        links = [_link(body) for body in _dump(route, _GETLINK, _NEWLINK, may_be_torn)]
-        found = [_address(body) for body in _dump(route, _GETADDR, _NEWADDR, may_be_torn)]
+def _look() -> tuple[Found, bool]:
+    """Everything there is, and whether there were changes meanwhile: then some of it may be missing."""
+    with netlink.Netlink(socket.NETLINK_ROUTE) as route:
+        links = [_link(body) for body in route.dump(_GETLINK, _EVERYTHING)]
+        torn = route.torn
+        found = [_address(body) for body in route.dump(_GETADDR, _EVERYTHING)]
+        torn |= route.torn
         defaults = [
             index
-            for body in _dump(route, _GETROUTE, _NEWROUTE, may_be_torn)
+            for body in route.dump(_GETROUTE, _EVERYTHING)
             if _is_default_route(body)
             for index in _leads_to(body)
         ]
+        torn |= route.torn
     of_link: dict[int, list[devices.Address]] = {}
     for index, address in found:
         if address is not None:
@@ -127,39 +103,7 @@ def _look(*, may_be_torn: bool = False) -> Found:
     return Found(
         tuple(link._replace(addresses=tuple(of_link.get(link.ifindex, ()))) for link in links),
         frozenset(defaults),
-    )
-
-
-def _dump(route: socket.socket, ask: int, answer: int, may_be_torn: bool) -> typing.Iterator[bytes]:
-    """The bodies of all messages that answer a request for everything of a kind.
-
-    Raises InterruptedError where there were changes meanwhile.
-    """
-    request = bytes(_LINK.size)
-    route.send(_HEADER.pack(_HEADER.size + len(request), ask, _REQUEST_DUMP, 0, 0) + request)
-    torn = False
-    while True:
-        for message in _messages(route.recv(_BUFFER_BYTES)):
-            torn |= bool(message.flags & _DUMP_INTERRUPTED)
-            if message.type == _ERROR:
-                number = -struct.unpack_from("=i", message.body)[0]
-                raise OSError(number, f"netlink request {ask} failed")
-            if message.type == _DONE:
-                if torn and not may_be_torn:
-                    raise InterruptedError
-                return
-            if message.type == answer:
-                yield message.body
-
-
-def _messages(data: bytes) -> typing.Iterator[_Message]:
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, kind, flags, _, _ = _HEADER.unpack_from(data, at)
-        if length < _HEADER.size:
-            return
-        yield _Message(kind, flags, data[at + _HEADER.size : at + length])
-        at += _aligned(length)
+    ), torn
 
 
 def _attributes(data: bytes, at: int = 0) -> dict[int, bytes]:
@@ -266,6 +210,6 @@ class Notices:
 def _matters(notice: bytes) -> bool:
     """Whether a notice may change a plan; most routes that come and go are not default ones."""
     return any(
-        message.type not in (_NEWROUTE, _DELROUTE) or _is_default_route(message.body)
-        for message in _messages(notice)
+        kind not in (_NEWROUTE, _DELROUTE) or _is_default_route(notice[start:end])
+        for kind, start, end, _ in netlink.messages(notice)
     )

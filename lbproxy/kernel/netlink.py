@@ -24,6 +24,7 @@ _NUMBER: typing.Final = 0x3FFF  # of an attribute, without what is said of its v
 _BATCH_GENERATION: typing.Final = 1
 _SO_SNDBUFFORCE: typing.Final = 32
 _LAST: typing.Final = 2  # sequence number of a batch's last request; all others have 1
+SEVERAL_TRIES: typing.Final = 4  # to be told of everything while nothing changes
 _RECEIVE_BYTES: typing.Final = 65536
 _TIMEOUT_S: typing.Final = 10.0
 _HEADER: typing.Final = struct.Struct("=IHHII")  # nlmsghdr
@@ -50,7 +51,7 @@ class Netlink:
         self.torn = False
         while True:
             answer = self._socket.recv(_RECEIVE_BYTES)
-            for answered, start, end, flags in _messages(answer):
+            for answered, start, end, flags in messages(answer):
                 self.torn |= bool(flags & _DUMP_INTERRUPTED)
                 if answered == _DONE:
                     return
@@ -59,18 +60,31 @@ class Netlink:
                 else:
                     yield answer[start:end]
 
+    def dump_again(self, kind: int, request: bytes) -> tuple[bytes, ...]:
+        """What each message of a dump holds, asked for again where there were changes. Raises OSError.
+
+        Where the changes do not cease, all that was told of counts.
+        """
+        seen: dict[bytes, None] = {}
+        for _ in range(SEVERAL_TRIES):
+            now = dict.fromkeys(self.dump(kind, request))
+            if not self.torn:
+                return tuple(now)
+            seen |= now
+        return tuple(seen)
+
     def request(self, kind: int, request: bytes, flags: int = 0) -> None:
         """Have something done. Raises OSError with the kernel's reason where it is not."""
         self._send(kind, _ACK | flags, request)
         answer = self._socket.recv(_RECEIVE_BYTES)
-        for answered, start, end, _ in _messages(answer):
+        for answered, start, end, _ in messages(answer):
             if answered == _ERROR:
                 _check(answer[start:end])
 
     def get(self, kind: int, request: bytes) -> bytes:
         """What the one message holds that answers. Raises OSError."""
         self._send(kind, 0, request)
-        answered, start, end, _ = next(_messages(answer := self._socket.recv(_RECEIVE_BYTES)))
+        answered, start, end, _ = next(messages(answer := self._socket.recv(_RECEIVE_BYTES)))
         if answered == _ERROR:
             _check(answer[start:end])
         return answer[start:end]
@@ -102,7 +116,7 @@ class Netlink:
         self._socket.send(whole)
         while True:
             answer = self._socket.recv(_RECEIVE_BYTES)
-            for answered, start, end, _ in _messages(answer):
+            for answered, start, end, _ in messages(answer):
                 if answered == _ERROR:
                     _check(answer[start:end])
                     if _HEADER.unpack_from(answer, start + 4)[3] == _LAST:
@@ -139,7 +153,7 @@ def each_attribute(packed: bytes) -> collections.abc.Iterator[tuple[int, bytes]]
         at += max(_aligned(length), _ATTRIBUTE.size)
 
 
-def _messages(answer: bytes) -> collections.abc.Iterator[tuple[int, int, int, int]]:
+def messages(answer: bytes) -> collections.abc.Iterator[tuple[int, int, int, int]]:
     """Kind of each message in a datagram, where its payload begins and ends, and its flags."""
     at = 0
     while at + _HEADER.size <= len(answer):

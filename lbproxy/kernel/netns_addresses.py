@@ -16,26 +16,18 @@ _IFA_FLAGS: typing.Final = 8
 _GROUPS: typing.Final = 0x1 | 0x10 | 0x100  # links, IPv4 and IPv6 addresses
 _SOL_NETLINK: typing.Final = 270
 _LISTEN_ALL_NSID: typing.Final = 8
-_TRIES: typing.Final = 4
 
 
 def here() -> netns_rows.Namespace:
-    """The caller's namespace. Raises OSError.
-
-    Where addresses come and go meanwhile it is asked again, as often as that may help.
-    """
-    seen: dict[netns_rows.Address, None] = {}
+    """The caller's namespace. Raises OSError."""
     with netlink.Netlink(socket.NETLINK_ROUTE) as route:
-        for _ in range(_TRIES):
-            now = dict.fromkeys(_addresses(route))
-            if not route.torn:
-                return netns_rows.Namespace(node.netns_cookie(), tuple(now))
-            seen |= now
-    return netns_rows.Namespace(node.netns_cookie(), tuple(seen))
+        told = route.dump_again(_RTM_GETADDR, bytes(_MESSAGE.size))
+    # An address that was told of twice, with the time that is left to it.
+    return netns_rows.Namespace(node.netns_cookie(), tuple(dict.fromkeys(_addresses(told))))
 
 
-def _addresses(route: netlink.Netlink) -> typing.Iterator[netns_rows.Address]:
-    for message in route.dump(_RTM_GETADDR, bytes(_MESSAGE.size)):
+def _addresses(messages: typing.Iterable[bytes]) -> typing.Iterator[netns_rows.Address]:
+    for message in messages:
         _, _, flags, scope, device = _MESSAGE.unpack_from(message)
         told = netlink.attributes(message[_MESSAGE.size :])
         # On a point-to-point link IFA_ADDRESS is the peer.
