@@ -27,7 +27,6 @@ _TRACKED: typing.Final = pathlib.Path("/proc/sys/net/netfilter/nf_conntrack_coun
 _GETLINK, _GETADDR = 18, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 
-_ATTRIBUTE = struct.Struct("=HH")  # length, type
 _LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, prefix length of target and source, tos, table, …, type, flags
@@ -44,7 +43,6 @@ _SCOPE_UNIVERSE: typing.Final = 0
 _SCOPE_LINK: typing.Final = 253
 _RTA_OIF, _RTA_MULTIPATH = 4, 9
 _UNICAST: typing.Final = 1
-_NESTED: typing.Final = 0x8000 | 0x4000  # flags in the type of an attribute
 
 
 class Found(typing.NamedTuple):
@@ -106,21 +104,6 @@ def _look() -> tuple[Found, bool]:
     ), torn
 
 
-def _attributes(data: bytes, at: int = 0) -> dict[int, bytes]:
-    found = {}
-    while at + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
-        if length < _ATTRIBUTE.size:
-            break
-        found[kind & ~_NESTED] = data[at + _ATTRIBUTE.size : at + length]
-        at += _aligned(length)
-    return found
-
-
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3
-
-
 def _number(value: bytes | None) -> int:
     return int(struct.unpack("=I", value)[0]) if value else 0
 
@@ -131,8 +114,8 @@ def _text(value: bytes | None) -> str:
 
 def _link(body: bytes) -> devices.Link:
     _, kind_of_frames, index, flags, _ = _LINK.unpack_from(body)
-    found = _attributes(body, _LINK.size)
-    kind = _attributes(found.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND)
+    found = netlink.attributes(body[_LINK.size :])
+    kind = netlink.attributes(found.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND)
     return devices.Link(
         index,
         _text(found.get(_IFLA_IFNAME)),
@@ -145,7 +128,7 @@ def _link(body: bytes) -> devices.Link:
 
 def _address(body: bytes) -> tuple[int, devices.Address | None]:
     family, _, flags, scope, index = _ADDRESS.unpack_from(body)
-    found = _attributes(body, _ADDRESS.size)
+    found = netlink.attributes(body[_ADDRESS.size :])
     flags = _number(found.get(_IFA_FLAGS)) or flags
     # On a point-to-point link IFA_ADDRESS is the peer.
     raw = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
@@ -166,7 +149,7 @@ def _is_default_route(body: bytes) -> bool:
 
 
 def _leads_to(body: bytes) -> typing.Iterator[int]:
-    found = _attributes(body, _ROUTE.size)
+    found = netlink.attributes(body[_ROUTE.size :])
     if _RTA_OIF in found:
         yield _number(found[_RTA_OIF])
     hops = found.get(_RTA_MULTIPATH, b"")
@@ -176,7 +159,7 @@ def _leads_to(body: bytes) -> typing.Iterator[int]:
         if length < _NEXT_HOP.size:
             break
         yield index
-        at += _aligned(length)
+        at += netlink.aligned(length)
 
 
 class Notices:

@@ -128,7 +128,7 @@ class Netlink:
 
 def _packed(kind: int, flags: int, request: bytes, sequence: int = 1) -> bytes:
     size = _HEADER.size + len(request)
-    return _HEADER.pack(size, kind, flags, sequence, 0) + request + bytes(_aligned(size) - size)
+    return _HEADER.pack(size, kind, flags, sequence, 0) + request + bytes(aligned(size) - size)
 
 
 def attribute(number: int, value: bytes | collections.abc.Iterable[bytes]) -> bytes:
@@ -136,7 +136,7 @@ def attribute(number: int, value: bytes | collections.abc.Iterable[bytes]) -> by
     if not isinstance(value, bytes):
         number, value = number | _NESTED, b"".join(value)
     size = _ATTRIBUTE.size + len(value)
-    return _ATTRIBUTE.pack(size, number) + value + bytes(_aligned(size) - size)
+    return _ATTRIBUTE.pack(size, number) + value + bytes(aligned(size) - size)
 
 
 def attributes(packed: bytes) -> dict[int, bytes]:
@@ -150,7 +150,7 @@ def each_attribute(packed: bytes) -> collections.abc.Iterator[tuple[int, bytes]]
     while at + _ATTRIBUTE.size <= len(packed):
         length, number = _ATTRIBUTE.unpack_from(packed, at)
         yield number & _NUMBER, packed[at + _ATTRIBUTE.size : at + length]
-        at += max(_aligned(length), _ATTRIBUTE.size)
+        at += max(aligned(length), _ATTRIBUTE.size)
 
 
 def messages(answer: bytes) -> collections.abc.Iterator[tuple[int, int, int, int]]:
@@ -159,10 +159,11 @@ def messages(answer: bytes) -> collections.abc.Iterator[tuple[int, int, int, int
     while at + _HEADER.size <= len(answer):
         length, kind, flags, _, _ = _HEADER.unpack_from(answer, at)
         yield kind, at + _HEADER.size, at + length, flags
-        at += max(_aligned(length), _HEADER.size)
+        at += max(aligned(length), _HEADER.size)
 
 
-def _aligned(length: int) -> int:
+def aligned(length: int) -> int:
+    """How far what comes next is from where something of this length begins."""
     return (length + 3) & ~3
 
 
