@@ -11,7 +11,7 @@ import threading
 import time
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _NUMBERS: typing.Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -28,6 +28,32 @@ def raised() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def handled(by: Callable[[int, types.FrameType | None], None], *, fatal: bool = False) -> Iterator[None]:
+    """Have `by` called for each of these signals during the block, in the main thread only.
+
+    With `fatal`, for those that would end the process on the spot: all others are somebody's already.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # What is ignored stays so: nohup wants that.
+    before = {
+        one: handler
+        for one in _NUMBERS
+        if (handler := signal.getsignal(one)) is not signal.SIG_IGN
+        and (handler is signal.SIG_DFL or not fatal)
+    }
+    for one in before:
+        signal.signal(one, by)
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            # None: it was set by no Python, and can not be given back.
+            signal.signal(one, signal.SIG_DFL if handler is None else handler)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -56,30 +82,9 @@ class Interrupts:
         finally:
             self._holding = before
 
-    @contextlib.contextmanager
-    def caught(self, *, fatal: bool = False) -> Iterator[None]:
-        """Have the signals come here during the block; in another thread than the main one, nothing does.
-
-        With `fatal`, only those that would end the process on the spot: all others are somebody's already.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        # What is ignored stays so: nohup wants that.
-        before = {
-            one: handler
-            for one in _NUMBERS
-            if (handler := signal.getsignal(one)) is not signal.SIG_IGN
-            and (handler is signal.SIG_DFL or not fatal)
-        }
-        for one in before:
-            signal.signal(one, self._note)
-        try:
-            yield
-        finally:
-            for one, handler in before.items():
-                # None: it was set by no Python, and can not be given back.
-                signal.signal(one, signal.SIG_DFL if handler is None else handler)
+    def caught(self, *, fatal: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Have the signals come here during the block, as `handled` has it."""
+        return handled(self._note, fatal=fatal)
 
     def _note(self, number: int, _: types.FrameType | None) -> None:
         if not self.number:

@@ -4,10 +4,9 @@ A signal that raised wherever it struck could do so while a namespace is being
 made or taken down, and leave half of it behind.
 """
 
-import signal
 import types
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from lbproxy import interrupts
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: somebody wants it to end
@@ -19,22 +18,16 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.number = 0
-        self._previous: dict[int, signal.Handlers] = {}
+        self._handled = interrupts.handled(self._note)
 
     def __enter__(self) -> "Interrupts":
-        for number in _SIGNALS:
-            handler = signal.getsignal(number)
-            # nohup asks us to stay when the terminal goes.
-            if handler is not signal.SIG_IGN:
-                self._previous[number] = handler  # type: ignore[assignment]
-                signal.signal(number, self._note)
+        self._handled.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, at: types.TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._handled.__exit__(kind, value, at)
 
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""
